@@ -1,0 +1,45 @@
+"""Disagreement of M members: trained networks, dropout masks, or both.
+
+References:
+    Houlsby, Huszár, Ghahramani & Lengyel, arXiv 1112.5745, 2011 (BALD);
+    Gal, Islam & Ghahramani, ICML 2017, section 4 (MC-dropout forms, mean STD);
+    Freeman, Elementary Applied Statistics, 1965 (variation ratios).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rayal.acquisition.uncertainty import probability_entropy
+
+
+def bald(mean: Tensor, member_entropy: Tensor) -> Tensor:
+    """Return the mutual information H[mean] - mean H ``[N]``, never below 0.
+
+    Args:
+        mean: mean probabilities of the members, ``[N, C]``.
+        member_entropy: mean of the members' entropies in nats, ``[N]``.
+    """
+    return (probability_entropy(mean) - member_entropy.double()).clamp_min(0.0)
+
+
+def bald_of_members(member_log_probs: Tensor) -> Tensor:
+    """Return the mutual information ``[N]`` of member log-probabilities ``[N, M, C]``."""
+    probs = member_log_probs.double().exp()
+    return bald(probs.mean(dim=1), probability_entropy(probs).mean(dim=1))
+
+
+def variation_ratio_mean(mean: Tensor) -> Tensor:
+    """Return 1 - max_c of the mean probabilities ``[N, C]``: the form of Gal et al., eq. 10."""
+    return 1.0 - mean.amax(dim=1).double()
+
+
+def variation_ratio_vote(votes: Tensor) -> Tensor:
+    """Return 1 - the modal class's share of the votes ``[N, C]``: the form of Beluch et al."""
+    return 1.0 - votes.amax(dim=1).double()
+
+
+def mean_standard_deviation(variance: Tensor) -> Tensor:
+    """Return the mean over classes of the members' standard deviation, ``[N]`` of ``[N, C]``."""
+    return torch.sqrt(variance.double().clamp_min(0.0)).mean(dim=1)

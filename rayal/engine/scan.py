@@ -1,0 +1,227 @@
+"""The scan: a committee over the pool, part by part, each part committed once.
+
+A part is opened, decoded, run through the network in batches of one fixed size (the last one is
+padded), scored tile by tile, written under a unique name, and counts once the ledger has its row.
+What is committed for (part, columns hash) is not computed again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rayal.engine.pool import Part, Pool
+from rayal.engine.shards import column_array
+from rayal.engine.storage import write_part
+from rayal.errors import NeedsError, ScoreError
+from rayal.failpoints import failpoint
+from rayal.learners.base import Learner
+from rayal.models.committee import Committee
+from rayal.signals import Forward, Signal, compute
+from rayal.strategies.base import Strategy
+from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the network is run over the pool; part of the columns' hash where it changes bits.
+
+    Args:
+        batch: rows per forward pass; every pass has exactly that many, the last one padded.
+        precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
+        device: where the network runs.
+    """
+
+    batch: int = 64
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ScannedPart:
+    """What a scanned part returns to the driver: nothing that grows with its rows.
+
+    Attributes:
+        part: the pool part.
+        file: the written column part, relative to the storage root.
+        rows: rows written.
+        key_sum: their fingerprint.
+        low: the smallest score; nan without scores.
+        high: the largest score.
+    """
+
+    part: str
+    file: str
+    rows: int
+    key_sum: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything a worker needs to scan one part.
+
+    Args:
+        pool: the pool's snapshot.
+        committee: the trained members.
+        strategy: what to ask and how to score.
+        learner: whose ``reads`` are kept for the next round's training.
+        options: how the network is run.
+    """
+
+    pool: Pool
+    committee: Committee
+    strategy: Strategy
+    learner: Learner
+    options: ScanOptions
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """Each signal once: the strategy's, then the learner's."""
+        return tuple(dict.fromkeys((*self.strategy.signals(), *self.learner.reads())))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns that are written besides the score."""
+        reads = (name for signal in self.learner.reads() for name in signal.names())
+        return tuple(dict.fromkeys((*self.strategy.carry, *self.strategy.context, *reads)))
+
+    def columns_hash(self) -> str:
+        """Return the hash of everything that the columns' bits depend on."""
+        return digest(
+            {
+                "committee": self.committee.hash,
+                "signals": [repr(s) for s in self.signals],
+                "strategy": repr(self.strategy),
+                "kept": self.kept,
+                "task": self.committee.task.to_json(),
+                "precision": self.options.precision,
+                "device": torch.device(self.options.device).type,
+            }
+        )
+
+    def check(self) -> None:
+        """Raise NeedsError if the strategy asks for what nobody gives, before anything runs."""
+        for signal in self.signals:
+            signal.check(self.committee)
+        given = {name for signal in self.signals for name in signal.names()}
+        for name in (*self.strategy.carry, *self.strategy.context):
+            if name not in given:
+                raise NeedsError(
+                    f"{type(self.strategy).__name__} needs column {name!r}, which no signal "
+                    f"gives; the signals give {sorted(given)}"
+                )
+
+    def part(self, part: Part, report: Callable[[int], None] | None = None) -> ScannedPart:
+        """Scan one part and write its columns; retry-safe, since the name is unique."""
+        columns = self.columns_of(part, report)
+        score = columns.pop("score", None)
+        keys = columns.pop("key")
+        table = {"key": pa.array(keys)}
+        if score is not None:
+            table["score"] = column_array(score)
+        table |= {name: column_array(columns[name]) for name in self.kept}
+        name = f"{part.part}.{self.columns_hash()}.{uuid.uuid4().hex[:8]}.arrow"
+        file = f"columns/{self.pool.name}/{name}"
+        failpoint("scan.write")
+        metadata = {"version": FORMAT_VERSION, "part": part.part, "columns": self.columns_hash()}
+        write_part(Path(self.pool.root) / file, pa.table(table), metadata)
+        low, high = (float("nan"),) * 2
+        if score is not None and len(score):
+            lead = score.reshape(len(score), -1)[:, 0]
+            low, high = lead.min().item(), lead.max().item()
+        return ScannedPart(part.part, file, len(keys), key_sum(keys), low, high)
+
+    def columns_of(
+        self, part: Part, report: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """Return the part's keys, signals and score, without writing them."""
+        table = self.pool.read(part)
+        ids = table.column("id").to_pylist()
+        keys = table.column("key").to_numpy()
+        signals = run_signals(
+            self.committee, self.signals, table, keys=keys, options=self.options, report=report
+        )
+        score = _score_tiles(self.strategy, Columns(signals, ids))
+        return {"key": keys, **signals, **({} if score is None else {"score": score})}
+
+
+def run_signals(
+    committee: Committee,
+    signals: Sequence[Signal],
+    table: pa.Table,
+    *,
+    keys: Keys,
+    options: ScanOptions,
+    report: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Compute signals for the rows of a table, ``[N, …]`` each, in padded batches.
+
+    Args:
+        committee: the trained members.
+        signals: what to compute.
+        table: pool rows.
+        keys: uint64 ``[N]``, the rows' id keys.
+        options: batch size, precision, device.
+        report: called with the rows of each finished batch.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    device = torch.device(options.device)
+    bf16 = options.precision == "bf16"
+    for start in range(0, table.num_rows if signals else 0, options.batch):
+        rows = table.slice(start, options.batch)
+        count = rows.num_rows
+        raw = _padded(committee.task.decode(rows), options.batch).to(device)
+        here = np.pad(keys[start : start + count], (0, options.batch - count))
+        ids = rows.column("id").to_pylist()
+        x = committee.task.transform(raw, committee.statistics)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            batch = Forward(committee, x, ids, here, raw=raw, rows=count)
+            for name, value in compute(signals, batch).items():
+                collected.setdefault(name, []).append(value[:count].cpu())
+        if report is not None:
+            report(count)
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    if len(x) == rows:
+        return x
+    return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
+
+
+def _score_tiles(strategy: Strategy, columns: Columns) -> Tensor | None:
+    """Score tile by tile, so that the bits do not depend on the scan's batch size."""
+    if not columns:
+        return None
+    scores = []
+    for start in range(0, len(columns.ids), TILE_ROWS):
+        stop = start + TILE_ROWS
+        tile = Columns({n: c[start:stop] for n, c in columns.items()}, columns.ids[start:stop])
+        score = strategy.score(tile)
+        if score is None:
+            return None
+        bad = torch.isnan(score.reshape(len(score), -1)).any(dim=1)
+        if bad.any():
+            item = tile.ids[int(torch.nonzero(bad)[0])]
+            raise ScoreError(
+                f"{type(strategy).__name__} scored item {item!r} NaN; look at its row with "
+                "`rayal why`, and at the model's loss"
+            )
+        scores.append(score.double())
+    return torch.cat(scores)
+
+
+def options_record(options: ScanOptions) -> dict[str, Any]:
+    """Return the options as they stand in a round's record, with the tolerance they promise."""
+    exact = options.precision == "fp32"
+    return {**asdict(options), "tolerance": 0.0 if exact else 1e-2}

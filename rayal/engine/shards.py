@@ -1,0 +1,97 @@
+"""The holders of a scan's columns: tiles over memory-mapped parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rayal.engine.storage import read_mapped
+from rayal.errors import StorageError
+from rayal.selection.objective import LocalShards, Objective, Shard, Tile, cut_tiles
+from rayal.types import Keys, key_sum
+
+
+def open_tiles(path: Path, needs: Sequence[str], excluded: Keys) -> list[Tile]:
+    """Return the tiles of one committed column part; rows with an excluded key are not eligible.
+
+    Args:
+        path: the column part, record batches in key order.
+        needs: columns to open; a part without one of them is a StorageError.
+        excluded: uint64, keys of items that are labeled, offered or leased.
+    """
+    table = read_mapped(path)
+    missing = [n for n in needs if n not in table.column_names]
+    if missing:
+        raise StorageError(f"{path} has no column {missing}; it has {table.column_names}")
+    tiles = []
+    for batch in table.to_batches():
+        keys = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
+        columns = {n: column_tensor(batch.column(n)) for n in needs}
+        tiles += cut_tiles(keys, columns, ~np.isin(keys, excluded))
+    return tiles
+
+
+def local_shards(
+    objective: Objective, paths: Sequence[Path], excluded: Keys, *, seed: int, count: int
+) -> LocalShards:
+    """Return ``count`` shards in this process, each holding whole parts."""
+    held: list[list[Tile]] = [[] for _ in range(count)]
+    for index, path in enumerate(paths):
+        held[index % count] += open_tiles(path, objective.needs, excluded)
+    return LocalShards([Shard(objective, tiles, seed) for tiles in held if tiles])
+
+
+def rows_by_key(
+    paths: Sequence[Path], names: Sequence[str], keys: Keys
+) -> dict[str, npt.NDArray[Any]]:
+    """Return columns of the given items, rows in key order, read from committed parts.
+
+    Raises:
+        StorageError: an item is in none of the parts.
+    """
+    wanted = np.sort(keys)
+    found: list[npt.NDArray[Any]] = []
+    values: dict[str, list[Tensor]] = {n: [] for n in names}
+    for path in paths:
+        for batch in read_mapped(path).to_batches():
+            here = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
+            rows = np.flatnonzero(np.isin(here, wanted))
+            found.append(here[rows])
+            index = torch.from_numpy(rows)
+            for name in names:
+                values[name].append(column_tensor(batch.column(name))[index])
+    here = np.concatenate(found) if found else np.zeros(0, np.uint64)
+    if len(here) != len(wanted) or key_sum(here) != key_sum(wanted):
+        raise StorageError(f"{len(wanted) - len(here)} of {len(wanted)} items have no columns")
+    order = np.argsort(here)
+    return {n: torch.cat(v).numpy()[order] for n, v in values.items()} if found else {}
+
+
+def column_tensor(array: pa.Array) -> Tensor:
+    """Return a (nested) fixed-size list column as a tensor over the mapped memory."""
+    shape = [len(array)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=True)
+    with warnings.catch_warnings():  # read-only memory: tiles are never written
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values).reshape(shape)
+
+
+def column_array(tensor: Tensor) -> pa.Array:
+    """Return a tensor ``[N, …]`` as a (nested) fixed-size list column."""
+    array = pa.array(tensor.detach().cpu().contiguous().reshape(-1).numpy())
+    for size in reversed(tensor.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+

@@ -1,0 +1,57 @@
+"""One family of errors; every child is also a builtin, so callers may catch either.
+
+A message says what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RayalError(Exception):
+    """Base of every error that rayal raises on purpose."""
+
+
+class SettingsError(RayalError, ValueError):
+    """A setting is unknown, out of bounds, or does not fit another one."""
+
+
+class UnknownNameError(SettingsError):
+    """A strategy, learner, network, project or item of that name does not exist."""
+
+
+class PoolError(RayalError, ValueError):
+    """A source cannot be read, or its rows do not form a pool."""
+
+
+class NeedsError(RayalError, TypeError):
+    """A strategy asks for something that the model, learner or data do not give."""
+
+
+class ScoreError(RayalError, ArithmeticError):
+    """A signal or a score is not a number; the message names the item."""
+
+
+class LabelError(RayalError, ValueError):
+    """A label does not fit the task."""
+
+
+class BudgetError(RayalError, ValueError):
+    """More labels are asked for than the pool has items."""
+
+
+class LedgerError(RayalError, RuntimeError):
+    """The ledger refuses: a wrong version, a missing row, a second writer."""
+
+
+class StorageError(RayalError, OSError):
+    """A committed file is missing, damaged or of another format version."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that offers the nearest known name, and lists all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"

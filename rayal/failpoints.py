@@ -1,0 +1,37 @@
+"""Named points at which a test can end this process, as a power cut would.
+
+``RAYAL_FAILPOINT=train.epoch:3`` sends SIGKILL to the process the third time it passes the point
+``train.epoch``. Unset, a point costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+NAMES = (
+    "ingest.part",
+    "ingest.commit",
+    "train.epoch",
+    "scan.write",
+    "scan.commit",
+    "select",
+    "select.insert",
+    "label.insert",
+    "evaluate",
+)
+_passed: Counter[str] = Counter()
+
+
+def failpoint(name: str) -> None:
+    """End the process by SIGKILL if the environment asks for it at this pass of ``name``."""
+    wanted = os.environ.get("RAYAL_FAILPOINT")
+    if not wanted:
+        return
+    point, _, count = wanted.partition(":")
+    if point != name:
+        return
+    _passed[name] += 1
+    if _passed[name] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,73 @@
+"""The ledger: the durable record of pools, projects, rounds, selections, leases and labels.
+
+Every method is one short transaction. A write commits together with one event that tells all it
+wrote, so the tables can be built again from the events (``rayal.project.replay``). Writers take
+turns; readers see the last commit and never wait. A ledger may be used from several threads, and
+the same storage root may be opened by many processes of one machine, or of many with PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from rayal.project.labeling import Labels
+from rayal.project.pools import Pools
+from rayal.project.records import Event
+from rayal.project.rounds import Files, Rounds
+from rayal.project.schema import events
+from rayal.project.selections import Selections
+from rayal.project.work import Leases
+
+_PAGE = 500  # events read at once
+
+
+class Ledger(Pools, Rounds, Files, Selections, Leases, Labels):
+    """The ledger of a storage root, open; a context manager that closes it.
+
+    Times are seconds since the epoch. Where a method takes ``now``, None means the clock of the
+    database's host.
+
+    Args:
+        root: the storage root, a local folder; the file is ``ROOT/ledger.sqlite``.
+        database: a PostgreSQL URL, ``postgresql+psycopg://…``; None for SQLite.
+        create: make the ledger where there is none.
+
+    Raises:
+        LedgerError: a dialect, file system or schema version that does not fit.
+        StorageError: no ledger is there and ``create`` is false.
+    """
+
+    def close(self) -> None:
+        """Close the connections; the next call would open new ones."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the ledger."""
+        self.close()
+
+    def events(self, since: int = 0, project: str | None = None) -> Iterator[Event]:
+        """Yield the events after number ``since``, in order; of one project if it is named.
+
+        Events of pools and of forgotten files belong to no project. The ledger may be written
+        to meanwhile; what is committed before the end is reached is yielded too.
+        """
+        of_project = [] if project is None else [events.c.project == project]
+        while True:
+            query = events.select().where(events.c.seq > since, *of_project)
+            with self._read(project) as conn:
+                page = conn.execute(query.order_by(events.c.seq).limit(_PAGE)).mappings().all()
+            yield from (Event(**row) for row in page)
+            if len(page) < _PAGE:
+                return
+            since = page[-1]["seq"]

@@ -1,0 +1,208 @@
+"""Selections: what each round picked, the best it did not, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from rayal.errors import LedgerError, ScoreError
+from rayal.failpoints import failpoint
+from rayal.project.pools import labels_per_item
+from rayal.project.records import Appearance, LabelRow, LeaseRow, Pick, SelectionRow
+from rayal.project.rounds import write_stage
+from rayal.project.schema import items, labels, leases, picks, plain, selections
+from rayal.project.store import Row, Store, Transaction, chunks, known_project, unsigned
+
+INITIAL = -1  # the round of the initial choice, which has no stages
+
+
+class Selections(Store):
+    """What the ledger knows of selections."""
+
+    def commit_selection(
+        self,
+        project: str,
+        round: int,
+        picks: Sequence[Pick],
+        runners_up: Sequence[Pick],
+        provenance: Mapping[str, Any],
+        *,
+        stage: str | None,
+        output: Mapping[str, Any],
+        seconds: float,
+    ) -> None:
+        """Record a selection, offer its picks and finish its stage, in one transaction.
+
+        Args:
+            project: its name.
+            round: the round; -1 for the initial choice.
+            picks: the chosen items, in any order; work is handed out by (round, rank).
+            runners_up: the best items not picked.
+            provenance: what the choice rests on: strategy, parameters, seed, model hashes, ….
+            stage: the stage that this finishes; None for the initial choice alone, whose
+                ``output`` must then be empty.
+            output: of the stage.
+            seconds: what the stage took.
+
+        Raises:
+            LedgerError: the round has a selection, an item stands twice or was offered before.
+            ScoreError: a score or a probability is not a finite number.
+        """
+        rows = _pick_rows(project, round, picks, picked=True)
+        others = _pick_rows(project, round, runners_up, picked=False)
+        _check_picks(rows, others)
+        _check_stage(round, stage, output)
+        with self._write("selection", project) as tx:
+            _write_selection(tx, project, round, provenance)
+            half = len(rows) // 2
+            tx.insert(_PICKS, rows[:half])
+            failpoint("select.insert")
+            tx.insert(_PICKS, [*rows[half:], *others])
+            _offer(tx, project, rows)
+            if stage is not None:
+                key = {"round": round, "stage": stage}
+                write_stage(tx, project, key, output, seconds=seconds)
+
+    def selection(self, project: str, round: int) -> SelectionRow | None:
+        """Return the selection of a round, by rank; None if there is none yet."""
+        with self._read(project) as conn:
+            row = _selection(conn, project, round)
+            if row is None:
+                return None
+            of_round = (picks.c.project == project) & (picks.c["round"] == round)
+            found = conn.execute(picks.select().where(of_round).order_by(picks.c.rank)).mappings()
+            both: dict[bool, list[Pick]] = {True: [], False: []}
+            for pick in found:
+                both[pick["picked"]].append(Pick(**{n: pick[n] for n in _PICK_FIELDS}))
+        return SelectionRow(**row, picks=tuple(both[True]), runners_up=tuple(both[False]))
+
+    def why(self, project: str, item: str) -> list[Appearance | LeaseRow | LabelRow]:
+        """Return an item's story: its appearances by round, then leases and labels by time.
+
+        An item that no selection, lease or label ever named has none.
+        """
+        with self._read(project) as conn:
+            found: list[Appearance | LeaseRow | LabelRow] = list(_appearances(conn, project, item))
+            work: list[LeaseRow | LabelRow] = []
+            for table, cls in ((leases, LeaseRow), (labels, LabelRow)):
+                of_item = (table.c.project == project) & (table.c.item == item)
+                rows = conn.execute(table.select().where(of_item)).mappings()
+                work += [cls(**row) for row in rows]
+        return found + sorted(work, key=_moment)
+
+
+_PICKS = picks  # an argument has the same name
+_PICK_FIELDS = tuple(Pick.__dataclass_fields__)
+
+
+def _pick_rows(
+    project: str, round: int, chosen: Sequence[Pick], *, picked: bool
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "project": project,
+            "round": round,
+            "item": pick.item,
+            "key": unsigned(pick.key, f"the key of item {pick.item!r}"),
+            "rank": int(pick.rank),
+            "score": _finite(pick.score, "score", pick.item),
+            "probability": _finite(pick.probability, "probability", pick.item),
+            "picked": picked,
+        }
+        for pick in chosen
+    ]
+
+
+def _finite(value: float | None, what: str, item: str) -> float | None:
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        raise ScoreError(
+            f"{what} of item {item!r} is {value}; give a finite number, or None where it is "
+            "undefined"
+        )
+    return float(value)
+
+
+def _check_picks(rows: Sequence[Row], others: Sequence[Row]) -> None:
+    """Raise LedgerError if an item stands twice, or two picks share a rank."""
+    for name, of in (("item", [*rows, *others]), ("rank", rows)):
+        seen = set()
+        for row in of:
+            if row[name] in seen:
+                raise LedgerError(
+                    f"{name} {row[name]!r} stands twice in the selection; each item may be picked "
+                    "or runner-up once, and each pick has a rank of its own"
+                )
+            seen.add(row[name])
+
+
+def _check_stage(round: int, stage: str | None, output: Mapping[str, Any]) -> None:
+    if stage is None and round != INITIAL:
+        raise LedgerError(
+            f"the selection of round {round} must finish a stage; only the initial choice "
+            f"(round {INITIAL}) has none"
+        )
+    if stage is None and output:
+        raise LedgerError(
+            f"output {sorted(output)} has no stage to belong to; put it into the provenance"
+        )
+
+
+def _write_selection(
+    tx: Transaction, project: str, round: int, provenance: Mapping[str, Any]
+) -> None:
+    if _selection(tx.conn, project, round) is not None:
+        raise LedgerError(
+            f"round {round} of project {project!r} has a selection already; read it instead of "
+            "selecting again"
+        )
+    what = f"provenance of round {round}"
+    row = {"project": project, "round": round, "provenance": plain(dict(provenance), what)}
+    tx.insert(selections, [{**row, "committed": tx.time}])
+
+
+def _offer(tx: Transaction, project: str, rows: Sequence[Row]) -> None:
+    """Offer the picks; an item that got a label without ever being offered keeps it."""
+    need = labels_per_item(known_project(tx.conn, project)["settings"])
+    ranked = [
+        {name: row[name] for name in ("project", "item", "round", "rank", "score")}
+        for row in sorted(rows, key=lambda r: int(r["rank"]))
+    ]
+    known: set[str] = set()
+    for some in chunks([row["item"] for row in ranked]):
+        touched = (items.c.project == project) & items.c.item.in_(some)
+        for item, before in tx.conn.execute(select(items.c.item, items.c["round"]).where(touched)):
+            if before is not None:
+                raise LedgerError(
+                    f"item {item!r} was offered in round {before} already; exclude offered, "
+                    "leased and labeled items (states) before selecting"
+                )
+            known.add(item)
+    tx.insert(items, [{**r, "need": need, "accepted": 0} for r in ranked if r["item"] not in known])
+    tx.update(items, [row for row in ranked if row["item"] in known])
+
+
+def _selection(conn: Connection, project: str, round: int) -> dict[str, Any] | None:
+    of_round = (selections.c.project == project) & (selections.c["round"] == round)
+    row = conn.execute(selections.select().where(of_round)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _appearances(conn: Connection, project: str, item: str) -> list[Appearance]:
+    query = (
+        select(picks, selections.c.provenance)
+        .join_from(picks, selections)
+        .where(picks.c.project == project, picks.c.item == item)
+        .order_by(picks.c["round"])
+    )
+    return [Appearance(**row) for row in conn.execute(query).mappings()]
+
+
+def _moment(row: LeaseRow | LabelRow) -> tuple[float, int]:
+    if isinstance(row, LeaseRow):
+        return row.granted, 0
+    return row.time, row.seq

@@ -1,0 +1,76 @@
+"""Three tables of names: strategies, learners, networks.
+
+A table imports the package that fills it when it is first asked, so that ``import rayal`` stays
+light. Installed packages add strategies by the entry point group ``rayal.strategies``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from rayal.errors import UnknownNameError, nearest
+
+T = TypeVar("T")
+
+
+class Table(Generic[T]):
+    """Names of one kind, with what they stand for.
+
+    Args:
+        kind: the noun used in messages.
+        package: the package whose import registers the built-in names.
+        group: entry point group of further names; each entry point is called without arguments.
+    """
+
+    def __init__(self, kind: str, package: str, group: str | None = None) -> None:
+        self.kind = kind
+        self._package = package
+        self._group = group
+        self._rows: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that enters a class or factory under ``name``."""
+
+        def enter(row: T) -> T:
+            if self._rows.setdefault(name, row) is not row:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            return row
+
+        return enter
+
+    def add(self, name: str, row: T) -> T:
+        """Enter a row under ``name`` and return it."""
+        return self.register(name)(row)
+
+    def __getitem__(self, name: str) -> T:
+        self._load()
+        if name not in self._rows:
+            raise UnknownNameError(
+                f"{self.kind} {name!r} does not exist; {nearest(name, self._rows)}"
+            )
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(sorted(self._rows))
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._rows
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        importlib.import_module(self._package)
+        for point in entry_points(group=self._group) if self._group else ():
+            point.load()()
+
+
+strategies: Table[Any] = Table("strategy", "rayal.strategies", "rayal.strategies")
+learners: Table[Any] = Table("learner", "rayal.learners")
+networks: Table[Any] = Table("network", "rayal.models")

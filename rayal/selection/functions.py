@@ -1,0 +1,188 @@
+"""The kernels on anyone's arrays: no Ray, no project, numpy arrays and torch tensors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayal.errors import BudgetError, ScoreError
+from rayal.selection.joint_entropy import JointEntropy
+from rayal.selection.kcenter import KCenter
+from rayal.selection.kmeans import First, KMeansPP
+from rayal.selection.objective import LocalShards, Objective, Shard, choose, cut_tiles
+from rayal.selection.topk import TopK
+from rayal.types import Selection, id_keys
+
+Array = npt.ArrayLike | Tensor
+Positions = npt.NDArray[np.int64]
+
+
+def top_k(scores: Array, k: int, *, ids: Sequence[str] | None = None, shards: int = 1) -> Positions:
+    """Return the positions of the k largest scores, best first; ties go to the smaller id key.
+
+    Args:
+        scores: ``[N]``.
+        k: number of picks, at most N.
+        ids: N distinct ids; without them a row's key is its position.
+        shards: number of shards in this process; the result does not depend on it.
+
+    Raises:
+        ScoreError: a score is NaN.
+        BudgetError: k is negative or larger than N.
+    """
+    return select_rows(TopK(), {"score": scores}, k, ids=ids, shards=shards).positions
+
+
+def k_center(
+    embeddings: Array,
+    k: int,
+    *,
+    labeled: Array | None = None,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    shards: int = 1,
+) -> Positions:
+    """Return k positions by farthest-first traversal (Gonzalez 1985), in pick order.
+
+    Args:
+        embeddings: ``[N, D]``.
+        k: number of picks.
+        labeled: ``[L, D]``, centres that are there already; without them the first centre is a
+            uniform draw by the seed.
+        ids: N distinct ids, which break ties; rows are sorted by their keys inside.
+        seed: seeds the first centre.
+        shards: number of shards in this process; the result does not depend on it.
+    """
+    context = None if labeled is None else {"embedding": labeled}
+    columns = {"embedding": embeddings}
+    return select_rows(
+        KCenter(), columns, k, context=context, ids=ids, seed=seed, shards=shards
+    ).positions
+
+
+def kmeans_plus_plus(
+    residuals: Array,
+    embeddings: Array,
+    k: int,
+    *,
+    first: First = "norm",
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    shards: int = 1,
+) -> Positions:
+    """Return k positions by k-means++ draws on residual ⊗ embedding rows (BADGE, Ash et al. 2020).
+
+    Args:
+        residuals: ``[N, C]``, p - e_y of each row.
+        embeddings: ``[N, D]``.
+        k: number of picks.
+        first: the first centre: in proportion to the squared norm, uniform, or the largest norm.
+        ids: N distinct ids; draws are functions of (seed, key).
+        seed: seeds the draws.
+        shards: number of shards in this process; the result does not depend on it.
+    """
+    columns = {"residual": residuals, "embedding": embeddings}
+    objective = KMeansPP(first=first)
+    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
+
+
+def joint_entropy(
+    member_log_probs: Array,
+    k: int,
+    *,
+    draws: int = 10_000,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    shards: int = 1,
+) -> Positions:
+    """Return k positions by greedy joint mutual information (BatchBALD, Kirsch et al. 2019).
+
+    Args:
+        member_log_probs: ``[N, S, C]``, the same S members for every row.
+        k: number of picks.
+        draws: most label configurations held; up to that many the result is exact.
+        ids: N distinct ids, which break ties.
+        seed: seeds the sampled configurations.
+        shards: number of shards in this process; the result does not depend on it.
+    """
+    columns = {"member_log_probs": member_log_probs}
+    objective = JointEntropy(draws=draws)
+    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
+
+
+def select_rows(
+    objective: Objective,
+    columns: Mapping[str, Array],
+    k: int,
+    *,
+    context: Mapping[str, Array] | None = None,
+    ids: Sequence[str] | None = None,
+    seed: int = 0,
+    shards: int = 1,
+) -> Selection:
+    """Run an objective over arrays ``[N, …]`` and return positions, ids and scores in pick order.
+
+    Raises:
+        ScoreError: a column holds NaN, or +inf; the message names column and row.
+        BudgetError: k is negative or larger than N.
+        ValueError: lengths differ, or ids are not distinct.
+    """
+    tensors = {name: as_tensor(name, array) for name, array in columns.items()}
+    n = len(next(iter(tensors.values())))
+    names, keys = _keys(ids, n)
+    if not 0 <= k <= n:
+        raise BudgetError(f"k = {k} of {n} rows asked for; k must lie between 0 and {n}")
+    for name, tensor in tensors.items():
+        if len(tensor) != n:
+            raise ValueError(f"column {name!r} has {len(tensor)} rows, others have {n}")
+        _check_numbers(name, tensor, names)
+    order = None if ids is None else np.argsort(keys, kind="stable")
+    if order is not None:
+        index = torch.from_numpy(order)
+        keys, tensors = keys[order], {m: t[index] for m, t in tensors.items()}
+    tiles = cut_tiles(keys, tensors)
+    held = [tiles[s::shards] for s in range(shards)]
+    local = LocalShards([Shard(objective, part, seed) for part in held if part])
+    known = {m: as_tensor(m, a).numpy() for m, a in (context or {}).items()}
+    chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
+    rows = np.searchsorted(keys, chosen.keys)
+    positions = rows if order is None else order[rows]
+    return Selection(positions.astype(np.int64), tuple(names[p] for p in positions), chosen.scores)
+
+
+def as_tensor(name: str, array: Array) -> Tensor:
+    """Return an array as a contiguous tensor, float32 unless it is float64 of one dimension."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.asarray(array).copy())
+    tensor = tensor.detach().cpu()
+    if tensor.ndim == 0:
+        raise ValueError(f"column {name!r} must have a leading dimension N, got a single number")
+    return tensor.double() if tensor.ndim == 1 else tensor.float().contiguous()
+
+
+def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
+    flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
+    log = name.endswith("log_probs") or flat.shape[1] == 1  # -inf is a legal log or score
+    bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
+    if bad.any():
+        row = int(torch.nonzero(bad.any(dim=1))[0])
+        raise ScoreError(
+            f"column {name!r} of item {names[row]!r} holds {flat[row][bad[row]][0].item()}; "
+            "finite numbers are needed: remove the row or mend the model"
+        )
+
+
+def _keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
+    if ids is None:
+        return [str(i) for i in range(n)], np.arange(n, dtype=np.uint64)
+    names = [str(i) for i in ids]
+    keys = id_keys(names)
+    if len(names) != n or len(np.unique(keys)) != n:
+        raise ValueError(
+            f"{n} distinct ids are needed, got {len(names)} ({len(set(names))} distinct)"
+        )
+    return names, keys

@@ -1,0 +1,162 @@
+"""BatchBALD: the batch with the largest mutual information with the model's parameters.
+
+References:
+    Kirsch, van Amersfoort & Gal, NeurIPS 2019, sections 3.2 (greedy, submodular) and 4
+    (conditioning on sampled configurations);
+    Minoux, Optimization Techniques 1978 (lazy evaluation of submodular gains).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from annotated_types import Ge
+
+from rayal.acquisition.uncertainty import probability_entropy
+from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+
+ROWS = 16  # rows evaluated at once: every product has the same shape, hence the same bits
+ELEMENTS = 1 << 21  # configurations x classes held at once
+
+
+@dataclass(frozen=True)
+class JointEntropy(Objective):
+    """Greedy on I(y_x; w | y_A), exact while C^|A| <= draws, then over sampled configurations.
+
+    The state of the batch is one matrix W [J, S]: row j is the posterior over the S members given
+    that the labels of A are configuration j, with weight pi_j. Then
+    I(y_x; w | y_A) = sum_j pi_j H(sum_s W_js p_s(y_x)) - mean_s H(p_s(y_x)).
+    A pick multiplies W by its likelihood and normalises: samples are extended, never redrawn.
+    A tile evaluates rows by their last gain, an upper bound by submodularity, until none can win.
+    With sampled configurations gains are estimates; three standard errors are added to the bound.
+
+    Args:
+        column: member log-probabilities ``[N, S, C]``, the same members for every row.
+        draws: most configurations held.
+    """
+
+    column: str = "member_log_probs"
+    draws: Annotated[int, Ge(1)] = 10_000
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The members' predictions."""
+        return (self.column,)
+
+    def block(self, progress: Progress) -> int:
+        """Return one: every pick changes every gain."""
+        return 1
+
+    def begin(self, tile: Tile, seed: int) -> None:
+        """Compute BALD, the gain for the empty batch."""
+        probs = tile.columns[self.column].double().exp()  # [T, S, C]
+        noise = probability_entropy(probs).mean(dim=1)
+        gain = (probability_entropy(probs.mean(dim=1)) - noise).clamp_min(0.0)
+        tile.state.update(noise=noise.numpy(), gain=gain.numpy())
+
+    def gain(self, tile: Tile) -> Floats:
+        """Return the last computed gains, upper bounds of the present ones."""
+        return np.asarray(tile.state["gain"])
+
+    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
+        """Return the tile's best row under the present batch, evaluating lazily."""
+        gain, keys = tile.state["gain"], tile.keys
+        if "weights" in tile.shared and tile.eligible.any():
+            rows = np.flatnonzero(tile.eligible)
+            rows = rows[np.lexsort((keys[rows], -gain[rows]))]
+            best, slack = -np.inf, 0.0
+            for start in range(0, len(rows), ROWS):
+                chunk = rows[start : start + ROWS]
+                if gain[chunk[0]] + slack < best - 1e-12:
+                    break
+                fresh, error = self._gains(tile, chunk)
+                gain[chunk] = fresh
+                if fresh.max() > best:
+                    best, slack = float(fresh.max()), 3.0 * float(error[fresh.argmax()])
+        masked = np.where(tile.eligible, gain, -np.inf)
+        best_row = np.lexsort((keys, -masked))[: 1 if tile.eligible.any() else 0]
+        index = torch.from_numpy(best_row)
+        sent = {self.column: tile.columns[self.column][index].numpy()}
+        return Proposal(gain[best_row][:, None], keys[best_row], sent)
+
+    def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
+        """Take the best row and extend the configurations by its label."""
+        if len(proposal) == 0:
+            return None
+        log_probs = proposal.columns[self.column][0].astype(np.float64)  # [S, C]
+        progress.state.setdefault("picked", []).append(log_probs)
+        weights, pi = self._extend(progress, log_probs)
+        columns = {"weights": weights, "pi": pi, "sampled": "rng" in progress.state}
+        return Commit(proposal.keys[:1], proposal.priority[:1, 0], columns)
+
+    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+        """Keep the batch's configurations."""
+        shared["weights"] = torch.from_numpy(commit.columns["weights"])
+        shared["pi"] = torch.from_numpy(commit.columns["pi"])
+        shared["sampled"] = commit.columns["sampled"]
+
+    def _gains(self, tile: Tile, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Return gains and their standard errors for at most ROWS rows."""
+        weights, pi = tile.shared["weights"], tile.shared["pi"]
+        probs = tile.columns[self.column][torch.from_numpy(rows)].double().exp()  # [R, S, C]
+        classes = probs.shape[2]
+        padded = probs.new_zeros((ROWS, *probs.shape[1:]))
+        padded[: len(rows)] = probs
+        stacked = padded.permute(1, 0, 2).reshape(probs.shape[1], -1)  # [S, R * C]
+        first, second = probs.new_zeros(ROWS), probs.new_zeros(ROWS)
+        step = max(1, ELEMENTS // (ROWS * classes))
+        for start in range(0, len(weights), step):
+            mixed = weights[start : start + step] @ stacked  # [J, R * C]
+            entropy = probability_entropy(mixed.view(-1, ROWS, classes))  # [J, R]
+            share = pi[start : start + step, None]
+            first += (share * entropy).sum(dim=0)
+            second += (share * entropy * entropy).sum(dim=0)
+        variance = (second - first * first).clamp_min(0.0)
+        error = torch.sqrt(variance / len(pi)) * float(tile.shared["sampled"])
+        n = len(rows)
+        gain = (first[:n].numpy() - tile.state["noise"][rows]).clip(0.0)
+        return gain, error[:n].numpy()
+
+    def _extend(self, progress: Progress, log_probs: Floats) -> tuple[Floats, Floats]:
+        """Return W ``[J, S]`` and pi ``[J]`` for the batch with the new pick."""
+        state = progress.state
+        members, classes = log_probs.shape
+        if classes ** len(state["picked"]) <= self.draws:
+            old = state.get("log_joint", np.zeros((1, members)))
+            state["log_joint"] = (old[:, None, :] + log_probs.T[None]).reshape(-1, members)
+            return _posterior(state["log_joint"])
+        if "origin" not in state:  # the first sampled step draws the earlier labels too
+            state["origin"] = np.repeat(np.arange(members), max(1, self.draws // members))
+            state["rng"] = np.random.Generator(np.random.Philox(progress.seed))
+            state["log_joint"] = np.zeros((len(state["origin"]), members))
+            fresh = state["picked"]
+        else:
+            fresh = [log_probs]
+        for factor in fresh:
+            labels = _draw(factor[state["origin"]], state["rng"])
+            state["log_joint"] = state["log_joint"] + factor.T[labels]
+        weights, _ = _posterior(state["log_joint"])
+        return weights, np.full(len(weights), 1.0 / len(weights))
+
+
+def _posterior(log_joint: Floats) -> tuple[Floats, Floats]:
+    """Return each configuration's posterior over members, and its probability."""
+    top = log_joint.max(axis=1, keepdims=True)
+    joint = np.exp(log_joint - np.where(np.isfinite(top), top, 0.0))
+    total = joint.sum(axis=1)
+    alive = total > 0  # a configuration that no member allows has no weight
+    weights = joint[alive] / total[alive, None]
+    pi = np.exp(top[alive, 0]) * total[alive] / log_joint.shape[1]
+    return weights, pi
+
+
+def _draw(log_probs: Floats, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw one label per row of log-probabilities ``[J, C]``."""
+    cumulative = np.cumsum(np.exp(log_probs), axis=1)
+    target = rng.random(len(log_probs)) * cumulative[:, -1]
+    labels = np.count_nonzero(cumulative <= target[:, None], axis=1)
+    return np.asarray(np.minimum(labels, log_probs.shape[1] - 1), dtype=np.int64)

@@ -1,0 +1,27 @@
+"""Strategies, one file per paper; importing this package fills the registry."""
+
+from rayal.strategies import (
+    badge,
+    batchbald,
+    bayesian,
+    coreset,
+    ensembles,
+    random,
+    uncertainty,
+)
+from rayal.strategies.base import Ctx, Outcome, Strategy
+from rayal.strategies.select import select
+
+__all__ = [
+    "Strategy",
+    "Ctx",
+    "Outcome",
+    "select",
+    "badge",
+    "batchbald",
+    "bayesian",
+    "coreset",
+    "ensembles",
+    "random",
+    "uncertainty",
+]

@@ -1,0 +1,54 @@
+"""BADGE: batch active learning by diverse gradient embeddings.
+
+Source: Ash, Zhang, Krishnamurthy, Langford & Agarwal, ICLR 2020, "Deep batch active learning by
+diverse, uncertain gradient lower bounds", algorithm 1: k-means++ over the gradients of the
+cross-entropy at the predicted label with respect to the last layer, (p - e_argmax) ⊗ embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rayal.registry import strategies
+from rayal.selection.kmeans import First, KMeansPP
+from rayal.signals import Embedding, LogProbs, Signal
+from rayal.strategies.base import Ctx, Strategy
+from rayal.types import Columns
+
+
+@strategies.register("badge")
+@dataclass(frozen=True)
+class BADGE(Strategy):
+    """Label items with large and diverse gradients at the model's own label.
+
+    Args:
+        members: trained networks; probabilities and embedding are those of the first.
+        first: the first centre: in proportion to the squared norm, uniform, or the largest norm.
+    """
+
+    first: First = "norm"
+
+    carry: ClassVar[tuple[str, ...]] = ("log_probs.0", "embedding")
+    taxonomy: ClassVar[str] = "representativeness"
+    source: ClassVar[str] = "Ash et al., ICLR 2020, algorithm 1"
+    departures: ClassVar[str] = (
+        "the first centre is drawn in proportion to the squared gradient norm; k-means++ draws it "
+        "uniformly and the authors' code takes the largest norm (first: uniform | largest)"
+    )
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Return probabilities and embedding of the same member."""
+        return (LogProbs(member=0), Embedding(member=0))
+
+    def score(self, s: Columns) -> Tensor:
+        """Return the squared gradient norm (|p|² + 1 - 2 p_max) |h|²."""
+        probs = s["log_probs.0"].double().exp()
+        residual = (probs * probs).sum(dim=1) + 1.0 - 2.0 * probs.amax(dim=1)
+        return residual.clamp_min(0.0) * (s["embedding"].double() ** 2).sum(dim=1)
+
+    def objective(self, ctx: Ctx) -> KMeansPP:
+        """Return k-means++ on residual ⊗ embedding, whose product is never formed."""
+        return KMeansPP(log_probs="log_probs.0", first=self.first)

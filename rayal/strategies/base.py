@@ -1,0 +1,108 @@
+"""What a strategy is: what to ask the model, how to score one item, how to choose k jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import numpy.typing as npt
+from annotated_types import Ge
+from torch import Tensor
+
+from rayal.learners.base import Learner
+from rayal.selection.objective import Objective
+from rayal.selection.topk import TopK
+from rayal.signals.base import Signal
+from rayal.types import Columns
+
+TAXONOMY = ("baseline", "informativeness", "representativeness", "learn to score", "unlabeled")
+Memory = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ctx:
+    """What the joint choice may know besides the columns on the shards.
+
+    Attributes:
+        round: the round that selects; -1 for the initial choice.
+        k: items to choose.
+        seed: the query seed of this round.
+        n_candidates: items that may be chosen.
+        labels: item id to label, of everything labeled.
+        context: the strategy's context columns of labeled and pending rows, ``[L, …]``.
+        memory: what the strategy remembers of earlier rounds.
+    """
+
+    round: int
+    k: int
+    seed: int
+    n_candidates: int
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a finished round turned out, for strategies that remember.
+
+    Attributes:
+        picks: the ids that were chosen.
+        labels: their labels.
+        before: columns of the picks when they were chosen.
+        after: the same columns under the next model.
+    """
+
+    picks: tuple[str, ...]
+    labels: Mapping[str, Any]
+    before: Columns
+    after: Columns
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Base of all strategies: frozen, without learned state, the same object on every worker.
+
+    A field is a hyperparameter; its annotation carries the bounds.
+
+    Args:
+        members: committee size that the strategy asks for; the model may have more.
+    """
+
+    members: Annotated[int, Ge(1)] = 1
+
+    #: learner that the method itself prescribes; None leaves it to the settings
+    learner: ClassVar[Learner | None] = None
+    #: networks beside the task, trained once per round
+    auxiliary: ClassVar[Learner | None] = None
+    #: columns that the joint choice needs; they stay on the shards
+    carry: ClassVar[tuple[str, ...]] = ()
+    #: columns that it needs of labeled and of pending items
+    context: ClassVar[tuple[str, ...]] = ()
+    taxonomy: ClassVar[str]
+    source: ClassVar[str]
+    departures: ClassVar[str] = "none"
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Return what the scan must compute, each at most once."""
+        return ()
+
+    def score(self, s: Columns) -> Tensor | None:
+        """Return ``[N]``, or ``[N, 1 + T]`` with T tie-breakers behind the score.
+
+        None means that single items are not ranked.
+        """
+        return None
+
+    def objective(self, ctx: Ctx) -> Objective:
+        """Return how k items are chosen together; by default the k largest scores."""
+        return TopK()
+
+    def attach(self, committee: Any, x: Tensor, ids: tuple[str, ...]) -> Columns | None:
+        """Return columns for the k picks only, stored with the round; None for none."""
+        return None
+
+    def remember(self, memory: Memory, outcome: Outcome) -> Memory:
+        """Return the memory after a finished round; pure."""
+        return memory

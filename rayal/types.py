@@ -1,0 +1,104 @@
+"""Frozen values that every layer shares: id keys, columns, seeds, selections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+TILE_ROWS = 4096  # the unit of all arithmetic: a record batch of a part
+PART_ROWS = 4 * TILE_ROWS
+PART_BYTES = 64 << 20
+FORMAT_VERSION = "1"  # stands in the metadata of every file of a storage root
+
+Keys = npt.NDArray[np.uint64]
+
+
+def id_key(item_id: str) -> int:
+    """Return the 64-bit key of an item's id (blake2b), which orders rows and breaks ties."""
+    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")
+
+
+def id_keys(ids: Iterable[str]) -> Keys:
+    """Return the keys of many ids, uint64 ``[N]``."""
+    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def key_sum(keys: Keys) -> int:
+    """Return the sum of keys modulo 2**64: with the row count, a fingerprint of a set of rows."""
+    return int(np.add.reduce(keys, dtype=np.uint64))
+
+
+def digest(value: Any, size: int = 8) -> str:
+    """Return a hex digest of a JSON-like value: the hash of settings, columns and models."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+class Columns(Mapping[str, "torch.Tensor"]):
+    """Named tensors with leading dimension N, always together with the ids of their rows.
+
+    Args:
+        data: name to tensor; every tensor has the same leading dimension.
+        ids: the N ids, in row order.
+    """
+
+    __slots__ = ("_data", "ids")
+
+    def __init__(self, data: Mapping[str, torch.Tensor], ids: Sequence[str]) -> None:
+        self._data = dict(data)
+        self.ids = ids
+        wrong = {n: tuple(t.shape) for n, t in self._data.items() if t.shape[0] != len(ids)}
+        if wrong:
+            raise ValueError(f"columns of {len(ids)} rows expected, got shapes {wrong}")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self._data[name]
+        except KeyError:
+            raise KeyError(f"no column {name!r}; there are {sorted(self._data)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The three sources of chance of a cell: the data, the model, the query.
+
+    Args:
+        pool: draws the subset and the initial labeled set.
+        model: draws weights, batch order, augmentation and dropout masks.
+        query: draws what a strategy draws.
+    """
+
+    pool: int = 0
+    model: int = 0
+    query: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The k chosen rows, in pick order.
+
+    Attributes:
+        positions: int64 ``[k]``, rows of the arrays that were given.
+        ids: their ids (the positions as text when none were given).
+        scores: float64 ``[k]``, the strategy's value of each pick at the moment it was picked.
+    """
+
+    positions: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+    scores: npt.NDArray[np.float64]
