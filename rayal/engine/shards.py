@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
-from rayal.selection.objective import LocalShards, Objective, Shard, Tile, cut_tiles
+from rayal.selection.objective import Tile, cut_tiles
 from rayal.types import Keys, key_sum
 
 
@@ -37,16 +37,6 @@ def open_tiles(path: Path, needs: Sequence[str], excluded: Keys) -> list[Tile]:
         columns = {n: column_tensor(batch.column(n)) for n in needs}
         tiles += cut_tiles(keys, columns, ~np.isin(keys, excluded))
     return tiles
-
-
-def local_shards(
-    objective: Objective, paths: Sequence[Path], excluded: Keys, *, seed: int, count: int
-) -> LocalShards:
-    """Return ``count`` shards in this process, each holding whole parts."""
-    held: list[list[Tile]] = [[] for _ in range(count)]
-    for index, path in enumerate(paths):
-        held[index % count] += open_tiles(path, objective.needs, excluded)
-    return LocalShards([Shard(objective, tiles, seed) for tiles in held if tiles])
 
 
 def rows_by_key(

@@ -14,13 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.integrate
-import scipy.stats
 
 from rayal.errors import ScoreError, SettingsError
-
-
-_stats: Any = scipy.stats  # SciPy carries no types
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,10 @@ def paired_bootstrap(
     scale = max(np.abs(left).max(), np.abs(right).max())
     if np.ptp(differences) <= 4 * np.finfo(float).eps * scale:  # equal but for rounding
         return Interval(mean, mean, mean, n)
-    result = _stats.bootstrap(
+    import scipy.stats  # 1.5 s, which commands that compare nothing need not wait
+
+    stats: Any = scipy.stats  # SciPy carries no types
+    result = stats.bootstrap(
         (differences,),
         np.mean,
         vectorized=True,
@@ -106,7 +104,7 @@ def area(labels: Sequence[float], metric: Sequence[float]) -> float:
         raise SettingsError(f"label counts {x.tolist()} given, allowed: strictly increasing ones")
     if len(x) == 1:
         return float(y[0])
-    return float(scipy.integrate.trapezoid(y, x=x) / (x[-1] - x[0]))
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2 / (x[-1] - x[0]))
 
 
 def curve_mean(metric: Sequence[float]) -> float:

@@ -76,6 +76,7 @@ class Pools(Store):
             if row is not None:
                 _refuse_other(project, dict(row), {"pool": pool, "settings": wanted})
                 return
+            tx.project = project  # from here on it exists
             tx.insert(
                 projects,
                 [{"project": project, "pool": pool, "settings": wanted, "created": tx.time}],

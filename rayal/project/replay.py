@@ -61,11 +61,12 @@ def _key(table: str, row: dict[str, Any]) -> tuple[Any, ...]:
 def _apply(
     rows: dict[tuple[Any, ...], dict[str, Any]], op: str, key: tuple[Any, ...], row: dict[str, Any]
 ) -> None:
+    if (key in rows) != (op in ("update", "delete")):
+        raise LedgerError(
+            f"an event tells {op} of row {key}, which does not follow from the events before it; "
+            "give all events of a ledger, in order"
+        )
     if op == "delete":
         del rows[key]
-    elif op == "update":
-        rows[key] |= row
-    elif op == "insert" and key not in rows:
-        rows[key] = dict(row)
     else:
-        raise LedgerError(f"event tells {op!r} of row {key}, which does not follow from the others")
+        rows[key] = {**rows.get(key, {}), **row}

@@ -45,7 +45,7 @@ class Transaction:
         self.conn = conn
         self.time = clock(conn) if time is None else float(time)
         self._kind = kind
-        self._project = project
+        self.project = project
         self._payload: list[Any] = []
 
     def insert(self, table: Table, rows: Sequence[Row]) -> None:
@@ -75,7 +75,7 @@ class Transaction:
         if self._payload:
             self.conn.execute(
                 events.insert().values(
-                    time=self.time, project=self._project, kind=self._kind, payload=self._payload
+                    time=self.time, project=self.project, kind=self._kind, payload=self._payload
                 )
             )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rayal import acquisition
-from rayal.config import build
+from rayal.parameters import build
 from rayal.errors import NeedsError
 from rayal.registry import strategies
 from rayal.selection.functions import Array, as_tensor, select_rows

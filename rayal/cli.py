@@ -1,0 +1,208 @@
+"""The ``rayal`` command: each command calls one function.
+
+Exit codes: 0 done, 1 a fault of the program, 2 input that does not fit, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayal import __version__
+from rayal.errors import RayalError, SettingsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which items should be labeled next? Deep active learning with durable rounds.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Where = Annotated[str, typer.Argument(metavar="ROOT#PROJECT", help="Storage root and project.")]
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Storage root.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print each stage's seconds.")]
+
+
+def main() -> None:
+    """Run the command line; RayalError becomes one sentence and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except RayalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on where this one ended\n")
+        raise SystemExit(130) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rayal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("rayal-demo"),
+    verbose: Verbose = False,
+) -> None:
+    """Compare random, margin and badge on scikit-learn's digits, 3 seeds, in about a minute."""
+    from rayal.commands import run_settings
+    from rayal.evaluation.demo import INTRODUCTION, NEXT, demo_settings
+
+    typer.echo(INTRODUCTION)
+    outcome = run_settings(demo_settings(out), out, verbose=verbose)
+    typer.echo(NEXT.format(out=outcome.folder))
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the outputs.")] = None,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run strategies x seeds, or go on where the same command stopped."""
+    from rayal.commands import outcome_json, run_settings
+    from rayal.config import load
+
+    outcome = run_settings(load(config, set_ or ()), out, verbose=verbose, quiet=json_)
+    if json_:
+        typer.echo(json.dumps(outcome_json(outcome), indent=2))
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(help="Built-in name, folder or file.")],
+    root: Annotated[Path, typer.Option("--storage", help="Storage root.")],
+    name: Annotated[str | None, typer.Option(help="Name of the pool.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the settings' pool section."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Turn images, a table or arrays into a pool; again later, add what is new."""
+    from rayal.commands import ingest_source, show
+
+    show(ingest_source(source, root, name, set_ or ()), as_json=json_)
+
+
+@app.command()
+def status(
+    root: Annotated[str, typer.Argument(metavar="ROOT[#PROJECT]")], json_: Json = False
+) -> None:
+    """Show pools, projects and their rounds."""
+    from rayal.commands import show, status_of
+
+    show(status_of(root), as_json=json_)
+
+
+@app.command()
+def why(
+    where: Where, item: Annotated[str, typer.Argument(metavar="ITEM")], json_: Json = False
+) -> None:
+    """Show why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
+    from rayal.commands import show, why_of
+
+    show(why_of(where, item), as_json=json_)
+
+
+@app.command()
+def label(
+    where: Where,
+    labels: Annotated[Path, typer.Argument(metavar="LABELS.csv", help="Columns id and label.")],
+    annotator: Annotated[str, typer.Option(help="Who labeled.")] = "import",
+    json_: Json = False,
+) -> None:
+    """Import labels; every line is checked before one is written."""
+    from rayal.commands import label_from, show
+
+    show(label_from(where, labels, annotator), as_json=json_)
+
+
+@app.command()
+def export(
+    where: Where,
+    out: Annotated[Path | None, typer.Option(help="CSV file; default standard output.")] = None,
+    what: Annotated[str, typer.Option(help="labels (resolved), history, or offered.")] = "labels",
+) -> None:
+    """Write labels, their whole history, or the items that want a label."""
+    from rayal.commands import export_csv
+
+    text = export_csv(where, what)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command("select")
+def select_command(
+    columns: Annotated[Path, typer.Argument(help="Parquet or .npz file of columns.")],
+    strategy: Annotated[str, typer.Option(help="Registered strategy.")],
+    k: Annotated[int, typer.Option("-k", help="Items to choose.")],
+    labeled: Annotated[Path | None, typer.Option(help="The same columns of labeled rows.")] = None,
+    id_: Annotated[str, typer.Option("--id", help="Column of the ids.")] = "id",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Query seed.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Choose items by a strategy from columns computed anywhere; no project needed."""
+    from rayal.commands import select_from, show
+
+    rows: dict[str, Any] = {"labeled": labeled, "id": id_, "seed": seed, "params": set_ or ()}
+    show(select_from(columns, strategy, k, **rows), as_json=json_)
+
+
+@app.command("strategies")
+def strategies_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, json_: Json = False
+) -> None:
+    """List strategies, learners and networks; with a NAME, all that is stated of it."""
+    from rayal.commands import list_registry
+
+    list_registry(name, as_json=json_)
+
+
+@app.command()
+def gc(
+    root: Root,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove files that no ledger row commits, and what each project's `keep` lets go."""
+    from rayal.commands import collect, show
+
+    show(collect(root, dry_run=dry_run), as_json=json_)
+
+
+def split(where: str) -> tuple[Path, str]:
+    """Return root and project of ``ROOT#PROJECT``."""
+    root, mark, project = where.rpartition("#")
+    if not mark or not root or not project:
+        raise SettingsError(
+            f"{where!r} names no project; write ROOT#PROJECT, as runs/demo#badge-s0"
+        )
+    return Path(root), project
+
+
+if __name__ == "__main__":
+    main()

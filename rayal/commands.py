@@ -1,0 +1,313 @@
+"""What the commands do, between the command line and the engine."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import typer
+from rich.table import Table
+
+from rayal import console
+from rayal.cli import split
+from rayal.config import Settings, load
+from rayal.engine.driver import Project
+from rayal.engine.files import collect_files
+from rayal.engine.pool import Pool
+from rayal.errors import LabelError, PoolError, SettingsError, UnknownNameError, nearest
+from rayal.evaluation import report
+from rayal.evaluation.protocol import Outcome, run
+from rayal.evaluation.sources import pool_of
+from rayal.project import Ledger
+from rayal.strategies import select
+
+
+def run_settings(
+    settings: Settings, out: Path | None, *, verbose: bool = False, quiet: bool = False
+) -> Outcome:
+    """Run settings under a progress bar and print the table, or what people should label."""
+    with console.Watch(verbose=verbose) as watch:
+        outcome = run(settings, out=out, observer=watch)
+    if quiet:
+        return outcome
+    if outcome.points:
+        console.out.print(report.table(outcome.points))
+        console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
+        console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
+    for name, count in outcome.waiting.items():
+        where = f"{settings.storage}#{name}"
+        console.out.print(
+            f"{count} items of {where} want labels:\n"
+            f"  rayal export '{where}' --what offered --out offered.csv\n"
+            f"  rayal label '{where}' labels.csv        # columns id,label\n"
+            "then run the same command again: it goes on from there.",
+            highlight=False,
+            markup=False,
+        )
+    return outcome
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """Return a run's outputs and curve points."""
+    return {
+        "folder": str(outcome.folder),
+        "points": [dataclasses.asdict(p) for p in outcome.points],
+        "waiting": outcome.waiting,
+    }
+
+
+def ingest_source(source: str, root: Path, name: str | None, given: Sequence[str]) -> Any:
+    """Ingest a source as ``pool: {source: …}`` in the settings would; return the pool's record."""
+    overrides = [f"pool.{text}" for text in given]
+    settings = load({"pool": {"source": source}}, overrides).pool
+    with console.Watch() as watch:
+        pool = pool_of(settings, root, seed=0, name=name, progress=watch.pool)
+    return pool_json(pool)
+
+
+def pool_json(pool: Pool) -> dict[str, Any]:
+    """Return what a pool's snapshot holds."""
+    rows = {role: sum(p.rows for p in pool.parts_of(role)) for role in ("pool", "test")}
+    return {
+        "pool": pool.name,
+        "snapshot": pool.snapshot,
+        "items": rows["pool"],
+        "test items": rows["test"],
+        "parts": len(pool.parts),
+        **{k: v for k, v in pool.info.items() if k != "labels"},
+    }
+
+
+def status_of(where: str) -> Any:
+    """Return pools and projects of a root, or one project's rounds."""
+    if "#" in where:
+        return project_json(_open(where))
+    with Ledger(where, create=False) as ledger:
+        pools = [pool_json(Pool.open(where, name)) for name in ledger.pools()]
+        rows = []
+        for name in ledger.projects():
+            project = Project(ledger, name)
+            rounds = project.rounds()
+            rows.append(
+                {
+                    "project": name,
+                    "rounds": len(rounds),
+                    "labels": len(ledger.resolved(name)),
+                    "offered": sum(s != "labeled" for s in ledger.states(name).values()),
+                    "finished": project.finished,
+                    "last": dict(rounds[-1].metrics) if rounds else {},
+                }
+            )
+        return {"pools": pools, "projects": rows}
+
+
+def project_json(project: Project) -> dict[str, Any]:
+    """Return a project's settings and rounds."""
+    states = list(project.ledger.states(project.name).values())
+    return {
+        "project": project.name,
+        "pool": project.pool.name,
+        "strategy": project.spec.to_json()["strategy"],
+        "finished": project.finished,
+        "items": {s: states.count(s) for s in ("labeled", "leased", "offered")},
+        "rounds": [dataclasses.asdict(r) for r in project.rounds()],
+    }
+
+
+def why_of(where: str, item: str) -> Any:
+    """Return every selection an item appears in, with its leases and labels."""
+    project = _open(where)
+    if not project.pool.contains([item])[0]:
+        raise UnknownNameError(f"item {item!r} is not in pool {project.pool.name!r}")
+    story = project.ledger.why(project.name, item)
+    rows = [{"what": type(row).__name__.lower(), **dataclasses.asdict(row)} for row in story]
+    return {"item": item, "story": rows or "never picked, leased or labeled"}
+
+
+def label_from(where: str, path: Path, annotator: str) -> Any:
+    """Import labels of a CSV file with columns id and label; return counts by status."""
+    project = _open(where)
+    if not path.is_file():
+        raise LabelError(f"labels file {str(path)!r} does not exist; give a CSV with id,label")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"id", "label"} <= set(reader.fieldnames or ()):
+            raise LabelError(
+                f"{path} has columns {reader.fieldnames}; the columns id and label are needed"
+            )
+        labels: dict[str, str] = {}
+        for line, row in enumerate(reader, start=2):
+            if labels.setdefault(row["id"], row["label"]) != row["label"]:
+                raise LabelError(f"{path}, line {line}: item {row['id']!r} has two labels")
+    results = project.tell(labels, annotator=annotator)
+    statuses = [r.status for r in results]
+    return {"project": project.name, **{s: statuses.count(s) for s in dict.fromkeys(statuses)}}
+
+
+def export_csv(where: str, what: str) -> str:
+    """Return labels, history or offered items as CSV."""
+    project = _open(where)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if what == "labels":
+        writer.writerow(["id", "label"])
+        writer.writerows(project.ledger.resolved(project.name).items())
+    elif what == "history":
+        rows = [dataclasses.asdict(row) for row in project.ledger.labels(project.name)]
+        writer.writerow(rows[0] if rows else ["item"])
+        writer.writerows(row.values() for row in rows)
+    elif what == "offered":
+        writer.writerow(["id", "label"])
+        states = project.ledger.states(project.name)
+        writer.writerows([item, ""] for item, state in states.items() if state != "labeled")
+    else:
+        raise SettingsError(f"--what {what!r}: {nearest(what, ('labels', 'history', 'offered'))}")
+    return text.getvalue()
+
+
+def select_from(
+    path: Path,
+    strategy: str,
+    k: int,
+    *,
+    labeled: Path | None,
+    id: str,
+    seed: int,
+    params: Sequence[str],
+) -> Any:
+    """Choose k rows of a file of columns."""
+    columns, ids = _columns(path, id)
+    known = None if labeled is None else _columns(labeled, id)[0]
+    given = _parsed(params)
+    chosen = select(strategy, columns, k, ids=ids, labeled=known, params=given, seed=seed)
+    return [
+        {"rank": rank, "id": item, "position": int(position), "score": float(score)}
+        for rank, (item, position, score) in enumerate(
+            zip(chosen.ids, chosen.positions, chosen.scores, strict=True), start=1
+        )
+    ]
+
+
+def list_registry(name: str | None, *, as_json: bool) -> None:
+    """Print the registry, or one entry."""
+    everything = console.registry_json()
+    if name is None and as_json:
+        typer.echo(json.dumps(everything, indent=2, default=str))
+    elif name is None:
+        console.out.print(console.strategy_table())
+        for kind in ("learner", "network"):
+            console.out.print(console.entry_table(kind, everything[f"{kind}s"]))
+    else:
+        found = {k: v[name] for k, v in everything.items() if name in v}
+        if not found:
+            raise UnknownNameError(
+                f"{name!r} is no strategy, learner or network; "
+                f"{nearest(name, [n for v in everything.values() for n in v])}"
+            )
+        if as_json:
+            typer.echo(json.dumps(found, indent=2, default=str))
+            return
+        for kind, row in found.items():
+            _print_entry(name, kind, row)
+
+
+def collect(root: Path, *, dry_run: bool) -> Any:
+    """Remove what no ledger row commits and what ``keep`` lets go."""
+    with Ledger(root, create=False) as ledger:
+        removed = collect_files(ledger, dry_run=dry_run)
+    return {"files": len(removed), "bytes": sum(removed.values()), "removed": not dry_run}
+
+
+def show(value: Any, *, as_json: bool) -> None:
+    """Print a record or rows, as JSON or as tables."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, default=str))
+        return
+    rows = value if isinstance(value, list) else [value]
+    flat = [_flat(row) for row in rows]
+    nested = {k: v for row in rows for k, v in row.items() if _is_rows(v)}
+    names = list(dict.fromkeys(k for row in flat for k in row))
+    if isinstance(value, list):
+        console.out.print(_rows_table(names, flat))
+    else:
+        table = Table(show_header=False)
+        for name in names:
+            table.add_row(name, flat[0][name])
+        console.out.print(table)
+    for name, inner in nested.items():
+        console.out.print(name, style="bold")
+        show(inner, as_json=False)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, str]:
+    flat = {}
+    for name, value in row.items():
+        if not _is_rows(value):
+            plain = isinstance(value, Mapping | list | tuple)
+            flat[name] = json.dumps(value, default=str) if plain else str(value)
+    return flat
+
+
+def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in names))
+    return table
+
+
+def _print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
+    console.out.print(f"[bold]{name}[/bold] ({kind.rstrip('s')}): {row['summary']}")
+    for key in ("taxonomy", "source", "departures", "signals", "columns", "context", "members"):
+        if key in row:
+            value = row[key]
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            console.out.print(f"  {key}: {text or '–'}", highlight=False, markup=False)
+    console.out.print(console.parameter_table(row["parameters"]))
+
+
+def _open(where: str) -> Project:
+    root, name = split(where)
+    return Project.open(root, name)
+
+
+def _parsed(params: Sequence[str]) -> dict[str, Any]:
+    made = load({"pool": {"source": "digits"}}, [f"learner.{text}" for text in params])
+    return made.learner.params
+
+
+def _columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list[str] | None]:
+    """Return the columns ``[N, …]`` of a Parquet or .npz file, and its ids."""
+    if not path.is_file():
+        raise PoolError(f"columns file {str(path)!r} does not exist; give a .parquet or .npz file")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as held:
+            columns = {name: held[name] for name in held.files}
+    elif path.suffix == ".parquet":
+        table = pa.parquet.read_table(path)
+        columns = {n: _array(table.column(n), n) for n in table.column_names}
+    else:
+        raise PoolError(f"{path} is neither .parquet nor .npz")
+    ids = columns.pop(id, None)
+    return columns, None if ids is None else [str(i) for i in ids.tolist()]
+
+
+def _array(column: pa.ChunkedArray, name: str) -> npt.NDArray[Any]:
+    values = column.to_pylist()
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise PoolError(f"column {name!r} holds lists of different lengths") from None

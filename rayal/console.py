@@ -1,0 +1,174 @@
+"""What the command line shows: progress with rate and time left, tables, errors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from rayal.config import Cell
+from rayal.evaluation.curves import CurvePoint
+from rayal.evaluation.protocol import Observer, seeds_text
+from rayal.parameters import ParameterInfo, parameters
+from rayal.registry import learners, networks, strategies
+from rayal.strategies.base import TAXONOMY
+
+out = Console()
+err = Console(stderr=True)
+_UNITS = {"train": "steps", "scan": "rows", "evaluate": "rows", "select": "picks", "ingest": "rows"}
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.0f} {_UNITS.get(task.description, '')}/s")
+
+
+class Watch(Observer):
+    """Draws a run: one bar for the present stage, one line for each evaluated round.
+
+    Args:
+        verbose: also print every stage's seconds.
+    """
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._bar = Progress(
+            TextColumn("{task.fields[cell]}"),
+            TextColumn("{task.description:>9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._cell = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def pool(self, done: int, total: int | None) -> None:
+        """Move the bar of the ingest."""
+        self.stage("ingest", done, total or 0)
+
+    def cell(self, cell: Cell, index: int, total: int) -> None:
+        """Name the curve that begins."""
+        self._cell = f"[{index + 1}/{total}] {cell.label} {seeds_text(cell.seeds)}"
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """Move the stage's bar; a new stage gets a new one."""
+        if self._task is None or stage != self._stage or done == 0:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total or None, cell=self._cell)
+        self._bar.update(self._task, completed=done, total=total or None)
+
+    def round(self, cell: Cell, point: CurvePoint) -> None:
+        """Print one line for the round."""
+        metric, value = next(iter(point.metrics.items()), ("", float("nan")))
+        seconds = sum(point.seconds.values())
+        line = f"{self._cell}  {point.labels} labels  {metric} {value:.4f}  {seconds:.1f} s"
+        if self._verbose:
+            line += "  (" + ", ".join(f"{n} {s:.2f}" for n, s in point.seconds.items()) + ")"
+        self._bar.console.print(line, highlight=False, markup=False)
+
+
+def registry_json() -> dict[str, Any]:
+    """Return strategies, learners and networks by name, with all that is stated of them."""
+    return {
+        "strategies": {name: strategy_json(name) for name in strategies},
+        "learners": {name: _described(learners[name]) for name in learners},
+        "networks": {name: _described(networks[name]) for name in networks},
+    }
+
+
+def strategy_json(name: str) -> dict[str, Any]:
+    """Return one strategy's taxonomy, source, departures, needs and parameters."""
+    cls = strategies[name]
+    made = cls()
+    columns = [column for signal in made.signals() for column in signal.names()]
+    return {
+        **_described(cls),
+        "taxonomy": cls.taxonomy,
+        "source": cls.source,
+        "departures": cls.departures,
+        "signals": [repr(signal) for signal in made.signals()],
+        "columns": columns,
+        "context": list(cls.context),
+        "members": made.members,
+    }
+
+
+def _described(entry: Any) -> dict[str, Any]:
+    first = (entry.__doc__ or "").strip().splitlines()[0]
+    return {"summary": first, "parameters": [vars(p) for p in _parameters(entry)]}
+
+
+def _parameters(entry: Any) -> Iterable[Any]:
+    if inspect.isclass(entry):
+        return parameters(entry)
+    signature = inspect.signature(entry)
+    return [
+        ParameterInfo(p.name, str(p.annotation), p.default, ())
+        for p in signature.parameters.values()
+        if p.default is not inspect.Parameter.empty
+    ]
+
+
+def strategy_table() -> Table:
+    """Return all strategies, grouped by taxonomy."""
+    table = Table("strategy", "labels first", "source", "needs", title="strategies")
+    for group in TAXONOMY:
+        names = [n for n in strategies if strategies[n].taxonomy == group]
+        for name in names:
+            row = strategy_json(name)
+            needs = ", ".join(row["signals"]) or "–"
+            table.add_row(name, row["summary"], row["source"], needs)
+        if names:
+            table.add_section()
+            table.rows[-1].end_section = True
+    return table
+
+
+def entry_table(kind: str, entries: dict[str, Any]) -> Table:
+    """Return learners or networks with their parameters."""
+    table = Table(kind, "what", "parameters", title=f"{kind}s")
+    for name, row in entries.items():
+        table.add_row(name, row["summary"], ", ".join(p["name"] for p in row["parameters"]))
+    return table
+
+
+def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Return hyperparameters with type, default and bounds."""
+    table = Table("parameter", "type", "default", "bounds")
+    for row in rows:
+        table.add_row(row["name"], row["type"], str(row["default"]), ", ".join(row["bounds"]))
+    return table

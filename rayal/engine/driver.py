@@ -1,0 +1,256 @@
+"""A project: one pool, one strategy, and rounds of prepare, train, evaluate, scan, select, label."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayal.engine.files import drop_files
+from rayal.engine.pool import Pool
+from rayal.engine.rounds import INITIAL, Report, Stages, Truth
+from rayal.engine.spec import ProjectSpec
+from rayal.engine.train import load_committee, train_committee
+from rayal.engine.trainset import Training, check_needs, task_of
+from rayal.errors import BudgetError, LabelError, UnknownNameError
+from rayal.labels import Label
+from rayal.models.committee import Committee
+from rayal.project import LabelEntry, LabelResult, Lease, Ledger
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What a round has done so far.
+
+    Attributes:
+        round: 0, 1, ….
+        labels: labels that its model was trained on.
+        metrics: on the test items; empty until they are evaluated, or without test labels.
+        seconds: finished stage to wall seconds.
+        outputs: finished stage to its output.
+    """
+
+    round: int
+    labels: int
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+class Project(Stages):
+    """One pool, one task, one strategy, and the ledger of its rounds.
+
+    Args:
+        ledger: the storage root's ledger.
+        name: the project's name in it.
+        report: called with (stage, done, total) while work goes on.
+    """
+
+    def __init__(self, ledger: Ledger, name: str, *, report: Report | None = None) -> None:
+        row = ledger.project(name)
+        self.ledger, self.name = ledger, name
+        self.root = Path(ledger.root)
+        self.spec = ProjectSpec.from_json(row.settings)
+        self.pool = Pool.open(self.root, row.pool)
+        self.task = task_of(self.pool, self.spec.task)
+        self._report = report or (lambda stage, done, total: None)
+
+    @classmethod
+    def create(
+        cls,
+        ledger: Ledger,
+        name: str,
+        pool: Pool,
+        spec: ProjectSpec,
+        *,
+        report: Report | None = None,
+    ) -> Project:
+        """Enter a project in the ledger, or open it when it is there with the same settings.
+
+        Args:
+            ledger: the storage root's ledger.
+            name: the project's name.
+            pool: an ingested pool of the same root.
+            spec: what the project's rounds do.
+            report: called with (stage, done, total) while work goes on.
+
+        Raises:
+            BudgetError: the rounds would label more items than the pool has.
+            NeedsError: the strategy asks for what network and learner do not give.
+            SettingsError: a project of that name has other settings.
+        """
+        wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
+        if wanted > len(pool):
+            raise BudgetError(
+                f"{wanted} labels are asked for ({spec.initial.count} at first, then "
+                f"{spec.rounds or 0} x {spec.batch}), but pool {pool.name!r} has {len(pool)} "
+                "items; lower initial.count, batch or rounds"
+            )
+        check_needs(pool, spec)
+        ledger.create_project(name, pool.name, spec.to_json())
+        return cls(ledger, name, report=report)
+
+    @classmethod
+    def open(cls, root: str | Path, name: str, *, report: Report | None = None) -> Project:
+        """Open a project of a storage root."""
+        return cls(Ledger(root, create=False), name, report=report)
+
+    # -- what an annotator sees ---------------------------------------------------------------
+
+    def ask(self, count: int, *, annotator: str = "me", ttl: float = 900.0) -> list[Lease]:
+        """Lease the next offered items; where none is offered, choose a batch first.
+
+        Args:
+            count: most items to lease.
+            annotator: who holds them; open leases of the same annotator come back first.
+            ttl: seconds until a lease expires.
+        """
+        if not self.waiting:
+            if self.ledger.selection(self.name, INITIAL) is None:
+                self.prepare()
+            else:
+                self.train()
+        return self.lease(count, annotator=annotator, ttl=ttl)
+
+    def lease(self, count: int, *, annotator: str = "me", ttl: float = 900.0) -> list[Lease]:
+        """Lease the next offered items, and choose nothing."""
+        return self.ledger.lease(self.name, annotator, count, ttl=ttl)
+
+    def tell(
+        self,
+        labels: Mapping[str, Label],
+        *,
+        annotator: str = "me",
+        leases: Mapping[str, str] | None = None,
+    ) -> list[LabelResult]:
+        """Record labels by item id; all are checked before one is written.
+
+        Args:
+            labels: item id to label.
+            annotator: who says so.
+            leases: item id to the lease under which it was labeled.
+
+        Raises:
+            LabelError: a label does not fit the task.
+            UnknownNameError: an item is not in the pool.
+        """
+        ids = list(labels)
+        unknown = [i for i, there in zip(ids, self.pool.contains(ids), strict=True) if not there]
+        if unknown:
+            raise UnknownNameError(
+                f"{len(unknown)} of {len(ids)} items are not in pool {self.pool.name!r}, the "
+                f"first is {unknown[0]!r}; labels name items by the id they were ingested with"
+            )
+        held = leases or {}
+        entries = [LabelEntry(i, self.task.labels.check(labels[i], i), held.get(i)) for i in ids]
+        return self.ledger.label(self.name, annotator, entries)
+
+    # -- rounds ---------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round has been evaluated."""
+        last = self.spec.rounds
+        return last is not None and self.ledger.stage(self.name, last, "evaluate") is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether offered items still want labels."""
+        return any(s != "labeled" for s in self.ledger.states(self.name).values())
+
+    def prepare(self, chosen: Sequence[str] | None = None) -> None:
+        """Choose and offer the first items, once.
+
+        Args:
+            chosen: their ids where somebody else chose them; by default the initial strategy.
+        """
+        if self.ledger.selection(self.name, INITIAL) is None:
+            self._choose_initial(chosen)
+
+    def train(self, truth: Truth | None = None) -> RoundSummary:
+        """Run the present round up to offering its picks; the last one ends after evaluation.
+
+        Args:
+            truth: labels of test items by id; by default those in the ledger, if all are there.
+
+        Raises:
+            LabelError: nothing is labeled yet, or no label is new.
+        """
+        round = self._present_round()
+        committee = self._train(round)
+        self._evaluate(round, committee, truth)
+        if self.spec.rounds is None or round < self.spec.rounds:
+            scan, paths = self._scan(round, committee)
+            self._select(round, scan, paths)
+        drop_files(self.ledger, self.name, keep=self.spec.keep)
+        return self.rounds()[-1]
+
+    def rounds(self) -> list[RoundSummary]:
+        """Return what each round did so far."""
+        stages = self.ledger.stages(self.name)
+        summaries = []
+        for row in self.ledger.rounds(self.name):
+            of = {s.stage: s for s in stages if s.round == row.round}
+            outputs = {name: s.output for name, s in of.items()}
+            summaries.append(
+                RoundSummary(
+                    row.round,
+                    int(outputs.get("prepare", {}).get("labels", 0)),
+                    outputs.get("evaluate", {}).get("metrics", {}),
+                    {name: s.seconds for name, s in of.items()},
+                    outputs,
+                )
+            )
+        return summaries
+
+    def _present_round(self) -> int:
+        """Return the last round begun, until it has offered; then begin the next one."""
+        begun = self.ledger.rounds(self.name)
+        if begun and (self.finished or self._unfinished(begun[-1].round)):
+            return begun[-1].round
+        seq = self.ledger.labels_seq(self.name)
+        if not self.ledger.resolved(self.name):
+            raise LabelError(f"project {self.name!r} has no labels yet; ask, label, then train")
+        if begun and seq == begun[-1].labels_seq:
+            raise LabelError(
+                f"project {self.name!r} has no new labels since round {begun[-1].round}; label "
+                "some of the offered items first"
+            )
+        if begun:
+            self._close(begun[-1].round)
+        number = len(begun)
+        seeds = {"query": self.spec.query_seed(number), "model": self.spec.seeds.model}
+        self.ledger.begin_round(
+            self.name, number, snapshot=self.pool.snapshot, labels_seq=seq, seeds=seeds
+        )
+        return number
+
+    def _unfinished(self, round: int) -> bool:
+        return self.ledger.stage(self.name, round, "select") is None
+
+    def _close(self, round: int) -> None:
+        """Finish a round's label stage with what came in."""
+        selection = self.ledger.selection(self.name, round)
+        states = self.ledger.states(self.name)
+        picks = selection.picks if selection else ()
+        labeled = sum(states.get(p.item) == "labeled" for p in picks)
+        self._stage_once(round, "label", {"labeled": labeled, "picks": len(picks)})
+
+    def _train(self, round: int) -> Committee:
+        """Return the round's committee: trained now, or loaded where it is committed."""
+        begun = self.ledger.rounds(self.name)[round]
+        labels = self.ledger.resolved(self.name, begun.labels_seq)
+        training = Training.of(self, labels, round)
+        self._stage_once(round, "prepare", {"labels": len(training.ids)})
+        if self.ledger.stage(self.name, round, "train") is not None:
+            return load_committee(**training.arguments())
+        started = time.perf_counter()
+        committee = train_committee(
+            **training.arguments(),
+            threads_per_model=self.spec.threads_per_model,
+            progress=self._report,
+        )
+        self._finish(round, "train", {"model": committee.hash, "members": committee.size}, started)
+        return committee

@@ -1,0 +1,282 @@
+"""The stages of a round. Each asks the ledger whether it is done, works, and commits once.
+
+A run that was killed anywhere goes on by the same calls and makes the same picks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayal.engine.local import map_parts, start_shards
+from rayal.engine.pool import Pool
+from rayal.engine.scan import Scan, ScannedPart, run_signals
+from rayal.engine.shards import rows_by_key
+from rayal.engine.spec import ProjectSpec
+from rayal.errors import NeedsError, StorageError
+from rayal.failpoints import failpoint
+from rayal.labels import Label
+from rayal.models.committee import Committee
+from rayal.project import ColumnsPart, Ledger, Pick
+from rayal.registry import strategies
+from rayal.selection.objective import Chosen, Objective, Proposal, choose
+from rayal.signals import LogProbs
+from rayal.strategies.base import Ctx, Strategy
+from rayal.tasks import Task
+from rayal.types import Keys, id_keys, key_sum
+
+Report = Callable[[str, int, int], None]
+Truth = Callable[[Sequence[str]], Sequence[Label]]
+INITIAL = -1  # the round of the initial choice
+RUNNERS_UP = 10
+
+
+class Stages:
+    """The stages of one project's rounds; ``Project`` strings them together."""
+
+    ledger: Ledger
+    name: str
+    root: Path
+    spec: ProjectSpec
+    pool: Pool
+    task: Task
+    _report: Report
+
+    def _finish(self, round: int, stage: str, output: Mapping[str, Any], started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.ledger.finish_stage(self.name, round, stage, output, seconds=seconds)
+
+    def excluded(self) -> Keys:
+        """Return the keys of all items that are labeled, offered or leased, sorted."""
+        return np.sort(id_keys(self.ledger.states(self.name)))
+
+    # -- evaluate -----------------------------------------------------------------------------
+
+    def _evaluate(self, round: int, committee: Committee, truth: Truth | None) -> None:
+        if self.ledger.stage(self.name, round, "evaluate") is not None:
+            return
+        started = time.perf_counter()
+        log_probs, targets = [], []
+        known = truth or self._ledger_truth()
+        parts = self.pool.parts_of("test")
+        done, total = 0, sum(part.rows for part in parts)
+        for part in parts if known is not None else ():
+            table = self.pool.read(part)
+            ids = table.column("id").to_pylist()
+            keys = table.column("key").to_numpy()
+            made = run_signals(
+                committee, (LogProbs(),), table, keys=keys, options=self.spec.scan
+            )
+            log_probs.append(made["log_probs"])
+            targets.append(self.task.targets(list(known(ids))))
+            done += len(ids)
+            self._report("evaluate", done, total)
+        failpoint("evaluate")
+        metrics: Mapping[str, float] = {}
+        if targets:
+            metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
+        self._finish(round, "evaluate", {"metrics": dict(metrics), "items": done}, started)
+
+    def _ledger_truth(self) -> Truth | None:
+        """Return the ledger's labels of the test items, if it has all of them."""
+        resolved = self.ledger.resolved(self.name)
+        for part in self.pool.parts_of("test"):
+            ids = self.pool.read(part).column("id").to_pylist()
+            if any(i not in resolved for i in ids):
+                return None
+        return lambda ids: [resolved[i] for i in ids]
+
+    # -- scan ---------------------------------------------------------------------------------
+
+    def _scan(self, round: int, committee: Committee) -> tuple[Scan, list[Path]]:
+        """Compute and commit the columns of every part; return where they lie."""
+        scan = Scan(self.pool, committee, self.spec.strategy, self.spec.learner, self.spec.scan)
+        parts = self.pool.parts_of("pool")
+        if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
+            self._stage_once(round, "scan", {"columns": None, "rows": 0})
+            return scan, [self.root / part.file for part in parts]
+        hash = scan.columns_hash()
+        done = self.ledger.columns(hash)
+        started = time.perf_counter()
+        missing = [part for part in parts if part.part not in done]
+        scanned = sum(part.rows for part in parts) - sum(part.rows for part in missing)
+        total = sum(part.rows for part in parts)
+
+        def tick(rows: int) -> None:
+            nonlocal scanned
+            scanned += rows
+            self._report("scan", scanned, total)
+
+        results = list(self._commit_parts(round, scan, missing, tick))
+        if self.ledger.stage(self.name, round, "scan") is None:
+            output = {"columns": hash, "rows": total, **_spread(results)}
+            self._finish(round, "scan", output, started)
+        committed = self.ledger.columns(hash)
+        return scan, [self.root / committed[part.part].file for part in parts]
+
+    def _commit_parts(
+        self, round: int, scan: Scan, parts: Sequence[Any], tick: Callable[[int], None]
+    ) -> Any:
+        for part, result in zip(parts, map_parts(lambda p: scan.part(p, tick), parts), strict=True):
+            _reconcile(part, result)
+            failpoint("scan.commit")
+            row = ColumnsPart(
+                scan.columns_hash(), result.part, result.file, result.rows, result.key_sum
+            )
+            self.ledger.commit_columns(self.name, round, row)
+            yield result
+
+    def _stage_once(self, round: int, stage: str, output: Mapping[str, Any]) -> None:
+        if self.ledger.stage(self.name, round, stage) is None:
+            self.ledger.finish_stage(self.name, round, stage, output, seconds=0.0)
+
+    # -- select -------------------------------------------------------------------------------
+
+    def _choose_initial(self, chosen: Sequence[str] | None) -> None:
+        """Choose the first items by a strategy that needs no model, or take the given ones."""
+        started = time.perf_counter()
+        initial = self.spec.initial
+        strategy: Strategy = strategies[initial.strategy]()
+        if strategy.signals():
+            raise NeedsError(
+                f"initial.strategy {initial.strategy!r} asks a model that is not trained yet; use "
+                "random"
+            )
+        provenance = {"initial": asdict(initial), "seed": self.spec.query_seed(INITIAL)}
+        if chosen is not None:
+            keys = id_keys(chosen)
+            picks = [
+                Pick(i, int(k), rank, None, None)
+                for rank, (i, k) in enumerate(zip(chosen, keys, strict=True), start=1)
+            ]
+            self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
+            return
+        paths = [self.root / part.file for part in self.pool.parts_of("pool")]
+        result, n = self._greedy(INITIAL, strategy, paths, initial.count, {})
+        picks, others = self._named(result, initial.count / n)
+        self._commit_selection(
+            INITIAL, picks, others, {**provenance, "candidates": n}, started
+        )
+
+    def _select(self, round: int, scan: Scan, paths: Sequence[Path]) -> None:
+        """Choose the round's batch and offer it."""
+        if self.ledger.selection(self.name, round) is not None:
+            return
+        started = time.perf_counter()
+        self._report("select", 0, self.spec.batch)
+        strategy = self.spec.strategy
+        context = {}
+        if strategy.context:
+            context = rows_by_key(paths, strategy.context, self.excluded())
+        result, n = self._greedy(round, strategy, paths, self.spec.batch, context)
+        uniform = not strategy.signals()
+        picks, others = self._named(result, len(result.keys) / n if uniform and n else None)
+        failpoint("select")
+        spec = self.spec.to_json()
+        provenance = {
+            "model": scan.committee.hash,
+            "strategy": spec["strategy"],
+            "seed": self.spec.query_seed(round),
+            "columns": scan.columns_hash() if scan.signals else None,
+            "snapshot": self.pool.snapshot,
+            "candidates": n,
+            "scan": spec["scan"],
+        }
+        self._commit_selection(round, picks, others, provenance, started)
+
+    def _greedy(
+        self,
+        round: int,
+        strategy: Strategy,
+        paths: Sequence[Path],
+        k: int,
+        context: Mapping[str, Any],
+    ) -> tuple[Chosen, int]:
+        excluded, seed = self.excluded(), self.spec.query_seed(round)
+        rows = sum(part.rows for part in self.pool.parts_of("pool"))
+        n = rows - len(excluded) + self._test_items(excluded)
+        labels = self.ledger.resolved(self.name)
+        ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
+        objective: Objective = strategy.objective(ctx)
+        shards = start_shards(objective, paths, excluded, seed=seed, count=self.spec.shards)
+        result = choose(
+            objective,
+            shards,
+            min(k, n),
+            seed=seed,
+            context=context,
+            runners_up=RUNNERS_UP,
+            report=lambda done, total: self._report("select", done, total),
+        )
+        return result, n
+
+    def _test_items(self, excluded: Keys) -> int:
+        """Return how many of the excluded items are test items, which are no candidates anyway."""
+        parts = self.pool.parts_of("test")
+        return sum(
+            int(np.isin(self.pool.read(p).column("key").to_numpy(), excluded).sum()) for p in parts
+        )
+
+    def _named(
+        self, chosen: Chosen, probability: float | None
+    ) -> tuple[list[Pick], list[Pick]]:
+        """Return picks and runners-up with ids, ranks from 1, and scores where they are finite."""
+
+        def rows(keys: Keys, scores: Sequence[float], first: int) -> list[Pick]:
+            ids = self.pool.ids_of(keys)
+            return [
+                Pick(i, int(k), first + r, s if math.isfinite(s) else None, probability)
+                for r, (i, k, s) in enumerate(zip(ids, keys, scores, strict=True))
+            ]
+
+        picks = rows(chosen.keys, chosen.scores.tolist(), 1)
+        rest: Proposal = chosen.runners_up
+        others = rows(rest.keys, rest.priority[:, 0].tolist(), len(picks) + 1)
+        return picks, others
+
+    def _commit_selection(
+        self,
+        round: int,
+        picks: Sequence[Pick],
+        others: Sequence[Pick],
+        provenance: Mapping[str, Any],
+        started: float,
+    ) -> None:
+        self.ledger.commit_selection(
+            self.name,
+            round,
+            picks,
+            others,
+            provenance,
+            stage=None if round == INITIAL else "select",
+            output={} if round == INITIAL else {"picks": len(picks)},
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _reconcile(part: Any, result: ScannedPart) -> None:
+    if (result.rows, result.key_sum) != (part.rows, part.key_sum):
+        raise StorageError(
+            f"the scan of part {part.part} gave {result.rows} rows, the part has {part.rows}; "
+            "items were lost or doubled"
+        )
+
+
+def _spread(results: Sequence[ScannedPart]) -> dict[str, Any]:
+    """Return the scores' range, with a warning where all are equal."""
+    low = min((r.low for r in results if not math.isnan(r.low)), default=None)
+    high = max((r.high for r in results if not math.isnan(r.high)), default=None)
+    if low is None or high is None:
+        return {}
+    spread = {"score_low": low, "score_high": high}
+    finite = {n: v for n, v in spread.items() if math.isfinite(v)}
+    if low == high:
+        finite["warning"] = "all scores are equal: the choice among them is by item key alone"
+    return finite

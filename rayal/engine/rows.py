@@ -1,0 +1,115 @@
+"""What every reader of items gives to ingest: a source, which yields rows as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayal.errors import PoolError
+from rayal.types import Keys
+
+Role = Literal["pool", "test"]
+ROLES: tuple[Role, ...] = ("pool", "test")
+Kind = Literal["class", "integer", "number"]
+StrPath = str | PathLike[str]
+Texts = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a source.
+
+    Args:
+        ids: their ids.
+        payloads: the bytes of each row.
+        labels: the known label of each row as text, None where there is none.
+        kind: what the labels are; ``integer`` is read as a class or as a number.
+        quarantined: rows that cannot be used, as (id, reason); they are not among the others.
+    """
+
+    ids: Sequence[str]
+    payloads: Sequence[bytes | memoryview]
+    labels: Texts | None = None
+    kind: Kind | None = None
+    quarantined: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where items come from.
+
+    Args:
+        payload: what the bytes of a row are, the same for all rows.
+        read: called once; yields the rows in any order.
+        role: ``pool`` for items to choose from, ``test`` for items to measure on.
+        total: number of rows, None where it is not known beforehand.
+    """
+
+    payload: Mapping[str, Any]
+    read: Callable[[], Iterable[Rows]]
+    role: Role = "pool"
+    total: int | None = None
+
+
+def label_texts(values: pa.Array) -> tuple[Texts, Kind | None]:
+    """Return typed labels as text, with their kind; null, NaN and empty text are no label."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if pa.types.is_null(kind):
+        return values.to_pylist(), None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [text or None for text in values.to_pylist()], "class"
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return values.cast(pa.string()).to_pylist(), "integer"
+    if pa.types.is_floating(kind):
+        return [None if v is None or v != v else repr(v) for v in values.to_pylist()], "number"
+    raise PoolError(f"labels of type {kind} are not known; give text, whole numbers or floats")
+
+
+def written_labels(values: pa.Array) -> tuple[Texts, Kind | None]:
+    """Return labels of a text file as they are written, with the kind that all of them fit."""
+    texts = [text or None for text in values.to_pylist()]
+    given = pa.array([text for text in texts if text is not None], pa.string())
+    if not len(given):
+        return texts, None
+    if pc.all(pc.match_substring_regex(given, r"^[+-]?[0-9]+$")).as_py():
+        return texts, "integer"
+    try:
+        given.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return texts, "class"
+    return texts, "number"
+
+
+def keyed_hashes(ids: Iterable[str], key: bytes) -> Keys:
+    """Return blake2b of each id under a key, uint64 ``[N]``: a draw that knows no row order."""
+    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8, key=key).digest() for i in ids)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def files_of(path: StrPath, suffixes: Sequence[str], what: str) -> Iterator[tuple[str, Path]]:
+    """Yield a file, or the files with such a suffix under a folder, each with its short name.
+
+    Raises:
+        PoolError: there is no such file.
+    """
+    path = Path(path)
+    accepted = f"{what} is a file, or a folder with files *{', *'.join(suffixes)}"
+    if path.is_file():
+        yield path.name, path
+    elif path.is_dir():
+        found = sorted(f for s in suffixes for f in path.rglob(f"*{s}") if f.is_file())
+        if not found:
+            raise PoolError(f"the folder {path} has none; {accepted}")
+        yield from ((f.relative_to(path).as_posix(), f) for f in found)
+    else:
+        raise PoolError(f"{path} does not exist; {accepted}")

@@ -1,0 +1,113 @@
+"""What a project is made of, as one frozen value that is written to the ledger as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rayal.parameters import build
+from rayal.engine.scan import ScanOptions
+from rayal.engine.train import NetworkSpec
+from rayal.learners.base import Learner
+from rayal.registry import Table, learners, strategies
+from rayal.strategies.base import Strategy
+from rayal.types import Seeds, digest
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The first labeled set.
+
+    Args:
+        count: items.
+        strategy: a strategy that needs no model.
+        balanced: the same number of each class, which only a simulated annotator can give.
+    """
+
+    count: int = 100
+    strategy: str = "random"
+    balanced: bool = False
+
+
+@dataclass(frozen=True)
+class ProjectSpec:
+    """Everything that decides what a project's rounds do.
+
+    Args:
+        network: the network's registered name and parameters.
+        learner: how a member is trained.
+        strategy: how items are chosen.
+        task: settings of the task (kind, classes, size, …).
+        members: committee size; the strategy may ask for more.
+        threads_per_model: torch threads per model, the same on every executor.
+        initial: the first labeled set.
+        batch: items per query.
+        rounds: queries; None goes on for as long as there are candidates.
+        seeds: the three sources of chance.
+        scan: how the network is run over the pool.
+        shards: holders of the columns in this process.
+        keep: which columns and checkpoints stay: those of the last round, all, or none.
+    """
+
+    network: NetworkSpec
+    learner: Learner
+    strategy: Strategy
+    task: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 1
+    threads_per_model: int = 1
+    initial: Initial = Initial()
+    batch: int = 100
+    rounds: int | None = None
+    seeds: Seeds = Seeds()
+    scan: ScanOptions = ScanOptions()
+    shards: int = 1
+    keep: str = "last"
+
+    @property
+    def committee_size(self) -> int:
+        """The larger of what the model has and what the strategy asks for."""
+        return max(self.members, self.strategy.members)
+
+    def query_seed(self, round: int) -> int:
+        """Return the seed of one round's draws; the initial choice (-1) follows the pool seed."""
+        source = self.seeds.pool if round < 0 else self.seeds.query
+        return int(digest(["query", source, round]), 16) >> 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that is stored with the project."""
+        return {
+            "network": {"name": self.network.name, "params": dict(self.network.params)},
+            "learner": _named(learners, self.learner),
+            "strategy": _named(strategies, self.strategy),
+            "task": dict(self.task),
+            **{
+                name: getattr(self, name)
+                for name in ("members", "threads_per_model", "batch", "rounds", "shards", "keep")
+            },
+            **{name: asdict(getattr(self, name)) for name in ("initial", "seeds", "scan")},
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ProjectSpec:
+        """Return the value that ``to_json`` described."""
+        values = {f.name: stored[f.name] for f in fields(cls)}
+        values["network"] = NetworkSpec(**stored["network"])
+        values["learner"] = _built(learners, stored["learner"])
+        values["strategy"] = _built(strategies, stored["strategy"])
+        values["initial"] = Initial(**stored["initial"])
+        values["seeds"] = Seeds(**stored["seeds"])
+        values["scan"] = ScanOptions(**stored["scan"])
+        return cls(**values)
+
+
+def _named(table: Table[Any], value: Any) -> dict[str, Any]:
+    for name in table:
+        if table[name] is type(value):
+            return {"name": name, "params": asdict(value)}
+    raise TypeError(f"{type(value).__name__} is not a registered {table.kind}")
+
+
+def _built(table: Table[Any], stored: Mapping[str, Any]) -> Any:
+    where = f"{table.kind} {stored['name']!r}"
+    return build(table[stored["name"]], dict(stored["params"]), where=where)

@@ -1,0 +1,112 @@
+"""Immutable Arrow files: written once under a final name, read back memory-mapped.
+
+A file is written under a temporary name in its own folder, synced and renamed, so that a final
+name always stands for a complete file. Record batches are tiles; nothing is compressed, so that a
+mapped column is the array itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+
+from rayal.errors import StorageError
+from rayal.types import FORMAT_VERSION, TILE_ROWS
+
+TEMPORARY = ".tmp-"  # prefix of names that never count
+
+
+def write_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write a table as an Arrow file in tiles, durably, under a name that is still free.
+
+    Args:
+        path: final name; its folder is made.
+        table: the rows.
+        metadata: goes into the schema, beside the format version.
+
+    Raises:
+        StorageError: a file of that name exists.
+    """
+    if path.exists():
+        raise StorageError(
+            f"{path} exists already; files of a storage root are immutable: write under a new name"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = table.replace_schema_metadata({**metadata, "version": FORMAT_VERSION})
+    temporary = path.with_name(f"{TEMPORARY}{uuid4().hex}")
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_file(file, described.schema) as writer:
+                writer.write_table(described.combine_chunks(), max_chunksize=TILE_ROWS)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_mapped(path: Path) -> pa.Table:
+    """Return the table of a file, memory-mapped: columns are views of the file.
+
+    Raises:
+        StorageError: the file is missing, damaged or of another format version.
+    """
+    with _readable(path):
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        table = reader.read_all()
+    _check_format(path, table.schema)
+    return table
+
+
+def open_random(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """Return a reader of a file, mapped for access to scattered rows: nothing is read ahead.
+
+    Raises:
+        StorageError: the file is missing, damaged or of another format version.
+    """
+    with _readable(path):
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+    _check_format(path, reader.schema)
+    return reader
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError(
+            f"{path} is missing; restore it from a backup, or ingest into a new storage root"
+        ) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(
+            f"{path} is damaged and cannot be read ({error}); restore it from a backup"
+        ) from error
+
+
+def _check_format(path: Path, schema: pa.Schema) -> None:
+    found = (schema.metadata or {}).get(b"version", b"none").decode()
+    if found != FORMAT_VERSION:
+        raise StorageError(
+            f"{path} has format version {found}, this rayal reads {FORMAT_VERSION}; "
+            "read it with the version of rayal that wrote it"
+        )

@@ -1,0 +1,286 @@
+"""Tables: Parquet, CSV, JSON lines and Arrow tables, whose numeric columns are the features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from rayal.engine.rows import (
+    Kind,
+    Role,
+    Rows,
+    Source,
+    StrPath,
+    Texts,
+    files_of,
+    label_texts,
+    written_labels,
+)
+from rayal.errors import PoolError, nearest
+from rayal.types import TILE_ROWS
+
+Missing = Literal["error", "quarantine"]
+Batches = Callable[["TableColumns"], Iterator[tuple[str, pa.RecordBatch]]]
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table are what.
+
+    Args:
+        id: column of the ids; None for ``file:row``.
+        label: column of the known labels.
+        features: numeric columns, in order; None for all but id and label.
+        missing: what a NaN, inf or null feature does, ``error`` or ``quarantine``.
+    """
+
+    id: str | None = None
+    label: str | None = None
+    features: tuple[str, ...] | None = None
+    missing: Missing = "error"
+
+    def used(self) -> list[str]:
+        """Return the columns to read, each once."""
+        named = (self.id, self.label, *(self.features or ()))
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    def fitted(self, schema: pa.Schema, where: str) -> TableColumns:
+        """Return these columns with the features named, or raise PoolError if one does not fit."""
+        names = schema.names
+        if len(set(names)) < len(names):
+            raise PoolError(f"{where} has two columns of one name among {names}; rename one")
+        for name in self.used():
+            if name not in names:
+                raise PoolError(f"{where} has no column {name!r}; {nearest(name, names)}")
+        features = self.features or tuple(n for n in names if n not in (self.id, self.label))
+        wrong = [n for n in features if not _numeric(schema.field(n).type)]
+        if wrong or not features:
+            raise PoolError(
+                f"{where}: columns {wrong} are not numeric; list the columns to use: "
+                f"features=[…] among {[n for n in names if n not in wrong]}"
+            )
+        return replace(self, features=features)
+
+
+def parquet_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
+    """Return the rows of a Parquet file, or of all ``*.parquet`` under a folder."""
+    files = list(files_of(path, (".parquet",), "a Parquet source"))
+    with_schema = [(n, f, _parquet(f).schema_arrow) for n, f in files]
+    columns = columns.fitted(with_schema[0][2], str(files[0][1]))
+    for _, file, schema in with_schema[1:]:
+        columns.fitted(schema, str(file))
+
+    def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for name, file in files:
+            for batch in _parquet(file).iter_batches(TILE_ROWS, columns=columns.used()):
+                yield name, batch
+
+    return _source(batches, columns, role, sum(_parquet(f).metadata.num_rows for _, f in files))
+
+
+def csv_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
+    """Return the rows of a CSV file with a header, or of all ``*.csv`` under a folder."""
+    files = list(files_of(path, (".csv",), "a CSV source"))
+    columns = columns.fitted(_csv_schema(files[0][1]), str(files[0][1]))
+    for _, file in files[1:]:
+        columns.fitted(_csv_schema(file), str(file))
+
+    def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for name, file in files:
+            for batch in open_csv(file, columns.used(), columns.features or ()):
+                yield name, batch
+
+    return _source(batches, columns, role, None, written_labels)
+
+
+def jsonl_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
+    """Return the rows of a file with one JSON object a line, or of all ``*.jsonl`` in a folder."""
+    files = list(files_of(path, (".jsonl", ".ndjson"), "a JSON lines source"))
+    for _, file in files:
+        first = list(islice(_objects(file), TILE_ROWS))
+        fitted = columns.fitted(_inferred(first, file), str(file))
+        columns = replace(columns, features=columns.features or fitted.features)
+
+    def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for name, file in files:
+            rows = _objects(file)
+            while chunk := list(islice(rows, TILE_ROWS)):
+                yield name, _object_batch(chunk, columns, file)
+
+    return _source(batches, columns, role, None)
+
+
+def table_source(
+    tables: Iterable[pa.Table | pa.RecordBatch], columns: TableColumns, *, role: Role = "pool"
+) -> Source:
+    """Return the rows of Arrow tables, read once; ids without a column are ``row:0``, ….
+
+    Raises:
+        PoolError: there is no table, or a column does not fit.
+    """
+    rest = iter([tables] if isinstance(tables, pa.Table | pa.RecordBatch) else tables)
+    first = next(rest, None)
+    if first is None:
+        raise PoolError("no table was given; give at least one pyarrow Table or RecordBatch")
+    columns = columns.fitted(first.schema, "the first table")
+
+    def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for number, table in enumerate(chain([first], rest)):
+            columns.fitted(table.schema, f"table {number}")
+            whole = pa.table(table) if isinstance(table, pa.RecordBatch) else table
+            for batch in whole.select(columns.used()).to_batches(TILE_ROWS):
+                yield "row", batch
+
+    return _source(batches, columns, role, None)
+
+
+def feature_rows(
+    rows: Rows, features: npt.NDArray[np.float64], names: Sequence[str], missing: Missing
+) -> Rows:
+    """Return rows with their features as payload.
+
+    Args:
+        rows: ids and labels.
+        features: ``[N, D]``, in C order.
+        names: the D columns.
+        missing: what a row with a NaN or inf does, ``error`` or ``quarantine``.
+
+    Raises:
+        PoolError: a feature is NaN or inf, and ``missing`` is ``error``.
+    """
+    finite = np.isfinite(features)
+    good = finite.all(axis=1)
+    wrong = {int(r): int(np.flatnonzero(~finite[r])[0]) for r in np.flatnonzero(~good)}
+    reasons = [(rows.ids[r], f"feature {names[c]!r} is {features[r, c]}") for r, c in wrong.items()]
+    if reasons and missing == "error":
+        raise PoolError(
+            f"row {reasons[0][0]!r}: {reasons[0][1]}; fill it in, leave the column out of "
+            "features, or set missing: quarantine"
+        )
+    kept = np.flatnonzero(good).tolist()
+    labels = None if rows.labels is None else [rows.labels[r] for r in kept]
+    payloads = [features[r].astype("<f8", copy=False).tobytes() for r in kept]
+    return Rows([rows.ids[r] for r in kept], payloads, labels, rows.kind, reasons)
+
+
+def open_csv(
+    path: Path, columns: Sequence[str] | None = None, numbers: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a CSV file: ``numbers`` as float64, its other ``columns`` as text.
+
+    Without ``columns``, all are read, with the types that the first block shows.
+    """
+    types = {name: pa.string() for name in columns or ()}
+    types |= {name: pa.float64() for name in numbers}
+    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns or [])
+    try:
+        yield from pyarrow.csv.open_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise PoolError(
+            f"{path}: {error}; give a CSV file with a header and numbers in the columns "
+            f"{list(numbers)}, or list the numeric columns: features=[…]"
+        ) from error
+
+
+def _source(
+    batches: Batches,
+    columns: TableColumns,
+    role: Role,
+    total: int | None,
+    texts: Callable[[pa.Array], tuple[Texts, Kind | None]] = label_texts,
+) -> Source:
+    features = columns.features or ()
+
+    def read() -> Iterator[Rows]:
+        current, start = "", 0
+        for name, batch in batches(columns):
+            if name != current:
+                current, start = name, 0
+            ids = _ids(batch, columns.id, f"{name}:", start)
+            known = (None, None) if columns.label is None else texts(batch.column(columns.label))
+            values = np.empty((batch.num_rows, len(features)))
+            for i, feature in enumerate(features):
+                values[:, i] = batch.column(feature).cast(pa.float64()).to_numpy(False)
+            yield feature_rows(Rows(ids, [], *known), values, features, columns.missing)
+            start += batch.num_rows
+
+    return Source({"kind": "table", "features": list(features)}, read, role, total)
+
+
+def _ids(batch: pa.RecordBatch, column: str | None, prefix: str, start: int) -> list[str]:
+    if column is None:
+        return [f"{prefix}{row}" for row in range(start, start + batch.num_rows)]
+    values = batch.column(column)
+    if pa.types.is_floating(values.type) or pa.types.is_nested(values.type):
+        raise PoolError(f"column {column!r} is {values.type}; ids are text or whole numbers")
+    if values.null_count:
+        row = start + values.is_null().to_pylist().index(True)
+        raise PoolError(f"row {prefix}{row} has no id in column {column!r}; every row needs one")
+    return list(values.cast(pa.string()).to_pylist())
+
+
+def _numeric(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise PoolError(f"{path} is not a Parquet file ({error})") from error
+
+
+def _csv_schema(path: Path) -> pa.Schema:
+    first = next(open_csv(path), None)
+    if first is None:
+        raise PoolError(f"{path} has no rows; give a CSV file with a header and rows")
+    return first.schema
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise PoolError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise PoolError(f"{path}, line {number} is {row!r}; every line is one JSON object")
+            yield row
+
+
+def _inferred(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
+    if not rows:
+        raise PoolError(f"{path} has no rows; give one JSON object a line")
+    names = list(rows[0])
+    return pa.schema([(n, _array([r.get(n) for r in rows], n, path).type) for n in names])
+
+
+def _object_batch(
+    rows: list[dict[str, Any]], columns: TableColumns, path: Path
+) -> pa.RecordBatch:
+    names = columns.used()
+    arrays = [_array([r.get(n) for r in rows], n, path) for n in names]
+    for name, array in zip(names, arrays, strict=True):
+        if name in (columns.features or ()) and not _numeric(array.type):
+            raise PoolError(f"{path}: column {name!r} is {array.type} in part; features are numbers")
+    return pa.RecordBatch.from_arrays(arrays, names)
+
+
+def _array(values: list[Any], name: str, path: Path) -> pa.Array:
+    try:
+        return pa.array(values)
+    except pa.ArrowException as error:
+        raise PoolError(f"{path}: the values of {name!r} are of several types: {error}") from error

@@ -1,0 +1,135 @@
+"""A simulated annotator: it knows the hidden labels and has an annotator's rights only.
+
+It leases and labels through the ledger like anybody else. The file of hidden labels is opened
+here and nowhere else; training, scanning and selecting cannot see it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from rayal.engine.driver import Project
+from rayal.engine.pool import Pool
+from rayal.errors import LabelError, SettingsError
+from rayal.labels import Label
+from rayal.selection.draws import keyed_uniform
+from rayal.types import Keys
+
+_NOISY, _WRONG, _BALANCED = 101, 102, 103  # salts of independent draws
+
+
+class Oracle:
+    """Answers by the hidden labels of a pool.
+
+    Args:
+        pool: the pool whose labels file it reads.
+        noise: share of items answered wrongly, the same ones each time: exactly round(noise * n)
+            of the n items, each with a uniformly drawn other class.
+        cost: what one label costs, in whatever unit the budget has.
+        seed: seeds the noise.
+
+    Raises:
+        LabelError: the pool has no known labels.
+        SettingsError: the noise is not in [0, 1], or the pool has fewer than two classes.
+    """
+
+    def __init__(self, pool: Pool, *, noise: float = 0.0, cost: float = 1.0, seed: int = 0) -> None:
+        file = pool.labels_file()
+        if file is None:
+            raise LabelError(
+                f"pool {pool.name!r} came without labels, so no oracle can answer; ingest it with "
+                "a label column or a labels file, or set `oracle: none` and label it yourself"
+            )
+        if not 0.0 <= noise <= 1.0:
+            raise SettingsError(f"oracle noise is {noise}; it must lie in [0, 1]")
+        with pa.OSFile(str(file)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        self._keys: Keys = table.column("key").to_numpy()
+        order = np.argsort(self._keys)
+        self._keys = self._keys[order]
+        truth = np.asarray(table.column("label").to_pylist(), dtype=object)[order]
+        self._rows = {i: r for r, i in enumerate(np.asarray(table.column("id"))[order].tolist())}
+        self._truth = truth
+        self._answers = _with_noise(truth, self._keys, pool.classes or (), noise, seed)
+        self.cost = cost
+
+    def truth(self, ids: Sequence[str]) -> list[Label]:
+        """Return the true labels of items: for the evaluation on test items."""
+        return [self._truth[self._row(i)] for i in ids]
+
+    def answer(self, item: str) -> Label:
+        """Return what this annotator says of an item."""
+        return self._answers[self._row(item)]
+
+    def balanced(self, pool: Pool, count: int, seed: int) -> list[str]:
+        """Return ``count`` pool items, equally many of each class as far as they go.
+
+        Args:
+            pool: whose items to draw from.
+            count: number of items; a remainder goes to the first classes.
+            seed: seeds the draw.
+        """
+        ids = np.array(list(pool.ids("pool")), dtype=object)
+        rows = np.array([self._row(i) for i in ids])
+        order = np.argsort(keyed_uniform(self._keys[rows], seed, _BALANCED))
+        by_class = {c: [] for c in pool.classes or ()}
+        for position in order.tolist():
+            by_class[self._truth[rows[position]]].append(ids[position])
+        turn = [items[depth] for depth in range(len(ids)) for items in by_class.values()
+                if depth < len(items)]  # fmt: skip
+        return turn[:count]
+
+    def work(
+        self,
+        project: Project,
+        *,
+        annotator: str = "oracle",
+        count: int = 100,
+        ttl: float = 900.0,
+        report: Callable[[int], None] | None = None,
+    ) -> int:
+        """Lease and label until nothing that is offered wants a label; return how many it gave.
+
+        Items that another annotator holds are waited for: its lease ends by label or by expiry.
+        """
+        given = 0
+        while True:
+            leases = project.lease(count, annotator=annotator, ttl=ttl)
+            if not leases:
+                if not project.waiting:
+                    return given
+                time.sleep(0.05)
+                continue
+            held = {lease.item: lease.lease for lease in leases}
+            results = project.tell(
+                {item: self.answer(item) for item in held}, annotator=annotator, leases=held
+            )
+            given += sum(r.status == "accepted" for r in results)
+            if report is not None:
+                report(given)
+
+    def _row(self, item: str) -> int:
+        if item not in self._rows:
+            raise LabelError(f"item {item!r} has no known label; `oracle: none` hands it to people")
+        return self._rows[item]
+
+
+def _with_noise(truth: Any, keys: Keys, classes: Sequence[str], noise: float, seed: int) -> Any:
+    """Return the answers: truth, with exactly round(noise * n) of them another class."""
+    count = round(noise * len(truth))
+    if count == 0:
+        return truth
+    if len(classes) < 2:
+        raise SettingsError(f"oracle noise {noise} needs at least two classes, got {classes}")
+    answers = truth.copy()
+    flipped = np.argsort(keyed_uniform(keys, seed, _NOISY), kind="stable")[:count]
+    step = keyed_uniform(keys[flipped], seed, _WRONG) * (len(classes) - 1)
+    for row, by in zip(flipped.tolist(), step.astype(int).tolist(), strict=True):
+        answers[row] = classes[(classes.index(truth[row]) + 1 + by) % len(classes)]
+    return answers

@@ -1,0 +1,260 @@
+"""A run: strategies x seeds over one shared pool, every cell a project of one ledger.
+
+The same command goes on where an earlier one stopped. All strategies of a seed share the initial
+items, the initial weights and the batch order, so that their differences are paired.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayal.config import Cell, Settings
+from rayal.engine.driver import Project, RoundSummary
+from rayal.engine.pool import Pool
+from rayal.engine.scan import ScanOptions
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.errors import RayalError
+from rayal.evaluation.curves import CurvePoint
+from rayal.evaluation.oracle import Oracle
+from rayal.evaluation.report import versions, write_outputs
+from rayal.evaluation.sources import pool_of
+from rayal.learners import learner_of
+from rayal.parameters import build
+from rayal.project import Ledger
+from rayal.registry import strategies
+from rayal.types import Seeds
+
+
+class Observer:
+    """What a run tells while it goes on; this one is silent, the command line draws it."""
+
+    def pool(self, done: int, total: int | None) -> None:
+        """Rows of the pool are being read."""
+
+    def cell(self, cell: Cell, index: int, total: int) -> None:
+        """A curve begins."""
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """A stage of the present round goes on."""
+
+    def round(self, cell: Cell, point: CurvePoint) -> None:
+        """A round has been evaluated."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: where its outputs lie.
+        points: every evaluated round.
+        waiting: projects that want labels from people, with the number of items.
+    """
+
+    folder: Path
+    points: list[CurvePoint]
+    waiting: dict[str, int] = field(default_factory=dict)
+
+
+def run(settings: Settings, *, out: Path | None = None, observer: Observer | None = None) -> Outcome:
+    """Run every cell, or go on where it stopped, and write the outputs after each.
+
+    Args:
+        settings: strategies, seeds, pool, model and budget.
+        out: folder of the outputs; by default the storage root.
+        observer: told what goes on.
+
+    Raises:
+        RayalError: for settings or data that do not fit; a storage root that this call made is
+            removed again.
+    """
+    told = observer or Observer()
+    root = Path(settings.storage)
+    fresh = not root.exists()
+    try:
+        ledger, cells = _set_up(settings, root, told)
+    except RayalError:
+        if fresh and root.exists():
+            shutil.rmtree(root)
+        raise
+    points: list[CurvePoint] = []
+    rounds: list[dict[str, Any]] = []
+    picks: list[dict[str, Any]] = []
+    waiting: dict[str, int] = {}
+    folder = out or root
+    with ledger:
+        for index, (cell, project) in enumerate(cells):
+            told.cell(cell, index, len(cells))
+            if settings.oracle.name == "hidden":
+                _simulate(project, settings, cell, told)
+            else:
+                waiting |= _live(project)
+            points += _points(project, cell)
+            rounds += _round_rows(project, cell, settings.oracle.cost)
+            picks += _pick_rows(project, cell)
+            if points:
+                write_outputs(
+                    folder,
+                    settings_yaml=settings.to_yaml(),
+                    points=points,
+                    rounds=rounds,
+                    picks=picks,
+                    versions=versions(),
+                )
+    return Outcome(folder, points, waiting)
+
+
+def project_name(cell: Cell) -> str:
+    """Return a cell's project: the strategy's label and its seeds."""
+    return f"{cell.label}-{seeds_text(cell.seeds)}"
+
+
+def seeds_text(seeds: Seeds) -> str:
+    """Return seeds as one short word."""
+    if seeds.pool == seeds.model == seeds.query:
+        return f"s{seeds.pool}"
+    return f"p{seeds.pool}m{seeds.model}q{seeds.query}"
+
+
+def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
+    """Return what a cell's project is made of; raises SettingsError for what does not exist."""
+    where = f"strategy {cell.name!r}"
+    strategy = build(strategies[cell.name], cell.params, where=where)
+    chosen = settings.learner
+    learner = strategy.learner or learner_of(chosen.name, chosen.params, preset=chosen.preset)
+    task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
+    return ProjectSpec(
+        network=NetworkSpec(settings.model.network, settings.model.params),
+        learner=learner,
+        strategy=strategy,
+        task=task,
+        members=settings.model.members,
+        threads_per_model=settings.model.threads_per_model,
+        initial=Initial(**settings.initial.model_dump()),
+        batch=settings.batch,
+        rounds=settings.rounds,
+        seeds=cell.seeds,
+        scan=ScanOptions(batch=settings.scan.batch, precision=settings.scan.precision),
+        shards=settings.shards,
+        keep=settings.keep,
+    )
+
+
+def _set_up(
+    settings: Settings, root: Path, told: Observer
+) -> tuple[Ledger, list[tuple[Cell, Project]]]:
+    """Check everything that can be checked, ingest, and enter the projects."""
+    cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
+    specs = [spec_of(settings, cell) for cell in cells]
+    pools: dict[int, Pool] = {}
+    for cell in cells:
+        if cell.seeds.pool not in pools:
+            pools[cell.seeds.pool] = pool_of(
+                settings.pool, root, seed=cell.seeds.pool, progress=told.pool
+            )
+            if settings.oracle.name == "hidden":
+                Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
+    ledger = Ledger(root)
+    projects = [
+        (
+            cell,
+            Project.create(
+                ledger, project_name(cell), pools[cell.seeds.pool], spec, report=told.stage
+            ),
+        )
+        for cell, spec in zip(cells, specs, strict=True)
+    ]
+    return ledger, projects
+
+
+def _asked(settings: Settings, cell: Cell) -> bool:
+    """Whether a strategy was asked for by name: people do not label for a baseline unasked."""
+    return cell.label in {s.shown for s in settings.strategies} or not settings.strategies
+
+
+def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) -> None:
+    """Let an oracle label until the last round is evaluated."""
+    oracle = Oracle(
+        project.pool,
+        noise=settings.oracle.noise,
+        cost=settings.oracle.cost,
+        seed=cell.seeds.pool,
+    )
+    initial = settings.initial
+    chosen = None
+    if initial.balanced:
+        chosen = oracle.balanced(project.pool, initial.count, cell.seeds.pool)
+    project.prepare(chosen)
+    while not project.finished:
+        oracle.work(project)
+        summary = project.train(oracle.truth)
+        told.round(cell, _point(cell, summary))
+
+
+def _live(project: Project) -> dict[str, int]:
+    """Go as far as the labels that came in allow; return what is still wanted."""
+    project.prepare()
+    while not project.waiting and not project.finished:
+        project.train()
+    states = project.ledger.states(project.name)
+    open_items = sum(s != "labeled" for s in states.values())
+    return {project.name: open_items} if open_items else {}
+
+
+def _point(cell: Cell, summary: RoundSummary) -> CurvePoint:
+    return CurvePoint(
+        cell.label,
+        seeds_text(cell.seeds),
+        summary.round,
+        summary.labels,
+        dict(summary.metrics),
+        dict(summary.seconds),
+    )
+
+
+def _points(project: Project, cell: Cell) -> list[CurvePoint]:
+    return [_point(cell, s) for s in project.rounds() if s.metrics]
+
+
+def _round_rows(project: Project, cell: Cell, cost: float) -> list[dict[str, Any]]:
+    rows = []
+    for summary in project.rounds():
+        row: dict[str, Any] = {
+            "project": project.name,
+            "strategy": cell.label,
+            "seed": seeds_text(cell.seeds),
+            "round": summary.round,
+            "labels": summary.labels,
+            "cost": summary.labels * cost,
+            "model": summary.outputs.get("train", {}).get("model"),
+            "columns": summary.outputs.get("scan", {}).get("columns"),
+            "warning": summary.outputs.get("scan", {}).get("warning"),
+        }
+        row |= {f"metric.{n}": v for n, v in summary.metrics.items()}
+        row |= {f"seconds.{n}": v for n, v in summary.seconds.items()}
+        rows.append(row)
+    return rows
+
+
+def _pick_rows(project: Project, cell: Cell) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(-1, len(project.rounds())):
+        selection = project.ledger.selection(project.name, number)
+        for pick in selection.picks if selection else ():
+            rows.append(
+                {
+                    "project": project.name,
+                    "strategy": cell.label,
+                    "seed": seeds_text(cell.seeds),
+                    "round": number,
+                    "rank": pick.rank,
+                    "item": pick.item,
+                    "score": pick.score,
+                    "probability": pick.probability,
+                }
+            )
+    return rows

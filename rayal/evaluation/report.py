@@ -1,0 +1,179 @@
+"""The files a run leaves behind, and the table it ends with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from rich.table import Table
+
+from rayal.config import BASELINE
+from rayal.errors import StorageError
+from rayal.evaluation.curves import CurvePoint, curves, plot, summary, write_curve_csv
+from rayal.evaluation.statistics import Interval
+
+pa: Any = pyarrow  # Arrow carries no types
+_PACKAGES = (
+    "rayal",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pyarrow",
+    "scipy",
+    "scikit-learn",
+    "sqlalchemy",
+    "pydantic",
+    "ray",
+)
+
+
+def write_outputs(
+    folder: str | Path,
+    *,
+    settings_yaml: str,
+    points: Sequence[CurvePoint],
+    rounds: Sequence[Mapping[str, Any]],
+    picks: Sequence[Mapping[str, Any]],
+    versions: Mapping[str, Any],
+    metric: str = "accuracy",
+    title: str = "",
+) -> None:
+    """Write the results of a run; each file appears whole, in place of an older one.
+
+    ``curve.csv``, ``curve.png`` (once there is a point), ``rounds.parquet``, ``picks.parquet``,
+    ``settings.yaml``, ``versions.json``.
+
+    Args:
+        folder: made where it does not exist.
+        settings_yaml: the resolved settings.
+        points: the learning curves.
+        rounds: a row per round; rows may differ in their keys, a mapping is stored as JSON text.
+        picks: a row per picked item, likewise.
+        versions: what ``versions`` returned when the run began.
+        metric: the metric that is drawn.
+        title: the heading of the picture.
+
+    Raises:
+        StorageError: if a column of rows mixes types; the message names file and column.
+        SettingsError: if no point has the metric.
+    """
+    writers: dict[str, Callable[[Path], Any]] = {
+        "settings.yaml": lambda path: path.write_text(settings_yaml, encoding="utf-8"),
+        "versions.json": lambda path: path.write_text(
+            json.dumps(versions, indent=2) + "\n", encoding="utf-8"
+        ),
+        "curve.csv": lambda path: write_curve_csv(path, points),
+        "rounds.parquet": partial(_write_parquet, rows=rounds, name="rounds.parquet"),
+        "picks.parquet": partial(_write_parquet, rows=picks, name="picks.parquet"),
+    }
+    if points:
+        writers["curve.png"] = lambda path: plot(path, points, metric, title)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, write in writers.items():
+        _replace(Path(folder) / name, write)
+
+
+def table(
+    points: Sequence[CurvePoint], metric: str = "accuracy", at: Sequence[int] | None = None
+) -> Table:
+    """Return the comparison as a table: random first, then the strategies in their order.
+
+    Args:
+        points: the learning curves.
+        metric: the metric that is compared.
+        at: label counts to show; None takes up to four that all curves have, evenly spread.
+    """
+    columns = _spread(points, metric) if at is None else list(at)
+    rows = summary(points, metric, columns)
+    columns = [n for n in columns if any(n in row.at for row in rows)]
+    view = Table(title=f"{metric.replace('_', ' ')} by number of labels")
+    view.caption = "bootstrap intervals over seeds; with fewer than 10 seeds they are too narrow"
+    view.add_column("strategy", no_wrap=True)
+    for heading in (*(f"{n:,}" for n in columns), "mean over the curve", f"minus {BASELINE}, 90 %"):
+        view.add_column(heading, justify="right")
+    view.add_column("seeds", justify="right")
+    for row in rows:
+        spread = "" if math.isnan(row.sd) else f" ± {row.sd:.3f}"
+        view.add_row(
+            row.label,
+            *(f"{row.at[n]:.3f}" if n in row.at else "–" for n in columns),
+            f"{row.mean:.3f}{spread}",
+            _interval(row.difference),
+            str(row.n_seeds),
+        )
+    return view
+
+
+def versions() -> dict[str, Any]:
+    """Return what computes: versions of Python and packages (None: not installed), and machine."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "processor": platform.machine(),
+            "platform": platform.platform(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _spread(points: Sequence[CurvePoint], metric: str) -> list[int]:
+    every = [
+        set(curve) for by_seed in curves(points, metric).values() for curve in by_seed.values()
+    ]
+    shared = sorted(set.intersection(*every))
+    last = len(shared) - 1
+    return sorted({shared[round(i * last / 3)] for i in range(4)}) if shared else []
+
+
+def _interval(difference: Interval | None) -> str:
+    if difference is None:
+        return "–"
+    ends = f" [{difference.low:+.3f}, {difference.high:+.3f}]" if difference.n > 1 else ""
+    return f"{difference.mean:+.3f}{ends}"
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: _column([row.get(key) for row in rows], key, name) for key in keys}
+    pa.parquet.write_table(pa.table(columns), path)
+
+
+def _column(values: list[Any], key: str, name: str) -> Any:
+    cells = [json.dumps(v, sort_keys=True) if isinstance(v, Mapping) else v for v in values]
+    unsigned = any(isinstance(v, int) and v >= 2**63 for v in cells)  # such as id keys
+    try:
+        return pa.array(cells, pa.uint64() if unsigned else None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise StorageError(
+            f"{name}: column {key!r} mixes types ({error}); a column holds values of one type"
+        ) from None
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file beside ``path``, then put it in its place."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,36 @@
+"""How a member is trained: the base class, the loop, and the learners by name."""
+
+from __future__ import annotations
+
+from rayal.learners.base import (
+    LabeledBatch,
+    LabeledRows,
+    Learner,
+    Rows,
+    Stream,
+    TensorRows,
+    TrainContext,
+    TrainData,
+    TrainState,
+    UnlabeledBatch,
+)
+from rayal.learners.checkpoint import CheckpointStore
+from rayal.learners.loop import fit
+from rayal.learners.supervised import PRESETS, Supervised
+
+__all__ = [
+    "Learner",
+    "Supervised",
+    "PRESETS",
+    "Stream",
+    "LabeledBatch",
+    "UnlabeledBatch",
+    "Rows",
+    "TensorRows",
+    "LabeledRows",
+    "TrainData",
+    "TrainContext",
+    "TrainState",
+    "CheckpointStore",
+    "fit",
+]

@@ -1,0 +1,283 @@
+"""The training loop: steps, epochs, batches and checkpoints of one member, for any learner.
+
+Training is a fixed number of steps. An epoch is a fixed number of steps too, since a hundred
+labeled rows are one batch a pass: it is the unit of checkpoints and of a learner's hooks. Every
+draw is keyed, so that training killed anywhere goes on from its last checkpoint to the same bits:
+the rows of a step are a function of the step, and what torch draws (dropout, augmentation) starts
+anew at each epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rayal.errors import NeedsError, ScoreError, StorageError, nearest
+from rayal.learners.base import (
+    LabeledBatch,
+    Learner,
+    Rows,
+    Stream,
+    TrainContext,
+    TrainData,
+    TrainState,
+    UnlabeledBatch,
+)
+from rayal.learners.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
+from rayal.types import id_keys
+
+Progress = Callable[[str, int, int], None]
+View = Callable[[Tensor, TrainContext, torch.Generator], Tensor]
+
+
+def fit(
+    learner: Learner,
+    data: TrainData,
+    ctx: TrainContext,
+    *,
+    checkpoint: CheckpointStore,
+    progress: Progress | None = None,
+) -> TrainState:
+    """Train one member, from its last committed epoch on, and leave its predictor in the store.
+
+    Args:
+        learner: what a step does.
+        data: the rows.
+        ctx: the member.
+        checkpoint: committed epochs; each one is saved there, the last one as the predictor.
+        progress: called with ("train", steps done, steps) after every step.
+
+    Raises:
+        NeedsError: the learner wants rows or views that are not there.
+        ScoreError: a loss is not finite; the message names the step and the term.
+        StorageError: the training is finished already, or its checkpoint cannot be read.
+    """
+    _check(learner, data)
+    with _keyed(ctx, "begin"):
+        state = learner.begin(ctx, data)
+    _resume(state, checkpoint, ctx)
+    over = False
+    while not over:
+        with _keyed(ctx, "epoch", state.epoch):
+            _epoch(learner, state, data, ctx, progress)
+            over = state.stopped or state.step >= ctx.steps
+            if over:
+                learner.on_end(state, ctx, data)
+        write = _write_predictor if over else _write_state
+        checkpoint.save(state.epoch, partial(write, learner, state, ctx), over)
+    return state
+
+
+def _epoch(
+    learner: Learner,
+    state: TrainState,
+    data: TrainData,
+    ctx: TrainContext,
+    progress: Progress | None,
+) -> None:
+    learner.on_epoch_start(state, ctx, data)
+    feeds = [f for s in learner.streams() if (f := _feed(s, learner, state, data, ctx)) is not None]
+    _train_mode(state, smallest=min(f.rows_per_step for f in feeds))
+    for step in range(state.step, min(ctx.steps, state.step + learner.epoch_steps)):
+        batches = {feed.stream.name: feed.batch(step, ctx) for feed in feeds}
+        check_finite(learner.step(state, batches, ctx), learner, state, ctx)
+        state.step = step + 1
+        if progress is not None:
+            progress("train", state.step, ctx.steps)
+    state.epoch += 1
+    learner.on_epoch_end(state, ctx, data)
+
+
+def _train_mode(state: TrainState, smallest: int) -> None:
+    """Set the modes of an epoch; BatchNorm keeps its running statistics for batches of one row.
+
+    One row has no variance: it would be an error, or a signal that is zero everywhere.
+    """
+    state.averages.eval()
+    state.networks.train()
+    if smallest == 1:
+        for module in batchnorms(state.networks):
+            module.eval()
+
+
+# ---- chance and checkpoints ----------------------------------------------------------------------
+
+
+@contextmanager
+def _keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
+    """Seed torch for a while by (seed, round, member, parts), and leave its state as it was."""
+    cuda = [ctx.device] if ctx.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(ctx.chance(*parts))
+        yield
+
+
+def _resume(state: TrainState, checkpoint: CheckpointStore, ctx: TrainContext) -> None:
+    latest = checkpoint.latest()
+    if latest is None:
+        return
+    stored = read_checkpoint(latest[1], ctx.device)
+    if stored.kind != "state":
+        raise StorageError(
+            f"{latest[1]} is the end of a training, from which none can go on; load its predictor"
+        )
+    state.load_state_dict(stored.tree)
+
+
+def _write_state(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:
+    write_checkpoint(path, "state", state.state_dict())
+
+
+def _write_predictor(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:
+    nets = {name: net.state_dict() for name, net in learner.predictor(state).items()}
+    write_checkpoint(path, "predictor", {"nets": nets, "statistics": dict(ctx.statistics)})
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """The rows of a stream during one epoch."""
+
+    stream: Stream
+    rows: Rows
+    chosen: Tensor  # int64 [n], positions in rows
+    targets: Tensor | None  # [n]
+    weights: Tensor | None  # [n]
+    rows_per_step: int
+    epoch_start: int
+    generator: torch.Generator
+
+    def batch(self, step: int, ctx: TrainContext) -> UnlabeledBatch:
+        """Return the batch of a step."""
+        here = self._places(step, ctx)
+        positions = self.chosen[here]
+        ids = tuple(self.rows.ids[i] for i in positions.tolist())
+        raw = self.rows.take(positions)
+        views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
+        moved = tuple(_moved(view, ctx) for view in views)
+        if self.targets is None:
+            return UnlabeledBatch(ids, id_keys(ids), moved)
+        y = _moved(self.targets[here], ctx)
+        weight = None if self.weights is None else _moved(self.weights[here], ctx)
+        return LabeledBatch(ids, id_keys(ids), moved, y, weight)
+
+    def _places(self, step: int, ctx: TrainContext) -> Tensor:
+        """Return which of the chosen rows a step sees, int64 ``[rows_per_step]``."""
+        n, size, salt = len(self.chosen), self.rows_per_step, 0
+        if self.stream.source == "pseudo":  # its rows are those of this epoch
+            salt, step = self.epoch_start, step - self.epoch_start
+        if self.stream.sampler == "cyclic":
+            return torch.arange(step * size, (step + 1) * size) % n
+        turn, index = divmod(step, n // size)
+        order = _shuffled(n, ctx.chance("batches", self.stream.name, salt, turn))
+        return order[index * size : (index + 1) * size]
+
+
+@lru_cache(maxsize=8)
+def _shuffled(rows: int, seed: int) -> Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+
+
+def _feed(
+    stream: Stream, learner: Learner, state: TrainState, data: TrainData, ctx: TrainContext
+) -> _Feed | None:
+    """Return the rows of a stream for the epoch that begins; None when it has none."""
+    labeled = {"labeled": data.labeled, "attached": data.attached}.get(stream.source)
+    rows = data.unlabeled if stream.source in FROM_POOL else labeled.rows if labeled is not None else None
+    if rows is None:
+        return None
+    everything = torch.arange(0 if stream.source == "pseudo" else len(rows))
+    chosen = state.tables.get(f"rows.{stream.name}", everything)
+    if not len(chosen):
+        return None
+
+    def column(kind: str, known: Tensor | None) -> Tensor | None:
+        of_rows = None if known is None else known[chosen]
+        return state.tables.get(f"{kind}.{stream.name}", of_rows)
+
+    return _Feed(
+        stream=stream,
+        rows=rows,
+        chosen=chosen,
+        targets=column("targets", labeled.targets if labeled is not None else None),
+        weights=column("weights", labeled.weights if labeled is not None else None),
+        rows_per_step=min(max(1, round(stream.ratio * learner.batch)), len(chosen)),
+        epoch_start=state.step,
+        generator=ctx.generator("views", stream.name, state.epoch),
+    )
+
+
+def _check(learner: Learner, data: TrainData) -> None:
+    for stream in learner.streams():
+        if stream.source in FROM_POOL and data.unlabeled is None:
+            raise NeedsError(
+                f"{type(learner).__name__} trains on unlabeled rows (stream {stream.name!r}), and "
+                "none were given; give the pool's other rows, or use the learner supervised"
+            )
+        for view in stream.views:
+            if view not in VIEWS:
+                raise NeedsError(
+                    f"stream {stream.name!r}: no view {view!r}; {nearest(view, VIEWS)}"
+                )
+
+
+def _plain(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
+    return ctx.task.transform(x, ctx.statistics)
+
+
+def _weak(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
+    return ctx.task.transform(ctx.task.augment(x, generator), ctx.statistics)
+
+
+FROM_POOL = ("unlabeled", "pseudo")
+VIEWS: dict[str, View] = {"raw": lambda x, ctx, generator: x, "plain": _plain, "weak": _weak}
+
+
+def _moved(x: Tensor, ctx: TrainContext) -> Tensor:
+    return x.to(ctx.device, ctx.dtype) if x.is_floating_point() else x.to(ctx.device)
+
+
+# ---- for the hooks of learners -------------------------------------------------------------------
+
+
+def plain_batches(
+    rows: Rows, positions: Tensor, ctx: TrainContext, *, size: int
+) -> Iterator[Tensor]:
+    """Yield rows once, under the eval transform, in batches of nearly equal size.
+
+    Args:
+        rows: where they come from.
+        positions: int64 ``[n]``; the order of the rows.
+        ctx: the member.
+        size: the most rows of a batch.
+    """
+    for part in torch.tensor_split(positions, math.ceil(len(positions) / size)):
+        yield _moved(ctx.task.transform(rows.take(part), ctx.statistics), ctx)
+
+
+def batchnorms(net: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm modules of a network."""
+    return [m for m in net.modules() if isinstance(m, _BatchNorm)]
+
+
+def check_finite(
+    losses: Mapping[str, float], learner: Learner, state: TrainState, ctx: TrainContext
+) -> None:
+    """Raise ScoreError naming the step and the first loss term that is not a finite number."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise ScoreError(
+                f"{type(learner).__name__}: loss {name!r} is {value} at step {state.step} of "
+                f"{ctx.steps}, round {ctx.round}, member {ctx.member}; lower the learning rate, "
+                "and look for extreme values among the labeled rows"
+            )

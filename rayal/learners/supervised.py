@@ -1,0 +1,264 @@
+"""The ordinary learner: the cross-entropy of labeled rows, with the usual regularisers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from rayal.errors import SettingsError, nearest
+from rayal.learners.base import Batches, Learner, Stream, TrainContext, TrainData, TrainState
+from rayal.learners.loop import batchnorms, check_finite, plain_batches
+from rayal.registry import learners
+from rayal.types import id_keys
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+ClassWeights = Literal["none", "balanced"]
+Precision = Literal["fp32", "bf16"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "schedule": get_args(Schedule),
+    "class_weights": get_args(ClassWeights),
+    "precision": get_args(Precision),
+}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # plain training without a regulariser: differences between strategies show as they are
+    "fashion-protocol": {
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 1e-4,
+        "schedule": "constant",
+        "steps": 300,
+        "batch": 64,
+        "augment": False,
+    },
+    # what small labeled sets gain most from
+    "strong": {
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "weight_decay": 1e-2,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "steps": 600,
+        "batch": 64,
+        "augment": True,
+        "label_smoothing": 0.05,
+        "swa": 0.25,
+    },
+}
+
+
+@learners.register("supervised")
+@dataclass(frozen=True)
+class Supervised(Learner):
+    """Train on the labeled rows alone.
+
+    Args:
+        optimizer: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
+        lr: largest learning rate.
+        weight_decay: its strength.
+        momentum: of sgd.
+        schedule: cosine (down to 0 at the last step) | constant.
+        warmup: share of the steps in which the learning rate rises linearly.
+        label_smoothing: mass moved from the label to all classes alike.
+        augment: train on weakly augmented rows.
+        class_weights: balanced weighs a row by n / (classes present x rows of its class).
+        early_stopping: share of the labeled rows, those of the smallest id keys, that is held out;
+            the weights of the epoch with the smallest loss on them answer. At least one row is
+            held out and one is trained on; a single labeled row is trained on for all steps.
+        patience: epochs without improvement before training stops.
+        swa: last share of the steps whose weights are averaged; BatchNorm statistics are then
+            computed anew on the labeled rows.
+        precision: bf16 runs forward passes under autocast.
+
+    Raises:
+        SettingsError: an unknown choice, or early stopping together with averaging.
+    """
+
+    optimizer: OptimizerName = "adam"
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    schedule: Schedule = "cosine"
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    augment: bool = False
+    class_weights: ClassWeights = "none"
+    early_stopping: Annotated[float, Ge(0), Lt(1)] = 0.0
+    patience: Annotated[int, Gt(0)] = 5
+    swa: Annotated[float, Ge(0), Le(1)] = 0.0
+    precision: Precision = "fp32"
+
+    taxonomy: ClassVar[str] = "baseline"
+    source: ClassVar[str] = (
+        "cosine schedule: Loshchilov & Hutter, ICLR 2017, equation 5; label smoothing: Szegedy et "
+        "al., CVPR 2016, section 7; weight averaging: Izmailov et al., UAI 2018, algorithm 1"
+    )
+    departures: ClassVar[str] = "weights are averaged at every step, under the same schedule"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            given = getattr(self, name)
+            if given not in allowed:
+                raise SettingsError(
+                    f"supervised.{name}: {given!r} does not exist; {nearest(str(given), allowed)}"
+                )
+        if self.swa and self.early_stopping:
+            raise SettingsError(
+                f"supervised: swa {self.swa} and early_stopping {self.early_stopping} both decide "
+                "which weights answer; set one of them to 0"
+            )
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Return the labeled rows, augmented or plain."""
+        return (Stream("labeled", "labeled", views=("weak" if self.augment else "plain",)),)
+
+    def begin(self, ctx: TrainContext, data: TrainData) -> TrainState:
+        """Return the network with its optimiser, the rows to train on, and their weights."""
+        networks = self.networks(ctx)
+        optimizer = self._optimizer(networks["task"].parameters())
+        schedule = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
+        state = TrainState(networks, {"task": optimizer}, {"task": schedule})
+        if self.swa:
+            state.averages["swa"] = AveragedModel(networks["task"])
+        train, held = self._split(data)
+        if len(held):
+            state.averages["best"] = deepcopy(networks["task"])
+            state.tables |= {"rows.labeled": train, "held": held}
+            state.scalars |= {"best": math.inf, "waited": 0.0}
+        if self.class_weights == "balanced":
+            weights = data.labeled.weights
+            balanced = balanced_weights(data.labeled.targets[train])
+            given = 1.0 if weights is None else weights[train]
+            state.tables["weights.labeled"] = balanced * given
+        return state
+
+    def step(self, state: TrainState, batches: Batches, ctx: TrainContext) -> dict[str, float]:
+        """Descend the mean loss of the batch, each row times its weight."""
+        batch = batches["labeled"]
+        losses = self._losses(state.networks["task"], batch.x, batch.y, self.label_smoothing)
+        loss = (losses if batch.weight is None else losses * batch.weight).mean()
+        state.descend("task", loss)
+        if self.swa and state.step >= ctx.steps - math.ceil(self.swa * ctx.steps):
+            self._average(state).update_parameters(state.networks["task"])
+        return {"loss": loss.item()}
+
+    def on_epoch_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
+        """Keep the weights of the best epoch, and stop when it lies ``patience`` epochs back."""
+        held = state.tables.get("held")
+        if held is None:
+            return
+        loss = self._held_out_loss(state.networks["task"], held, ctx, data)
+        check_finite({"held-out loss": loss}, self, state, ctx)
+        if loss < state.scalars["best"]:
+            state.averages["best"].load_state_dict(state.networks["task"].state_dict())
+            state.scalars |= {"best": loss, "waited": 0.0}
+        else:
+            state.scalars["waited"] += 1
+        state.stopped = state.scalars["waited"] >= self.patience
+
+    def on_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
+        """Compute the BatchNorm statistics of averaged weights."""
+        if self.swa:
+            rows = data.labeled.rows
+            everything = plain_batches(rows, torch.arange(len(rows)), ctx, size=self.batch)
+            refresh_batchnorm(self._average(state), everything)
+
+    def predictor(self, state: TrainState) -> nn.ModuleDict:
+        """Return the averaged weights, those of the best epoch, or the last ones."""
+        if self.swa:
+            return nn.ModuleDict({"task": self._average(state).module})
+        task = state.averages["best"] if "best" in state.averages else state.networks["task"]
+        return nn.ModuleDict({"task": task})
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the share of ``lr`` that holds at a step."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        if self.optimizer == "sgd":
+            return SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = Adam if self.optimizer == "adam" else AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+
+    def _average(self, state: TrainState) -> AveragedModel:
+        average = state.averages["swa"]
+        assert isinstance(average, AveragedModel)
+        return average
+
+    def _split(self, data: TrainData) -> tuple[Tensor, Tensor]:
+        """Return the positions to train on and those held out, each in row order."""
+        n = len(data.labeled)
+        wanted = max(1, round(self.early_stopping * n)) if self.early_stopping else 0
+        order = torch.from_numpy(id_keys(data.labeled.rows.ids).argsort())
+        held = min(wanted, n - 1)
+        return order[held:].sort().values, order[:held].sort().values
+
+    def _losses(self, net: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return the loss of each row, ``[B]``, in at least float32."""
+        bf16 = self.precision == "bf16"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = net(x)  # [B, C]
+        logits = logits.float() if bf16 else logits
+        return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+
+    def _held_out_loss(
+        self, net: nn.Module, held: Tensor, ctx: TrainContext, data: TrainData
+    ) -> float:
+        net.eval()
+        total, done = 0.0, 0
+        with torch.inference_mode():
+            for x in plain_batches(data.labeled.rows, held, ctx, size=self.batch):
+                y = data.labeled.targets[held[done : done + len(x)]].to(ctx.device)
+                total += self._losses(net, x, y).sum().item()
+                done += len(x)
+        return total / done
+
+
+def balanced_weights(targets: Tensor) -> Tensor:
+    """Return n / (classes present x rows of the own class) per row: float32 ``[n]``, mean 1."""
+    _, own, counts = torch.unique(targets, return_inverse=True, return_counts=True)
+    weights: Tensor = len(targets) / (len(counts) * counts[own])
+    return weights.float()
+
+
+@torch.no_grad()
+def refresh_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of BatchNorm to the mean over the batches of one pass.
+
+    Other modules stay in eval mode: statistics belong to the network as it answers, without
+    dropout. A batch of one row is passed over, since it has no variance.
+    """
+    norms = batchnorms(net)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    batches = [x for x in batches if len(x) > 1]
+    for norm in norms if batches else ():
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches, each with the same weight
+        norm.train()
+    for x in batches:
+        net(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.eval()

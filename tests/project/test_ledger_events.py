@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sqlalchemy import create_engine
+
+from rayal.errors import LedgerError
+from rayal.project import ColumnsPart, Event, LabelEntry, Lease, Ledger, Pick, PoolPart
+from rayal.project import ledger as ledger_module
+from rayal.project.replay import rebuild, replay
+from rayal.project.schema import metadata
+
+ANNOTATORS = ("ann", "bob", "cat")
+ITEMS = ("a", "b", "c", "n")  # n is never offered
+NEED = 2
+
+
+def dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Read every table as the file holds it, with the storage type of every value."""
+    connection = sqlite3.connect(path)
+    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master") if row[0]]
+    tables = [n for n in names if n in metadata.tables or n == "sqlite_sequence"]
+    found = {}
+    for table in tables:
+        columns = [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')]
+        listed = ", ".join(f'"{c}", typeof("{c}")' for c in columns)
+        found[table] = sorted(connection.execute(f'SELECT {listed} FROM "{table}"'), key=repr)
+    connection.close()
+    return found
+
+
+def replayed(ledger: Ledger, path: Path) -> dict[str, list[tuple[object, ...]]]:
+    path.unlink(missing_ok=True)
+    engine = create_engine(f"sqlite:///{path}")
+    replay(ledger.events(), engine)
+    engine.dispose()
+    return dump(path)
+
+
+def make_busy(ledger: Ledger) -> None:
+    """Write every table, by every operation."""
+    for number in (1, 2):
+        part = PoolPart(f"part{number}", f"pools/{number}", "pool", 3, 2**64 - number, 10)
+        ledger.commit_snapshot("digits", [part], {"classes": ["ä", "b"], "ratio": 1.0})
+    for project in ("p", "q"):
+        ledger.create_project(project, "digits", {"labels_per_item": NEED, "lr": 1e-3})
+        ledger.begin_round(project, 0, snapshot=2, labels_seq=0, seeds={"model": 1})
+        for epoch in (1, 2):
+            ledger.commit_checkpoint(
+                project,
+                0,
+                model=project,
+                member=0,
+                epoch=epoch,
+                file=f"{project}{epoch}",
+                final=False,
+            )
+        ledger.commit_columns(project, 0, ColumnsPart(project, "part1", f"c{project}", 3, 2**63))
+        ledger.finish_stage(project, 0, "train", {"loss": 0.1}, seconds=1 / 3)
+        ledger.label(project, "import", [LabelEntry("b", "early")])
+        picks = [Pick(i, 2**63 + n, n, 1 / (n + 3), None) for n, i in enumerate("abc")]
+        others = [Pick("z", 1, 0, None, 1e-300)]
+        ledger.commit_selection(
+            project, 0, picks, others, {"seed": 2**70}, stage="select", output={}, seconds=2
+        )
+        ledger.lease(project, "ann", 2, ttl=10, now=100)
+        (mine,) = ledger.lease(project, "bob", 1, ttl=10, now=105)
+        ledger.extend(project, mine.lease, 5, now=130)
+        ledger.label(project, "bob", [LabelEntry("a", 1.0, mine.lease)], now=131)
+        ledger.label(project, "bob", [LabelEntry("a", 1, mine.lease)], now=132)
+        ledger.give_back(project, ledger.lease(project, "cat", 1)[0].lease)
+    ledger.commit_checkpoint("p", 0, model="p", member=0, epoch=2, file="final", final=True)
+    ledger.forget_files(["p1", "cq"])
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path) as opened:
+        yield opened
+
+
+def test_every_table_of_a_busy_ledger_is_rebuilt_bit_for_bit(ledger: Ledger) -> None:
+    make_busy(ledger)
+    original = dump(ledger.root / "ledger.sqlite")
+    assert set(original) == {*metadata.tables, "sqlite_sequence"}
+    assert all(original.values())  # no table is empty
+    assert replayed(ledger, ledger.root / "copy.sqlite") == original
+
+
+def test_rebuild_returns_the_rows_as_values(ledger: Ledger) -> None:
+    make_busy(ledger)
+    tables = rebuild(ledger.events())
+    assert set(tables) == set(metadata.tables) - {"meta", "events"}
+    assert [row["key_sum"] for row in tables["parts"]] == [2**64 - 1, 2**64 - 2]
+    assert [row["file"] for row in tables["checkpoints"]] == ["final", "q1", "q2"]
+
+
+def test_a_rebuilt_ledger_goes_on(ledger: Ledger, tmp_path: Path) -> None:
+    make_busy(ledger)
+    new = tmp_path / "new"
+    new.mkdir()
+    replayed(ledger, new / "ledger.sqlite")
+    with Ledger(new, create=False) as copy:
+        assert copy.labels("p") == ledger.labels("p")
+        copy.create_project("r", "digits", {})
+        assert len(list(copy.events())) == len(list(ledger.events())) + 1
+
+
+def test_replay_wants_an_empty_database(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="replay into an empty database"):
+        replay(ledger.events(), ledger.engine)
+
+
+def test_missing_events_are_noticed(ledger: Ledger) -> None:
+    make_busy(ledger)
+    events = list(ledger.events())
+    with pytest.raises(LedgerError, match="does not follow from the events before it"):
+        rebuild([events[0], events[0]])
+    with pytest.raises(LedgerError, match="does not follow from the events before it"):
+        rebuild(events[-1:])
+
+
+def test_events_are_read_in_pages_by_project(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_busy(ledger)
+    everything = list(ledger.events())
+    monkeypatch.setattr(ledger_module, "_PAGE", 3)
+    assert list(ledger.events()) == everything
+    assert list(ledger.events(since=5)) == everything[5:]
+    assert list(ledger.events(project="p")) == [e for e in everything if e.project == "p"]
+    assert list(ledger.events(since=len(everything))) == []
+    assert {e.kind for e in everything if e.project is None} == {"snapshot", "forget"}
+
+
+def test_a_failed_write_leaves_neither_rows_nor_event(ledger: Ledger) -> None:
+    make_busy(ledger)
+    before = dump(ledger.root / "ledger.sqlite")
+    with pytest.raises(LedgerError):
+        ledger.label("p", "dan", [LabelEntry("a", 1), LabelEntry("b", 1, "no such lease")])
+    assert dump(ledger.root / "ledger.sqlite") == before
+
+
+class Annotation(RuleBasedStateMachine):
+    """Several annotators at work, under a clock that jumps, in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = Path(self.folder.name)
+        self.ledger = Ledger(self.root)
+        self.now = 1000.0
+        self.leases: list[Lease] = []
+        self.events: list[Event] = []
+        self.said: dict[tuple[str, str], int] = {}
+        self.ledger.create_project("p", "digits", {"labels_per_item": NEED})
+        picks = [Pick(item, n, n, None, None) for n, item in enumerate(ITEMS[:3])]
+        self.ledger.commit_selection("p", -1, picks, [], {}, stage=None, output={}, seconds=0)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+    @rule(seconds=st.sampled_from([-15, 1, 9, 11, 25]))
+    def clock_jumps(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(annotator=st.sampled_from(ANNOTATORS), count=st.integers(1, 3))
+    def lease(self, annotator: str, count: int) -> None:
+        got = self.ledger.lease("p", annotator, count, ttl=10, now=self.now)
+        labeled = {item for who, item in self.said if who == annotator}
+        assert len({x.item for x in got}) == len(got) <= count
+        assert not labeled & {x.item for x in got}
+        assert all(x.expires > self.now and x.annotator == annotator for x in got)
+        self.leases += [x for x in got if x.lease not in {known.lease for known in self.leases}]
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def extend(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases)).lease
+        try:
+            assert self.ledger.extend("p", lease, 10, now=self.now).expires >= self.now + 10
+        except LedgerError as error:
+            assert "ask for other work" in str(error)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        self.ledger.give_back("p", data.draw(st.sampled_from(self.leases)).lease, now=self.now)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), value=st.integers(0, 1))
+    def label(self, data: st.DataObject, value: int) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        self._say(lease.annotator, LabelEntry(lease.item, value, lease.lease))
+
+    @rule(who=st.sampled_from(ANNOTATORS), item=st.sampled_from(ITEMS), value=st.integers(0, 1))
+    def label_without_lease(self, who: str, item: str, value: int) -> None:
+        self._say(who, LabelEntry(item, value))
+
+    def _say(self, annotator: str, entry: LabelEntry) -> None:
+        before = self.said.get((annotator, entry.item))
+        (result,) = self.ledger.label("p", annotator, [entry], now=self.now)
+        if before is None:
+            assert result.status in ("accepted", "surplus")
+        else:
+            assert result.status == ("duplicate" if before == entry.value else "updated")
+        self.said[annotator, entry.item] = entry.value
+
+    @invariant()
+    def slots_hold_and_nothing_is_lost(self) -> None:
+        history = self.ledger.labels("p")
+        current = [row for row in history if row.superseded_by is None]
+        held = self._rows("leases")["leases"]
+        assert {row["lease"] for row in held} == {lease.lease for lease in self.leases}
+        for item in ITEMS:
+            active = [r["annotator"] for r in held if (r["item"], r["state"]) == (item, "active")]
+            labeled = {row.annotator for row in current if row.item == item}
+            slots = [row.slot for row in current if row.item == item and row.slot is not None]
+            assert len(active) + len(slots) <= NEED
+            assert len({*active}) == len(active)
+            assert not labeled & {*active}
+            assert sorted(slots) == list(range(1, len(slots) + 1))
+        assert [row.seq for row in history] == list(range(1, len(history) + 1))
+        assert {(row.annotator, row.item): row.value for row in current} == self.said
+        labeled = {item for _, item in self.said}
+        assert set(self.ledger.resolved("p")) == labeled
+        assert set(self.ledger.states("p", now=self.now)) == {*ITEMS[:3]} | labeled
+
+    @invariant()
+    def the_events_tell_all(self) -> None:
+        self.events += self.ledger.events(since=len(self.events))
+        told = rebuild(self.events)
+        for name, found in self._rows(*told).items():
+            assert sorted(map(_text, told[name])) == sorted(map(_text, found))
+
+    def _rows(self, *tables: str) -> dict[str, list[dict[str, Any]]]:
+        with self.ledger.engine.connect() as conn:
+            found = {t: conn.execute(metadata.tables[t].select()).mappings() for t in tables}
+            return {table: [dict(row) for row in rows] for table, rows in found.items()}
+
+
+def _text(row: dict[str, Any]) -> str:
+    return repr(sorted(row.items()))
+
+
+Annotation.TestCase.settings = settings(
+    max_examples=12,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+TestAnnotation = Annotation.TestCase

@@ -1,0 +1,96 @@
+"""Who may import whom, and what must stay light; read from the source, not from memory."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "rayal"
+LAYERS = [
+    {"types", "errors", "labels", "yamlfile", "parameters", "config", "registry", "failpoints"},
+    {"acquisition", "selection", "models", "tasks"},
+    {"learners", "signals"},
+    {"strategies", "project"},
+    {"engine"},
+    {"evaluation"},
+    {"cli", "commands", "console", "service", "testing", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+RAY = {"engine", "evaluation/sweep", "service/deployment"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def imported(path: Path, *, everywhere: bool = True) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else iter(_at_import(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = f"{node.module}" == "rayal"
+            names |= {f"rayal.{a.name}" for a in node.names} if whole else {node.module}
+    return names
+
+
+def _at_import(tree: ast.Module) -> list[ast.stmt]:
+    """Return the statements that run when the module is imported."""
+    return [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_downwards(path: Path) -> None:
+    here = module(path).split("/")[0]
+    if here == "__init__":
+        return
+    level = LEVEL[here]
+    for name in imported(path):
+        if name.startswith("rayal."):
+            there = name.split(".")[1]
+            assert there in LEVEL, f"{module(path)} imports {name}, which has no layer"
+            assert LEVEL[there] <= level, f"{module(path)} imports {name} from a layer above"
+            assert {here, there} != {"strategies", "project"}, f"{module(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_ray_is_an_adapter(path: Path) -> None:
+    if any(n.split(".")[0] == "ray" for n in imported(path)):
+        assert any(module(path).startswith(place) for place in RAY)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_the_ledger_and_the_pool_need_no_torch(path: Path) -> None:
+    if module(path).startswith("project") or module(path) == "engine/pool":
+        light = {n.split(".")[0] for n in imported(path, everywhere=False)}
+        assert not light & {"torch", "ray", "torchvision"}
+
+
+def test_hidden_labels_are_read_by_the_oracle_alone() -> None:
+    readers = [module(p) for p in FILES if "labels_file(" in p.read_text()]
+    assert set(readers) <= {"engine/pool", "evaluation/oracle"}
+
+
+def test_importing_rayal_is_light() -> None:
+    code = (
+        "import time, sys; t = time.perf_counter(); import rayal; "
+        "s = time.perf_counter() - t; "
+        "print(s, [m for m in ('torch', 'ray', 'sqlalchemy', 'pyarrow') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, loaded = out.stdout.split(maxsplit=1)
+    assert loaded.strip() == "[]"
+    assert float(seconds) < 0.3
+
+
+def test_sizes() -> None:
+    for path in FILES:
+        lines = path.read_text().count("\n")
+        assert lines <= 300, f"{module(path)} has {lines} lines"
