@@ -158,6 +158,17 @@ def strategy_table() -> Table:
     return table
 
 
+def strategy_markdown() -> str:
+    """Return the table of strategies that stands in the README."""
+    lines = ["| strategy | labels first | source | taxonomy |", "|---|---|---|---|"]
+    for group in TAXONOMY:
+        for name in (n for n in strategies if strategies[n].taxonomy == group):
+            row = strategy_json(name)
+            what = row["summary"].removeprefix("Label ").rstrip(".")
+            lines.append(f"| `{name}` | {what} | {row['source']} | {group} |")
+    return "\n".join(lines)
+
+
 def entry_table(kind: str, entries: dict[str, Any]) -> Table:
     """Return learners or networks with their parameters."""
     table = Table(kind, "what", "parameters", title=f"{kind}s")

@@ -24,7 +24,7 @@ FULL = """
 pool: {source: data/train, subset: 500, id: name, labels: truth.csv, features: [a, b],
        test: data/test, test_share: 0.2, duplicates: first, missing: quarantine}
 task: {kind: table, classes: [cat, dog], size: [8, 9], channels: 3, flip: true}
-model: {network: mlp, params: {widths: [32, 16]}, members: 3, threads_per_model: 2, dtype: float64}
+model: {network: mlp, params: {widths: [32, 16]}, members: 3, threads_per_model: 2}
 learner: {name: supervised, preset: strong, lr: 1e-3, schedule: constant, steps: 300}
 strategies: [margin, {name: bald, passes: 20}, {name: bald, label: bald-50, passes: 50}]
 initial: {strategy: random, count: 20, balanced: true}
@@ -34,7 +34,7 @@ seeds: [4, {pool: 1, model: 2, query: 3}]
 oracle: {name: hidden, noise: 0.1, cost: 2}
 executor: local
 storage: "1e3"
-scan: {batch: 256, precision: bf16, channels_last: false}
+scan: {batch: 256, precision: bf16}
 keep: picks
 shards: 4
 """
@@ -121,7 +121,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest(
 
 
 def test_unknown_key_lists_all_of_its_level() -> None:
-    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, channels_last, precision")
+    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, precision")
     assert "seeds.0.modell: unknown key" in refusal(BASE, "seeds=[{modell: 3}]")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.rows import Role, Rows, Source, StrPath, Texts, Kind, label_texts
+from rayal.engine.rows import Kind, Role, Rows, Source, StrPath, Texts, label_texts
 from rayal.engine.tables import Missing, feature_rows
 from rayal.errors import PoolError
 from rayal.types import TILE_ROWS
@@ -148,8 +148,7 @@ def _idx_labels(path: Path, count: int) -> tuple[Texts, Kind | None]:
 def _open(path: Path) -> IO[bytes]:
     if not path.is_file():
         raise PoolError(f"{path} does not exist; give an IDX file, plain or gzipped (.gz)")
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    return cast(IO[bytes], opened)
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _header(file: IO[bytes], path: Path, ranks: tuple[int, ...]) -> list[int]:

@@ -241,6 +241,8 @@ class Project(Stages):
     def _train(self, round: int) -> Committee:
         """Return the round's committee: trained now, or loaded where it is committed."""
         begun = self.ledger.rounds(self.name)[round]
+        if begun.snapshot != self.pool.snapshot:  # the pool has grown since this round began
+            self.pool = Pool.open(self.root, self.pool.name, begun.snapshot)
         labels = self.ledger.resolved(self.name, begun.labels_seq)
         training = Training.of(self, labels, round)
         self._stage_once(round, "prepare", {"labels": len(training.ids)})

@@ -104,7 +104,7 @@ class Index:
 
     def content_hash(self, row: int) -> str:
         """Return the hash of one row's payload as hex."""
-        return self.digests[row].tobytes().hex()
+        return bytes(self.digests[row]).hex()
 
     def words(self) -> npt.NDArray[np.uint64]:
         """Return the digests as uint64 ``[N, 2]``, for sorting and comparing."""
@@ -154,6 +154,9 @@ def _index(rows: Rows, role: int, spill: Spill) -> Index:
     count = len(rows.ids)
     if "" in rows.ids:
         raise PoolError(f"an id is empty, beside {list(rows.ids[:3])}; every row needs an id")
+    large = [i for i, p in zip(rows.ids, rows.payloads, strict=True) if len(p) >= 1 << 31]
+    if large:
+        raise PoolError(f"item {large[0]!r} has 2 GiB or more; cut it into smaller items")
     digests = b"".join(hashlib.blake2b(p, digest_size=16).digest() for p in rows.payloads)
     labels = [None] * count if rows.labels is None else rows.labels
     return Index(

@@ -18,8 +18,9 @@ import torch
 from rayal.engine.local import map_parts, start_shards
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan, ScannedPart, run_signals
-from rayal.engine.shards import rows_by_key
+from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.trainset import test_keys
 from rayal.errors import NeedsError, StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -30,7 +31,7 @@ from rayal.selection.objective import Chosen, Objective, Proposal, choose
 from rayal.signals import LogProbs
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
-from rayal.types import Keys, id_keys, key_sum
+from rayal.types import Keys, id_keys
 
 Report = Callable[[str, int, int], None]
 Truth = Callable[[Sequence[str]], Sequence[Label]]
@@ -67,13 +68,13 @@ class Stages:
         known = truth or self._ledger_truth()
         parts = self.pool.parts_of("test")
         done, total = 0, sum(part.rows for part in parts)
-        for part in parts if known is not None else ():
+        for part in parts:
+            if known is None:
+                break
             table = self.pool.read(part)
             ids = table.column("id").to_pylist()
             keys = table.column("key").to_numpy()
-            made = run_signals(
-                committee, (LogProbs(),), table, keys=keys, options=self.spec.scan
-            )
+            made = run_signals(committee, (LogProbs(),), table, keys=keys, options=self.spec.scan)
             log_probs.append(made["log_probs"])
             targets.append(self.task.targets(list(known(ids))))
             done += len(ids)
@@ -161,9 +162,7 @@ class Stages:
         paths = [self.root / part.file for part in self.pool.parts_of("pool")]
         result, n = self._greedy(INITIAL, strategy, paths, initial.count, {})
         picks, others = self._named(result, initial.count / n)
-        self._commit_selection(
-            INITIAL, picks, others, {**provenance, "candidates": n}, started
-        )
+        self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
 
     def _select(self, round: int, scan: Scan, paths: Sequence[Path]) -> None:
         """Choose the round's batch and offer it."""
@@ -201,7 +200,7 @@ class Stages:
     ) -> tuple[Chosen, int]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
         rows = sum(part.rows for part in self.pool.parts_of("pool"))
-        n = rows - len(excluded) + self._test_items(excluded)
+        n = rows - int((~np.isin(excluded, test_keys(self.pool))).sum())
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
         objective: Objective = strategy.objective(ctx)
@@ -217,20 +216,11 @@ class Stages:
         )
         return result, n
 
-    def _test_items(self, excluded: Keys) -> int:
-        """Return how many of the excluded items are test items, which are no candidates anyway."""
-        parts = self.pool.parts_of("test")
-        return sum(
-            int(np.isin(self.pool.read(p).column("key").to_numpy(), excluded).sum()) for p in parts
-        )
-
-    def _named(
-        self, chosen: Chosen, probability: float | None
-    ) -> tuple[list[Pick], list[Pick]]:
+    def _named(self, chosen: Chosen, probability: float | None) -> tuple[list[Pick], list[Pick]]:
         """Return picks and runners-up with ids, ranks from 1, and scores where they are finite."""
 
         def rows(keys: Keys, scores: Sequence[float], first: int) -> list[Pick]:
-            ids = self.pool.ids_of(keys)
+            ids = ids_of(self.pool, keys)
             return [
                 Pick(i, int(k), first + r, s if math.isfinite(s) else None, probability)
                 for r, (i, k, s) in enumerate(zip(ids, keys, scores, strict=True))
@@ -276,7 +266,7 @@ def _spread(results: Sequence[ScannedPart]) -> dict[str, Any]:
     if low is None or high is None:
         return {}
     spread = {"score_low": low, "score_high": high}
-    finite = {n: v for n, v in spread.items() if math.isfinite(v)}
+    finite: dict[str, Any] = {n: v for n, v in spread.items() if math.isfinite(v)}
     if low == high:
         finite["warning"] = "all scores are equal: the choice among them is by item key alone"
     return finite

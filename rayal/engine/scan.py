@@ -141,9 +141,7 @@ class Scan:
             low, high = lead.min().item(), lead.max().item()
         return ScannedPart(part.part, file, len(keys), key_sum(keys), low, high)
 
-    def columns_of(
-        self, part: Part, report: Callable[[int], None] | None = None
-    ) -> dict[str, Any]:
+    def columns_of(self, part: Part, report: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Return the part's keys, signals and score, without writing them."""
         table = self.pool.read(part)
         ids = table.column("id").to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,53 @@ from rayal.types import Keys
 
 Content = tuple[str, str]  # role and content hash
 Groups = dict[Content, set[str]]  # ids of equal content
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What an ingest leaves in the pool.
+
+    Args:
+        kept: rows in id-key order that the pool holds afterwards.
+        new: which of them it does not hold yet, bool ``[N]``.
+        groups: ids of equal content and role.
+    """
+
+    kept: Index
+    new: npt.NDArray[np.bool_]
+    groups: Groups
+
+
+def settle(
+    index: Index,
+    root: Path,
+    parts: Sequence[PoolPart],
+    *,
+    drop: bool,
+    subset: tuple[int, int] | None,
+) -> Settled:
+    """Decide which rows the pool will hold.
+
+    Args:
+        index: rows in id-key order, each id once.
+        root: the storage root.
+        parts: what the pool holds.
+        drop: whether only the first of equal contents is kept.
+        subset: (count, seed) of the rows that are kept; None for all.
+    """
+    groups = equal_contents(index)
+    if drop:
+        index = without(index, {item for ids in groups.values() for item in ids - {min(ids)}})
+    if subset is not None:
+        index = subset_of(index, *subset)
+    known = known_rows(index, root, parts)
+    twins, ids = known_contents(index.take(~known), root, parts)
+    for content, held in twins.items():
+        groups[content] = groups.get(content, set()) | held
+    if drop and ids:
+        index = without(index, ids)
+        known = known_rows(index, root, parts)
+    return Settled(index, ~known, groups)
 
 
 def distinct(index: Index) -> Index:
@@ -57,11 +105,6 @@ def without(index: Index, ids: set[str]) -> Index:
     return index.take(~np.asarray(pc.is_in(index.ids, pa.array(sorted(ids), pa.large_string()))))
 
 
-def surplus(groups: Groups) -> set[str]:
-    """Return all ids but the smallest of each group."""
-    return {item for group in groups.values() for item in group - {min(group)}}
-
-
 def subset_of(index: Index, count: int, seed: int) -> Index:
     """Return the ``count`` pool rows with the smallest hash under the seed, and all test rows."""
     pool = np.flatnonzero(index.roles == ROLES.index("pool"))
@@ -81,42 +124,41 @@ def known_rows(index: Index, root: Path, parts: Sequence[PoolPart]) -> npt.NDArr
     for part in parts:
         table = read_mapped(root / part.file)
         keys: Keys = table.column("key").to_numpy()
-        at = np.minimum(np.searchsorted(keys, index.keys), len(keys) - 1)
-        rows = np.flatnonzero(keys[at] == index.keys)
-        there = table.select(["id", "content_hash"]).take(pa.array(at[rows])).to_pylist()
-        for row, old in zip(rows.tolist(), there, strict=True):
+        at = np.minimum(np.searchsorted(index.keys, keys), len(index) - 1)
+        shared = np.flatnonzero(index.keys[at] == keys)
+        there = table.select(["id", "content_hash"]).take(pa.array(shared)).to_pylist()
+        for row, old in zip(at[shared].tolist(), there, strict=True):
             _refuse_changed(index, row, {**old, "role": part.role})
-        known[rows] = True
+        known[at[shared]] = True
     return known
 
 
-def known_contents(index: Index, root: Path, parts: Sequence[PoolPart]) -> Groups:
-    """Return the ids of items of the parts whose content and role a row has."""
-    mine = {_content(index, row) for row in range(len(index))}
-    groups: Groups = {}
-    for role in ROLES:
-        wanted = pa.array(sorted(h for r, h in mine if r == role), pa.string())
-        for item, content in _holders(root, [p for p in parts if p.role == role], wanted):
-            groups.setdefault((role, content), set()).add(item)
-    return groups
+def known_contents(index: Index, root: Path, parts: Sequence[PoolPart]) -> tuple[Groups, set[str]]:
+    """Return the contents that rows share with items of the parts, and the ids of those rows."""
+    mine = np.unique(index.words()[:, 0])
+    held: Groups = {}
+    for part in parts if len(mine) else ():
+        for item, digest in _holders(root / part.file, mine):
+            held.setdefault((part.role, digest), set()).add(item)
+    firsts = np.array([_words(digest)[0] for _, digest in held], np.uint64)
+    twins: Groups = {}
+    for row in np.flatnonzero(np.isin(index.words()[:, 0], firsts)).tolist():
+        content = _content(index, row)
+        if content in held:
+            twins.setdefault(content, set()).add(index.ids[row].as_py())
+    return {c: held[c] | ids for c, ids in twins.items()}, set().union(*twins.values())
 
 
-def holders_of(index: Index, groups: Groups) -> Iterator[tuple[str, Content]]:
-    """Yield id and content of every row whose content is in the groups."""
-    if groups:
-        for row, item in enumerate(index.ids.to_pylist()):
-            content = _content(index, row)
-            if content in groups:
-                yield item, content
+def _holders(file: Path, wanted: Keys) -> Iterator[tuple[str, str]]:
+    """Yield id and content hash of the rows whose hash begins with one of the wanted words."""
+    table = read_mapped(file).select(["id", "content_hash"])
+    words = _words("".join(table.column("content_hash").to_pylist()))[::2]
+    found = table.take(pa.array(np.flatnonzero(np.isin(words, wanted))))
+    yield from zip(*(c.to_pylist() for c in found.columns), strict=True)
 
 
-def _holders(
-    root: Path, parts: Sequence[PoolPart], wanted: pa.Array
-) -> Iterator[tuple[str, str]]:
-    for part in parts if len(wanted) else ():
-        table = read_mapped(root / part.file).select(["id", "content_hash"])
-        found = table.filter(pc.is_in(table.column("content_hash"), wanted))
-        yield from zip(*(c.to_pylist() for c in found.columns), strict=True)
+def _words(digests: str) -> Keys:
+    return np.frombuffer(bytes.fromhex(digests), np.uint64)
 
 
 def _content(index: Index, row: int) -> Content:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rayal.engine.pool import Pool
 from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
 from rayal.selection.objective import Tile, cut_tiles
@@ -65,6 +66,17 @@ def rows_by_key(
     return {n: torch.cat(v).numpy()[order] for n, v in values.items()} if found else {}
 
 
+def ids_of(pool: Pool, keys: Keys) -> list[str]:
+    """Return the ids of pool items by their keys, in the order of the keys."""
+    found: dict[int, str] = {}
+    for part in pool.parts_of("pool"):
+        table = pool.read(part)
+        rows = np.flatnonzero(np.isin(table.column("key").to_numpy(), keys))
+        taken = table.select(["key", "id"]).take(pa.array(rows))
+        found |= zip(taken["key"].to_pylist(), taken["id"].to_pylist(), strict=True)
+    return [found[int(key)] for key in keys]
+
+
 def column_tensor(array: pa.Array) -> Tensor:
     """Return a (nested) fixed-size list column as a tensor over the mapped memory."""
     shape = [len(array)]
@@ -83,5 +95,3 @@ def column_array(tensor: Tensor) -> pa.Array:
     for size in reversed(tensor.shape[1:]):
         array = pa.FixedSizeListArray.from_arrays(array, size)
     return array
-
-

@@ -65,7 +65,9 @@ class TableColumns:
                 raise PoolError(f"{where} has no column {name!r}; {nearest(name, names)}")
         features = self.features or tuple(n for n in names if n not in (self.id, self.label))
         wrong = [n for n in features if not _numeric(schema.field(n).type)]
-        if wrong or not features:
+        if not features:
+            raise PoolError(f"{where} has no numeric column left for the features, only {names}")
+        if wrong:
             raise PoolError(
                 f"{where}: columns {wrong} are not numeric; list the columns to use: "
                 f"features=[…] among {[n for n in names if n not in wrong]}"
@@ -76,17 +78,17 @@ class TableColumns:
 def parquet_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
     """Return the rows of a Parquet file, or of all ``*.parquet`` under a folder."""
     files = list(files_of(path, (".parquet",), "a Parquet source"))
-    with_schema = [(n, f, _parquet(f).schema_arrow) for n, f in files]
+    with_schema = [(n, f, open_parquet(f).schema_arrow) for n, f in files]
     columns = columns.fitted(with_schema[0][2], str(files[0][1]))
     for _, file, schema in with_schema[1:]:
         columns.fitted(schema, str(file))
 
     def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
         for name, file in files:
-            for batch in _parquet(file).iter_batches(TILE_ROWS, columns=columns.used()):
+            for batch in open_parquet(file).iter_batches(TILE_ROWS, columns=columns.used()):
                 yield name, batch
 
-    return _source(batches, columns, role, sum(_parquet(f).metadata.num_rows for _, f in files))
+    return _source(batches, columns, role, sum(open_parquet(f).metadata.num_rows for _, f in files))
 
 
 def csv_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
@@ -235,7 +237,8 @@ def _numeric(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file, or raise PoolError."""
     try:
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
@@ -268,14 +271,14 @@ def _inferred(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
     return pa.schema([(n, _array([r.get(n) for r in rows], n, path).type) for n in names])
 
 
-def _object_batch(
-    rows: list[dict[str, Any]], columns: TableColumns, path: Path
-) -> pa.RecordBatch:
+def _object_batch(rows: list[dict[str, Any]], columns: TableColumns, path: Path) -> pa.RecordBatch:
     names = columns.used()
     arrays = [_array([r.get(n) for r in rows], n, path) for n in names]
     for name, array in zip(names, arrays, strict=True):
         if name in (columns.features or ()) and not _numeric(array.type):
-            raise PoolError(f"{path}: column {name!r} is {array.type} in part; features are numbers")
+            raise PoolError(
+                f"{path}: column {name!r} is {array.type} in part; features are numbers"
+            )
     return pa.RecordBatch.from_arrays(arrays, names)
 
 

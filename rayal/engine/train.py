@@ -7,24 +7,20 @@ under a hash is never trained again.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.storage import TEMPORARY, sync_folder
+from rayal.engine.checkpoints import FolderStore
 from rayal.errors import SettingsError, StorageError
-from rayal.failpoints import failpoint
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, read_checkpoint
-from rayal.learners.loop import Progress, fit
+from rayal.learners.loop import Progress, fit, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee
 from rayal.types import FORMAT_VERSION, Columns, digest
@@ -33,6 +29,16 @@ if TYPE_CHECKING:
     from rayal.labels import Label
     from rayal.models.base import TaskNet
     from rayal.tasks.base import Task
+
+__all__ = [
+    "NetworkSpec",
+    "model_hash",
+    "train_committee",
+    "train_member",
+    "load_committee",
+    "torch_threads",
+    "FolderStore",
+]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -112,3 +118,187 @@ def model_hash(
             "unlabeled": unlabeled,
         }
     )
+
+
+def train_committee(
+    *,
+    learner: Learner,
+    network: NetworkSpec,
+    task: Task,
+    data: TrainData,
+    seed: int,
+    round: int,
+    members: int,
+    hash: str,
+    store: Callable[[int], CheckpointStore],
+    threads_per_model: int = 1,
+    device: str = "cpu",
+    columns: Columns | None = None,
+    scan: ScanRows | None = None,
+    progress: Progress | None = None,
+) -> Committee:
+    """Train what is not committed yet of a committee, and return it.
+
+    Members differ in weights, batch order and augmentation: all are drawn from (seed, round,
+    member).
+
+    Args:
+        learner: how a member is trained.
+        network: what is trained.
+        task: what a row is.
+        data: labeled rows in id order, and what else the learner wants.
+        seed: the model seed.
+        round: the round.
+        members: committee size.
+        hash: ``model_hash`` of all this.
+        store: member -> its checkpoints.
+        threads_per_model: torch threads while training.
+        device: where it trains.
+        columns: what the learner ``reads`` of the previous round's scan.
+        scan: the learner's way to ask signals of unlabeled rows while training.
+        progress: called with ("train", steps done, steps of all members).
+    """
+    stores = [store(member) for member in range(members)]
+    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
+    waiting = [member for member in range(members) if not _final(stores[member])]
+    if waiting:
+        everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
+        ctx = replace(ctx, statistics=task.fit(everything), columns=columns, scan=scan)
+        with torch_threads(threads_per_model):
+            ctx = replace(ctx, weights=learner.prepare(ctx, data))
+    for member in waiting:
+        train_member(
+            learner,
+            data,
+            replace(ctx, member=member),
+            stores[member],
+            threads_per_model=threads_per_model,
+            progress=_of_all(progress, member, members),
+        )
+    return _collect(learner, ctx, stores, hash)
+
+
+def train_member(
+    learner: Learner,
+    data: TrainData,
+    ctx: TrainContext,
+    store: CheckpointStore,
+    *,
+    threads_per_model: int,
+    progress: Progress | None = None,
+) -> None:
+    """Train one member to its end; a member that is committed already is left alone."""
+    if not _final(store):
+        with torch_threads(threads_per_model):
+            fit(learner, data, ctx, checkpoint=store, progress=progress)
+
+
+def load_committee(
+    *,
+    learner: Learner,
+    network: NetworkSpec,
+    task: Task,
+    data: TrainData,
+    seed: int,
+    round: int,
+    members: int,
+    hash: str,
+    store: Callable[[int], CheckpointStore],
+    device: str = "cpu",
+) -> Committee:
+    """Return a trained committee; of the data only the number of labeled rows is read.
+
+    Raises:
+        StorageError: a member is not trained to its end.
+    """
+    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
+    return _collect(learner, ctx, [store(member) for member in range(members)], hash)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _context(
+    learner: Learner,
+    network: NetworkSpec,
+    task: Task,
+    data: TrainData,
+    *,
+    seed: int,
+    round: int,
+    device: str,
+) -> TrainContext:
+    """Return the context of member 0; the others differ in their number."""
+    place = torch.device(device)
+    return TrainContext(
+        task=task,
+        statistics={},
+        n_labeled=len(data.labeled),
+        n_outputs=task.n_outputs,
+        steps=learner.steps,
+        seed=seed,
+        round=round,
+        member=0,
+        build=partial(network.build, task, place),
+        device=place,
+        dtype=DTYPES[network.dtype],
+    )
+
+
+def _final(store: CheckpointStore) -> bool:
+    latest = store.latest()
+    return latest is not None and checkpoint_kind(latest[1]) == "predictor"
+
+
+def _collect(
+    learner: Learner, ctx: TrainContext, stores: Sequence[CheckpointStore], hash: str
+) -> Committee:
+    nets, statistics = [], {}
+    for member, store in enumerate(stores):
+        latest = store.latest()
+        stored = None if latest is None else read_checkpoint(latest[1], ctx.device)
+        if stored is None or stored.kind != "predictor":
+            raise StorageError(
+                f"member {member} of model {hash} is not trained to its end; train the round first"
+            )
+        nets.append(_predictor(learner, replace(ctx, member=member), stored.tree["nets"]))
+        statistics = stored.tree["statistics"]
+    return Committee(
+        nets=tuple(nets),
+        task=ctx.task,
+        statistics=statistics,
+        hash=hash,
+        seed=ctx.seed,
+        round=ctx.round,
+        extras=learner.extras,
+    )
+
+
+def _predictor(
+    learner: Learner, ctx: TrainContext, weights: Mapping[str, Mapping[str, Tensor]]
+) -> nn.ModuleDict:
+    with keyed(ctx, "load"):  # initial weights are drawn, and then replaced
+        networks = learner.networks(ctx)
+    nets = nn.ModuleDict({name: networks[name] for name in weights})
+    for name, net in nets.items():
+        net.load_state_dict(weights[name])
+    return nets.eval()
+
+
+def _of_all(progress: Progress | None, member: int, members: int) -> Progress | None:
+    """Return a progress that counts the steps of all members."""
+    if progress is None:
+        return None
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(stage, member * total + done, members * total)
+
+    return report

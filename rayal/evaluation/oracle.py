@@ -78,7 +78,7 @@ class Oracle:
         ids = np.array(list(pool.ids("pool")), dtype=object)
         rows = np.array([self._row(i) for i in ids])
         order = np.argsort(keyed_uniform(self._keys[rows], seed, _BALANCED))
-        by_class = {c: [] for c in pool.classes or ()}
+        by_class: dict[Label, list[str]] = {c: [] for c in pool.classes or ()}
         for position in order.tolist():
             by_class[self._truth[rows[position]]].append(ids[position])
         turn = [items[depth] for depth in range(len(ids)) for items in by_class.values()

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayal.config import Cell, Settings
+from rayal.config import Cell, LearnerSettings, Settings
 from rayal.engine.driver import Project, RoundSummary
 from rayal.engine.pool import Pool
 from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
-from rayal.errors import RayalError
+from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import versions, write_outputs
 from rayal.evaluation.sources import pool_of
-from rayal.learners import learner_of
+from rayal.learners import Learner
 from rayal.parameters import build
 from rayal.project import Ledger
-from rayal.registry import strategies
+from rayal.registry import learners, strategies
 from rayal.types import Seeds
 
 
@@ -60,7 +60,9 @@ class Outcome:
     waiting: dict[str, int] = field(default_factory=dict)
 
 
-def run(settings: Settings, *, out: Path | None = None, observer: Observer | None = None) -> Outcome:
+def run(
+    settings: Settings, *, out: Path | None = None, observer: Observer | None = None
+) -> Outcome:
     """Run every cell, or go on where it stopped, and write the outputs after each.
 
     Args:
@@ -124,8 +126,7 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     """Return what a cell's project is made of; raises SettingsError for what does not exist."""
     where = f"strategy {cell.name!r}"
     strategy = build(strategies[cell.name], cell.params, where=where)
-    chosen = settings.learner
-    learner = strategy.learner or learner_of(chosen.name, chosen.params, preset=chosen.preset)
+    learner = strategy.learner or _learner(settings.learner)
     task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
     return ProjectSpec(
         network=NetworkSpec(settings.model.network, settings.model.params),
@@ -142,6 +143,20 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
         shards=settings.shards,
         keep=settings.keep,
     )
+
+
+def _learner(chosen: LearnerSettings) -> Learner:
+    cls = learners[chosen.name]
+    recipe: dict[str, Any] = {}
+    if chosen.preset is not None:
+        if chosen.preset not in cls.presets:
+            raise SettingsError(
+                f"learner {chosen.name!r} has no preset {chosen.preset!r}; "
+                f"{nearest(chosen.preset, cls.presets)}"
+            )
+        recipe = dict(cls.presets[chosen.preset])
+    made: Learner = build(cls, recipe | chosen.params, where=f"learner {chosen.name!r}")
+    return made
 
 
 def _set_up(

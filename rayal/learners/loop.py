@@ -61,12 +61,12 @@ def fit(
         StorageError: the training is finished already, or its checkpoint cannot be read.
     """
     _check(learner, data)
-    with _keyed(ctx, "begin"):
+    with keyed(ctx, "begin"):
         state = learner.begin(ctx, data)
     _resume(state, checkpoint, ctx)
     over = False
     while not over:
-        with _keyed(ctx, "epoch", state.epoch):
+        with keyed(ctx, "epoch", state.epoch):
             _epoch(learner, state, data, ctx, progress)
             over = state.stopped or state.step >= ctx.steps
             if over:
@@ -85,7 +85,7 @@ def _epoch(
 ) -> None:
     learner.on_epoch_start(state, ctx, data)
     feeds = [f for s in learner.streams() if (f := _feed(s, learner, state, data, ctx)) is not None]
-    _train_mode(state, smallest=min(f.rows_per_step for f in feeds))
+    _train_mode(state, single=any(feed.rows_per_step == 1 for feed in feeds))
     for step in range(state.step, min(ctx.steps, state.step + learner.epoch_steps)):
         batches = {feed.stream.name: feed.batch(step, ctx) for feed in feeds}
         check_finite(learner.step(state, batches, ctx), learner, state, ctx)
@@ -96,14 +96,14 @@ def _epoch(
     learner.on_epoch_end(state, ctx, data)
 
 
-def _train_mode(state: TrainState, smallest: int) -> None:
+def _train_mode(state: TrainState, *, single: bool) -> None:
     """Set the modes of an epoch; BatchNorm keeps its running statistics for batches of one row.
 
     One row has no variance: it would be an error, or a signal that is zero everywhere.
     """
     state.averages.eval()
     state.networks.train()
-    if smallest == 1:
+    if single:
         for module in batchnorms(state.networks):
             module.eval()
 
@@ -112,7 +112,7 @@ def _train_mode(state: TrainState, smallest: int) -> None:
 
 
 @contextmanager
-def _keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
+def keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
     """Seed torch for a while by (seed, round, member, parts), and leave its state as it was."""
     cuda = [ctx.device] if ctx.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -162,7 +162,7 @@ class _Feed:
         here = self._places(step, ctx)
         positions = self.chosen[here]
         ids = tuple(self.rows.ids[i] for i in positions.tolist())
-        raw = self.rows.take(positions)
+        raw = self.rows.take(positions).to(ctx.device)
         views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
         moved = tuple(_moved(view, ctx) for view in views)
         if self.targets is None:
@@ -193,7 +193,9 @@ def _feed(
 ) -> _Feed | None:
     """Return the rows of a stream for the epoch that begins; None when it has none."""
     labeled = {"labeled": data.labeled, "attached": data.attached}.get(stream.source)
-    rows = data.unlabeled if stream.source in FROM_POOL else labeled.rows if labeled is not None else None
+    rows = labeled.rows if labeled is not None else None
+    if stream.source in FROM_POOL:
+        rows = data.unlabeled
     if rows is None:
         return None
     everything = torch.arange(0 if stream.source == "pseudo" else len(rows))
@@ -236,7 +238,7 @@ def _plain(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
 
 
 def _weak(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
-    return ctx.task.transform(ctx.task.augment(x, generator), ctx.statistics)
+    return ctx.task.augment(ctx.task.transform(x, ctx.statistics), generator)
 
 
 FROM_POOL = ("unlabeled", "pseudo")
@@ -262,7 +264,8 @@ def plain_batches(
         size: the most rows of a batch.
     """
     for part in torch.tensor_split(positions, math.ceil(len(positions) / size)):
-        yield _moved(ctx.task.transform(rows.take(part), ctx.statistics), ctx)
+        raw = rows.take(part).to(ctx.device)
+        yield _moved(ctx.task.transform(raw, ctx.statistics), ctx)
 
 
 def batchnorms(net: nn.Module) -> list[_BatchNorm]:

@@ -115,7 +115,7 @@ class _Desk:
         """Decide what an entry becomes, and note what is to be written."""
         value = plain(entry.value, f"the label of item {entry.item!r}")
         lease = self._lease(entry)
-        late = lease is not None and False
+        late = lease is not None and lease["state"] == EXPIRED
         current = self.current.get(entry.item)
         if current is not None and _same(current["value"], value):
             return LabelResult(entry.item, "duplicate", late, current["seq"])

@@ -10,7 +10,7 @@ from rayal.strategies import (
     uncertainty,
 )
 from rayal.strategies.base import Ctx, Outcome, Strategy
-from rayal.strategies.select import select
+from rayal.strategies.stateless import select
 
 __all__ = [
     "Strategy",

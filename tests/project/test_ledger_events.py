@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import create_engine
@@ -257,6 +257,7 @@ Annotation.TestCase.settings = settings(
     stateful_step_count=20,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # a failing run of 20 steps is short enough, shrinking takes minutes
     suppress_health_check=list(HealthCheck),
 )
 TestAnnotation = Annotation.TestCase

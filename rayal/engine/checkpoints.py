@@ -1,0 +1,55 @@
+"""Checkpoint files of a storage root: durable first, then recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from rayal.engine.storage import TEMPORARY, sync_folder
+from rayal.failpoints import failpoint
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """Checkpoints of one member as files of a storage root, which count by somebody's record.
+
+    Args:
+        root: the storage root.
+        folder: where the files go, relative to the root, such as ``projects/NAME/models``.
+        model: the committee's hash.
+        member: the member.
+        committed: () -> the last recorded epoch and its file, relative to the root.
+        commit: (epoch, file, final) -> nothing; records a file that is complete and durable.
+    """
+
+    root: Path
+    folder: str
+    model: str
+    member: int
+    committed: Callable[[], tuple[int, str] | None]
+    commit: Callable[[int, str, bool], None]
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Return the last recorded epoch and its file."""
+        row = self.committed()
+        return None if row is None else (row[0], self.root / row[1])
+
+    def save(self, epoch: int, write: Callable[[Path], None], final: bool) -> None:
+        """Write a file under a unique name, durably, then record it."""
+        name = f"{self.model}-{self.member}-{epoch}-{uuid4().hex}.safetensors"
+        path = self.root / self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY}{name}")
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+        failpoint("train.epoch")
+        self.commit(epoch, f"{self.folder}/{name}", final)

@@ -1,0 +1,118 @@
+"""Sources that have a name: digits, Fashion-MNIST and CIFAR-10."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rayal.engine.arrays import array_source, idx_source
+from rayal.engine.rows import Role, Source, keyed_hashes
+from rayal.errors import PoolError, UnknownNameError, nearest
+
+_DIGITS_TEST = 400  # of 1,797
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+_CIFAR = "cifar-10-batches-py"
+_FASHION: dict[Role, str] = {"pool": "train", "test": "t10k"}
+_PREFIX: dict[Role, str] = {"pool": "train", "test": "test"}
+
+
+def builtin(name: str, data: Path | None = None) -> list[Source]:
+    """Return a built-in source, its pool items and its test items; nothing is downloaded.
+
+    Args:
+        name: ``digits``, ``fashion-mnist`` or ``cifar10``.
+        data: folder of the files; the usual places are searched too.
+
+    Raises:
+        UnknownNameError: there is no such source.
+        PoolError: the files are not there.
+    """
+    if name not in BUILTIN:
+        raise UnknownNameError(f"no built-in source {name!r}; {nearest(name, BUILTIN)}")
+    return BUILTIN[name](data)
+
+
+def digits(data: Path | None = None) -> list[Source]:
+    """Return scikit-learn's 1,797 digits, uint8 ``[8, 8]`` from 0 to 240; 400 are for the test."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    images = (x.reshape(-1, 8, 8) * 15).astype(np.uint8)
+    ids = np.array([f"digits:{i:04d}" for i in range(len(images))])
+    order = np.argsort(keyed_hashes(ids.tolist(), b"test"), kind="stable")
+    rows: dict[Role, list[int]] = {
+        "pool": sorted(order[_DIGITS_TEST:].tolist()),
+        "test": sorted(order[:_DIGITS_TEST].tolist()),
+    }
+    return [
+        array_source(images[at], y[at], ids=ids[at].tolist(), role=role)
+        for role, at in rows.items()
+    ]
+
+
+def fashion_mnist(data: Path | None = None) -> list[Source]:
+    """Return Fashion-MNIST, uint8 ``[28, 28]``: 60,000 items and 10,000 for the test."""
+    searched = [*_given(data, "FashionMNIST/raw"), _DEBIAN]
+    for folder in searched:
+        files = {role: _idx_pair(folder, stem) for role, stem in _FASHION.items()}
+        pairs = {role: pair for role, pair in files.items() if pair is not None}
+        if len(pairs) == len(files):
+            return [
+                idx_source(*pair, prefix=_PREFIX[role], role=role) for role, pair in pairs.items()
+            ]
+    raise PoolError(
+        f"the four IDX files of Fashion-MNIST (train-images-idx3-ubyte, …, plain or .gz) are in "
+        f"none of {[str(f) for f in searched]}; install them (Debian: apt install "
+        "dataset-fashion-mnist), or name their folder in RAYAL_DATA or the setting data"
+    )
+
+
+def cifar10(data: Path | None = None) -> list[Source]:
+    """Return CIFAR-10, uint8 ``[32, 32, 3]``: 50,000 items and 10,000 for the test."""
+    searched = list(_given(data, "cifar10"))
+    for folder in searched:
+        if (folder / _CIFAR).is_dir():
+            return [_cifar(folder, role) for role in _PREFIX]
+    raise PoolError(
+        f"the folder {_CIFAR} (the python version of CIFAR-10) is in none of "
+        f"{[str(f) for f in searched]}; fetch it with torchvision.datasets.CIFAR10(folder, "
+        "download=True), and name the folder in RAYAL_DATA or the setting data"
+    )
+
+
+BUILTIN: dict[str, Callable[[Path | None], list[Source]]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+}
+
+
+def _given(data: Path | None, below: str) -> Iterator[Path]:
+    """Yield the folders that a user may have named, and where torchvision puts data below."""
+    named = [data, os.environ.get("RAYAL_DATA")]
+    for folder in (Path(f) for f in named if f):
+        yield folder
+        yield folder / below
+
+
+def _idx_pair(folder: Path, stem: str) -> tuple[Path, Path] | None:
+    found = []
+    for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
+        files = [f for f in (folder / name, folder / f"{name}.gz") if f.is_file()]
+        found += files[:1]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _cifar(folder: Path, role: Role) -> Source:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        rows = CIFAR10(str(folder), train=role == "pool", download=False)
+    except RuntimeError as error:
+        raise PoolError(f"{folder / _CIFAR} is not complete ({error}); fetch it again") from error
+    names = [rows.classes[label] for label in rows.targets]
+    ids = [f"{_PREFIX[role]}:{i:05d}" for i in range(len(names))]
+    return array_source(rows.data, names, ids=ids, role=role)

@@ -1,0 +1,148 @@
+"""What a round trains on, and whether network and learner give what a strategy asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayal.engine.checkpoints import FolderStore
+from rayal.engine.pool import Pool
+from rayal.engine.scan import Scan
+from rayal.engine.spec import ProjectSpec
+from rayal.engine.train import model_hash
+from rayal.errors import SettingsError
+from rayal.labels import Label
+from rayal.learners.base import LabeledRows, TensorRows, TrainData
+from rayal.models.committee import Committee
+from rayal.tasks import Task, task_for
+from rayal.types import Keys, id_keys
+
+if TYPE_CHECKING:
+    from rayal.engine.driver import Project
+
+
+def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
+    """Return the task of a pool's items.
+
+    Raises:
+        SettingsError: the pool has no classes and none are given, or the kind does not fit.
+    """
+    given = dict(settings)
+    kind = given.pop("kind", None)
+    classes = given.pop("classes", None) or pool.classes
+    if not classes:
+        raise SettingsError(
+            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}"
+        )
+    payload = pool.payload
+    if payload.get("encoding") == "file" and "size" not in given:
+        given["example"] = pool.read(pool.parts[0]).slice(0, 1)
+    return task_for(payload, kind=kind, classes=tuple(classes), **given)
+
+
+def check_needs(pool: Pool, spec: ProjectSpec) -> None:
+    """Build the network once and ask every signal whether it can be computed.
+
+    Raises:
+        NeedsError: the strategy asks for what network and learner do not give.
+        SettingsError: the network does not exist, or its parameters do not fit.
+    """
+    task = task_of(pool, spec.task)
+    net = spec.network.build(task, torch.device(spec.scan.device), seed=0)
+    nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
+    committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
+    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training set of a round, sorted by id, and what names the committee trained on it.
+
+    Attributes:
+        project: whose round it is.
+        round: its number.
+        ids: labeled pool items, sorted.
+        hash: digest of everything the weights depend on.
+        data: decoded rows and targets.
+    """
+
+    project: Project
+    round: int
+    ids: tuple[str, ...]
+    hash: str
+    data: TrainData
+
+    @classmethod
+    def of(cls, project: Project, labels: Mapping[str, Label], round: int) -> Training:
+        """Read the labeled pool items back by id; labels of test items are left out."""
+        task, spec = project.task, project.spec
+        keys = id_keys(labels)
+        test = np.isin(keys, test_keys(project.pool))
+        kept = {i: labels[i] for i, out in zip(labels, test, strict=True) if not out}
+        ids = tuple(sorted(kept))
+        rows = TensorRows(ids, task.decode(project.pool.take(ids)))
+        targets = task.targets([kept[i] for i in ids])
+        hash = model_hash(
+            learner=spec.learner,
+            network=spec.network,
+            task=task,
+            labels=kept,
+            members=spec.committee_size,
+            seed=spec.seeds.model,
+            round=round,
+            threads_per_model=spec.threads_per_model,
+        )
+        return cls(project, round, ids, hash, TrainData(LabeledRows(rows, targets)))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what ``train_committee`` and ``load_committee`` both take."""
+        spec = self.project.spec
+        return {
+            "learner": spec.learner,
+            "network": spec.network,
+            "task": self.project.task,
+            "data": self.data,
+            "seed": spec.seeds.model,
+            "round": self.round,
+            "members": spec.committee_size,
+            "hash": self.hash,
+            "store": self.store,
+            "device": spec.scan.device,
+        }
+
+    def store(self, member: int) -> FolderStore:
+        """Return a member's checkpoints; an epoch's file goes when the next one is recorded."""
+        ledger, name = self.project.ledger, self.project.name
+
+        def committed() -> tuple[int, str] | None:
+            row = ledger.checkpoint(self.hash, member)
+            return None if row is None else (row.epoch, row.file)
+
+        def commit(epoch: int, file: str, final: bool) -> None:
+            before = committed()
+            ledger.commit_checkpoint(
+                name,
+                self.round,
+                model=self.hash,
+                member=member,
+                epoch=epoch,
+                file=file,
+                final=final,
+            )
+            if before is not None:
+                ledger.forget_files([before[1]])
+                (self.project.root / before[1]).unlink(missing_ok=True)
+
+        return FolderStore(Path(self.project.root), "models", self.hash, member, committed, commit)
+
+
+def test_keys(pool: Pool) -> Keys:
+    """Return the id keys of the test items."""
+    parts = [pool.read(part).column("key").to_numpy() for part in pool.parts_of("test")]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)

@@ -1,0 +1,152 @@
+"""The ``pool`` section of the settings: a built-in source, a path, or a pool that is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rayal.config import PoolSettings
+from rayal.engine.arrays import array_source
+from rayal.engine.images import image_source
+from rayal.engine.ingest import ingest
+from rayal.engine.pool import Pool
+from rayal.engine.rows import Role, Rows, Source, keyed_hashes
+from rayal.engine.sources import BUILTIN, builtin
+from rayal.engine.tables import TableColumns, csv_source, jsonl_source, parquet_source
+from rayal.errors import PoolError, nearest
+from rayal.project import Ledger
+
+_TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
+_ARRAYS = (".npz", ".npy")
+_TEST = b"test share"
+
+
+def pool_of(
+    settings: PoolSettings,
+    root: Path,
+    *,
+    seed: int,
+    name: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Pool:
+    """Return the pool that the settings describe; it is ingested when it is not there.
+
+    Args:
+        settings: the ``pool`` section.
+        root: the storage root.
+        seed: the pool seed, which draws the subset.
+        name: the pool's name; by default that of the source, with subset and seed.
+        progress: called with rows read and rows in all.
+
+    Raises:
+        PoolError: the source does not exist or does not form a pool.
+    """
+    if (root / "ledger.sqlite").exists():
+        with Ledger(root, create=False) as ledger:
+            if settings.source in ledger.pools():
+                return Pool.open(root, settings.source)
+    sources = sources_of(settings)
+    name = name or _name(settings, seed)
+    number = ingest(
+        root,
+        name,
+        sources,
+        labels=settings.labels,
+        duplicates=settings.duplicates,
+        subset=None if settings.subset is None else (settings.subset, seed),
+        progress=progress,
+    )
+    return Pool.open(root, name, number)
+
+
+def sources_of(settings: PoolSettings) -> list[Source]:
+    """Return the sources with their roles, or raise PoolError saying what is accepted."""
+    made = _made(settings)
+    if not settings.test_share:
+        return made()
+    if settings.test is not None or settings.source in BUILTIN:
+        raise PoolError(
+            f"pool.test_share is {settings.test_share}, but {settings.source!r} has test items "
+            "already; leave test_share at 0"
+        )
+    kept, tested = made()[0], made()[0]  # each source is read once
+    share = settings.test_share
+    return [
+        replace(kept, read=lambda: _split(kept.read(), share, "pool"), total=None),
+        replace(tested, read=lambda: _split(tested.read(), share, "test"), role="test", total=None),
+    ]
+
+
+def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
+    if settings.source in BUILTIN:
+        data = None if settings.data is None else Path(settings.data)
+        return lambda: builtin(settings.source, data)
+    paths: list[tuple[str, Role]] = [(settings.source, "pool")]
+    if settings.test is not None:
+        paths.append((settings.test, "test"))
+    return lambda: [_source(Path(path), role, settings) for path, role in paths]
+
+
+def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
+    columns = TableColumns(settings.id, settings.label, settings.features, settings.missing)
+    if path.is_dir():
+        for suffix, make in _TABLES.items():
+            if any(path.glob(f"*{suffix}")):
+                return make(path, columns, role=role)
+        return image_source(path, role=role, labeled=settings.labels is None)
+    if not path.is_file():
+        raise PoolError(
+            f"{str(path)!r} does not exist; give a built-in source, a folder of images, or a file "
+            f"{', '.join((*_TABLES, *_ARRAYS))}; {nearest(str(path), BUILTIN)}"
+        )
+    if path.suffix in _TABLES:
+        return _TABLES[path.suffix](path, columns, role=role)
+    if path.suffix in _ARRAYS:
+        return _arrays(path, role, settings)
+    raise PoolError(
+        f"{path} is of no known kind; known are folders of images, "
+        f"{', '.join((*_TABLES, *_ARRAYS))}"
+    )
+
+
+def _arrays(path: Path, role: Role, settings: PoolSettings) -> Source:
+    """Read x, and where they are there y and ids, of an .npz file; or x of an .npy file."""
+    loaded = np.load(path, allow_pickle=False)
+    held = {"x": loaded} if path.suffix == ".npy" else dict(loaded)
+    if "x" not in held:
+        raise PoolError(f"{path} holds {sorted(held)}; an array named x is needed (y, ids: may be)")
+    label = settings.label or "y"
+    ids = held.get(settings.id or "ids")
+    return array_source(
+        held["x"],
+        held.get(label),
+        ids=None if ids is None else [str(i) for i in ids.tolist()],
+        features=settings.features,
+        missing=settings.missing,
+        role=role,
+    )
+
+
+def _split(blocks: Iterable[Rows], share: float, role: Role) -> Iterator[Rows]:
+    """Yield the rows whose keyed hash puts them into a role."""
+    for block in blocks:
+        hashes = keyed_hashes(block.ids, _TEST).astype(np.float64) / 2.0**64
+        at = np.flatnonzero((hashes < share) == (role == "test")).tolist()
+        labels = None if block.labels is None else [block.labels[i] for i in at]
+        yield replace(
+            block,
+            ids=[block.ids[i] for i in at],
+            payloads=[block.payloads[i] for i in at],
+            labels=labels,
+            quarantined=block.quarantined if role == "pool" else (),
+        )
+
+
+def _name(settings: PoolSettings, seed: int) -> str:
+    stem = Path(settings.source).stem if settings.source not in BUILTIN else settings.source
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "pool"
+    return name if settings.subset is None else f"{name}-{settings.subset}-s{seed}"

@@ -1,0 +1,20 @@
+"""Networks: what every task network is, the registered ones, dropout masks, and committees."""
+
+from __future__ import annotations
+
+from rayal.models import image, tabular, vision  # noqa: F401 - they fill the table of networks
+from rayal.models.base import HookedNet, TaskNet
+from rayal.models.build import build_network, find_factory
+from rayal.models.committee import Committee
+from rayal.models.dropout import dropout_masks, evaluating, stochastic_modules
+
+__all__ = [
+    "TaskNet",
+    "HookedNet",
+    "build_network",
+    "find_factory",
+    "Committee",
+    "dropout_masks",
+    "stochastic_modules",
+    "evaluating",
+]

@@ -1,0 +1,126 @@
+"""From a network's name and parameters, as settings give them, to the network."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+
+from rayal.errors import SettingsError, UnknownNameError, nearest
+from rayal.models.base import HookedNet, TaskNet
+from rayal.models.vision import torchvision_factory
+from rayal.registry import networks
+
+_GIVEN = ("input_shape", "n_outputs")
+
+
+def build_network(
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    seed: int,
+) -> TaskNet:
+    """Return a freshly initialised network, the same bits for the same seed.
+
+    Args:
+        name: a registered network, ``torchvision:NAME``, or ``module:factory`` of your own.
+        params: keyword arguments of its factory; lists are taken for tuples.
+        input_shape: shape of one row.
+        n_outputs: columns of the logits.
+        seed: of the initial weights; the state of torch's generator is left as it was.
+
+    Raises:
+        UnknownNameError: there is no such network.
+        SettingsError: a parameter that the factory does not take, or of a wrong type or size; or
+            a network that does not fit rows or classes.
+    """
+    factory = find_factory(name)
+    arguments = _checked(name, factory, params)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = factory(tuple(input_shape), n_outputs, **arguments)
+        if not isinstance(net, nn.Module):
+            raise SettingsError(
+                f"network {name!r}: the factory returned a {type(net).__name__}, it must return "
+                "an nn.Module"
+            )
+        net = net if isinstance(net, TaskNet) else HookedNet(net, tuple(input_shape))
+    if net.n_outputs != n_outputs:
+        raise SettingsError(
+            f"network {name!r} has {net.n_outputs} outputs, the task has {n_outputs} classes; "
+            "build its last layer with n_outputs"
+        )
+    return net
+
+
+def find_factory(name: str) -> Callable[..., Any]:
+    """Return the factory ``(input_shape, n_outputs, **params)`` that a network's name stands for.
+
+    Raises:
+        UnknownNameError: there is no such network.
+    """
+    place, colon, rest = name.partition(":")
+    if not colon:
+        factory: Callable[..., Any] = networks[name]
+        return factory
+    return torchvision_factory(rest) if place == "torchvision" else _imported(place, rest)
+
+
+def _imported(module: str, attribute: str) -> Callable[..., Any]:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UnknownNameError(
+            f"network '{module}:{attribute}': {error}; give an importable module and its factory, "
+            f"or a registered network ({', '.join(networks)})"
+        ) from error
+    factory: Callable[..., Any] | None = getattr(found, attribute, None)
+    if factory is None or not callable(factory):
+        public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        raise UnknownNameError(
+            f"module {module!r} has no factory {attribute!r}; {nearest(attribute, public)}"
+        )
+    return factory
+
+
+def _checked(name: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters in their declared types, or raise SettingsError naming them all."""
+    signature = inspect.signature(factory)
+    known = {n: p for n, p in signature.parameters.items() if n not in _GIVEN}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    allowed = ", ".join(f"{p}" for p in known.values()) or "none"
+    hints = get_type_hints(factory, include_extras=True) if inspect.isfunction(factory) else {}
+    checked = {}
+    for key, value in params.items():
+        if key not in known and not takes_any:
+            raise SettingsError(f"network {name!r} has no parameter {key!r}; it takes: {allowed}")
+        try:
+            checked[key] = _adapter(hints.get(key, Any)).validate_python(_tuples(value))
+        except ValidationError as error:
+            reasons = "; ".join(e["msg"] for e in error.errors())
+            raise SettingsError(
+                f"network {name!r}: {key} is {value!r}: {reasons}; it takes: {allowed}"
+            ) from None
+    missing = [n for n, p in known.items() if p.default is p.empty and _named(p)]
+    if absent := sorted(set(missing) - set(checked)):
+        raise SettingsError(f"network {name!r} wants {', '.join(absent)}; it takes: {allowed}")
+    return checked
+
+
+def _named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

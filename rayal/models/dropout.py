@@ -1,0 +1,117 @@
+"""How a network is run without being changed: in eval mode, and with keyed dropout masks.
+
+A mask is a function of (seed, round, member, pass, module path) alone, the same for every item, at
+every batch position and on every worker; so a score does not depend on who computed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from rayal.errors import NeedsError
+
+_ELEMENTWISE = (nn.Dropout,)
+_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put every module of a network in eval mode for a while, and restore each one's own mode."""
+    training = [module for module in net.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def stochastic_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the dropout modules with p > 0 by their path; functional dropout cannot be seen."""
+    return {n: m for n, m in net.named_modules() if isinstance(m, _DropoutNd) and m.p > 0}
+
+
+@contextmanager
+def dropout_masks(
+    net: nn.Module, *, seed: int, round: int, member: int, pass_: int
+) -> Iterator[None]:
+    """Let every dropout module multiply by one fixed mask, while the network stays in eval mode.
+
+    A mask lies over the feature dimensions ``x.shape[1:]`` (over channels for Dropout1d, 2d and
+    3d) and is scaled by 1 / (1 - p). The first dimension of what a dropout module sees must be the
+    batch. Nothing of the network is changed; BatchNorm uses its running statistics.
+
+    Args:
+        net: any module with dropout modules.
+        seed: the model seed.
+        round: the round.
+        member: the member's index.
+        pass_: the index of the pass.
+
+    Raises:
+        NeedsError: no dropout module with p > 0, or one of a kind that has no fixed mask.
+    """
+    modules = maskable_modules(net)
+    hooks = []
+    try:
+        for path, module in modules.items():
+            key = _seed(seed, round, member, pass_, path)
+            hooks.append(module.register_forward_hook(_hook(module, key)))
+        with evaluating(net):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def maskable_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that ``dropout_masks`` would mask, or raise its NeedsError."""
+    modules = stochastic_modules(net)
+    if not modules:
+        raise NeedsError(
+            f"{type(net).__name__} has no dropout module with p > 0 (functional dropout cannot be "
+            "masked); use a network with dropout > 0, or an ensemble: members: 5"
+        )
+    for path, module in modules.items():
+        if not isinstance(module, _ELEMENTWISE + _CHANNELS):
+            raise NeedsError(
+                f"dropout module {path!r} is a {type(module).__name__}, which cannot be masked; "
+                "use nn.Dropout, Dropout1d, Dropout2d or Dropout3d, or an ensemble: members: 5"
+            )
+    return modules
+
+
+def _hook(module: nn.Module, key: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    p = float(module.p)  # type: ignore[arg-type]
+    channels = isinstance(module, _CHANNELS)
+    drawn: dict[tuple[int, ...], Tensor] = {}
+
+    def masked(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        shape = tuple(output.shape[1:])
+        if channels:
+            shape = (shape[0], *(1 for _ in shape[1:]))
+        if shape not in drawn:
+            drawn[shape] = _mask(shape, p, key)
+        return output * drawn[shape].to(output.device, output.dtype)
+
+    return masked
+
+
+def _mask(shape: tuple[int, ...], p: float, key: int) -> Tensor:
+    """Return 0 with probability p, else 1 / (1 - p); drawn on the CPU for every device."""
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(key))
+    kept = (uniform >= p).float()
+    return kept / (1.0 - p) if p < 1 else torch.zeros(shape)
+
+
+def _seed(seed: int, round: int, member: int, pass_: int, path: str) -> int:
+    text = f"dropout/{seed}/{round}/{member}/{pass_}/{path}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,20 @@
+"""Signals: quantities per item that are asked of a trained committee."""
+
+from __future__ import annotations
+
+from rayal.signals.base import Forward, Signal, compute
+from rayal.signals.features import Embedding, Extra
+from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
+from rayal.signals.views import ViewLogProbs
+
+__all__ = [
+    "Signal",
+    "Forward",
+    "compute",
+    "LogProbs",
+    "Embedding",
+    "MemberStats",
+    "MemberLogProbs",
+    "ViewLogProbs",
+    "Extra",
+]

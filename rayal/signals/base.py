@@ -1,0 +1,222 @@
+"""What can be asked of a committee, and one batch of rows of which it is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayal.errors import NeedsError, ScoreError
+from rayal.models.base import no_embedding
+from rayal.models.committee import Committee
+from rayal.models.dropout import dropout_masks, evaluating
+from rayal.types import Keys
+
+T = TypeVar("T")
+
+
+class Forward:
+    """One batch of rows, on which each quantity of a committee is computed at most once.
+
+    Every network runs in eval mode and comes back as it was. Images run in channels-last memory.
+
+    Args:
+        committee: the trained members.
+        x: rows under the eval transform, ``[N, …]``; the last of them may be padding.
+        ids: ids of the valid rows, in order.
+        keys: uint64 ``[N]``, id keys of all rows (any for padding).
+        raw: the same rows as they were decoded, for signals that normalise for themselves.
+        rows: valid rows; None for all.
+
+    Raises:
+        ValueError: lengths that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        committee: Committee,
+        x: Tensor,
+        ids: Sequence[str],
+        keys: Keys,
+        *,
+        raw: Tensor | None = None,
+        rows: int | None = None,
+    ) -> None:
+        self.rows = len(x) if rows is None else rows
+        if len(ids) != self.rows or len(keys) != len(x):
+            raise ValueError(
+                f"a batch of {len(x)} rows, {self.rows} of them valid, needs as many ids as valid "
+                f"rows and a key for each row; got {len(ids)} ids, {len(keys)} keys"
+            )
+        self.committee, self.ids, self.keys, self.raw = committee, ids, keys, raw
+        self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def log_probs(self, member: int) -> Tensor:
+        """Return a member's log-probabilities ``[N, C]``."""
+        return self._once(("log_probs", member), lambda: log_softmax(self._answer(member)[0]))
+
+    def embedding(self, member: int) -> Tensor:
+        """Return the input of a member's last linear layer, ``[N, D]``.
+
+        Raises:
+            NeedsError: the network does not end in a linear layer.
+        """
+        embedding = self._answer(member)[1]
+        if embedding is None:
+            raise no_embedding(self.committee.net(member))
+        return embedding
+
+    def passes(self, member: int, count: int) -> Iterator[Tensor]:
+        """Yield log-probabilities ``[N, C]`` under ``count`` dropout masks, one after the other.
+
+        What stands before the first dropout module runs once. Passes are not kept.
+
+        Raises:
+            NeedsError: the network has no dropout module.
+        """
+        net, trunk = self.committee.net(member), self._trunk(member)
+        seed, round = self.committee.seed, self.committee.round
+        for pass_ in range(count):
+            with dropout_masks(net, seed=seed, round=round, member=member, pass_=pass_):
+                logits = net.run(trunk, net.stochastic_from or 0)
+            yield log_softmax(logits)
+
+    def view(self, view: int, member: int) -> Tensor:
+        """Return a member's log-probabilities ``[N, C]`` of an augmented view."""
+        x = self._once(("view", view), lambda: self._view(view))
+        net = self.committee.net(member)
+        with evaluating(net):
+            return log_softmax(net(_as_weights(x, net)))
+
+    def extras(self) -> Mapping[str, Tensor]:
+        """Return the learner's own columns ``[N, …]``, of member 0."""
+        return self._once(("extras",), lambda: extras_of(self.committee, self.x))
+
+    def _answer(self, member: int) -> tuple[Tensor, Tensor | None]:
+        def answer() -> tuple[Tensor, Tensor | None]:
+            net = self.committee.net(member)
+            trunk = self._trunk(member)
+            with evaluating(net):
+                return net.answer(trunk, net.stochastic_from or 0)
+
+        return self._once(("answer", member), answer)
+
+    def _trunk(self, member: int) -> Tensor:
+        """Return the output of the stages before the first dropout module, ``[N, …]``."""
+
+        def trunk() -> Tensor:
+            net = self.committee.net(member)
+            with evaluating(net):
+                return net.run(_as_weights(self.x, net), 0, net.stochastic_from or 0)
+
+        return self._once(("trunk", member), trunk)
+
+    def _view(self, view: int) -> Tensor:
+        made = self.committee.task.view(self.x, self.keys, seed=self.committee.seed, view=view)
+        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        # what inference mode made cannot be differentiated, so the mode is part of the key
+        key = (*key, torch.is_grad_enabled())
+        if key not in self._known:
+            self._known[key] = make()
+        known: T = self._known[key]
+        return known
+
+
+@dataclass(frozen=True)
+class Signal(ABC):
+    """A quantity per row, asked of a committee; frozen, the same object on every worker."""
+
+    #: whether ``compute`` needs gradients
+    differentiates: ClassVar[bool] = False
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Return the columns that it yields."""
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError, with a remedy, if the committee cannot give it; runs no pool row."""
+
+    @abstractmethod
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return the columns of one batch, name to ``[N, …]``."""
+
+
+def compute(signals: Sequence[Signal], f: Forward) -> dict[str, Tensor]:
+    """Return the columns of all signals, name to ``[N, …]``, detached.
+
+    Gradients are enabled for signals that differentiate, and off for all others.
+
+    Raises:
+        NeedsError: a signal does not yield its names, or two yield the same.
+        ScoreError: a valid row is NaN, which the message names, or a column is not ``[N, …]``;
+            -inf is a legal log-probability.
+    """
+    columns: dict[str, Tensor] = {}
+    for signal in signals:
+        with _gradients(signal.differentiates):
+            made = {name: column.detach() for name, column in signal.compute(f).items()}
+        doubled = sorted(set(made) & set(columns))
+        if doubled or set(made) != set(signal.names()):
+            raise NeedsError(
+                f"{signal} yields columns {sorted(made)}; it must yield {sorted(signal.names())}, "
+                f"and other signals yield {sorted(columns)} already; ask for each column once"
+            )
+        for name, column in made.items():
+            _check_column(name, column, f)
+        columns |= made
+    return columns
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return log-probabilities ``[N, C]``, at least float32, also of logits under autocast."""
+    return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def extras_of(committee: Committee, x: Tensor) -> Mapping[str, Tensor]:
+    """Return the learner's columns of transformed rows ``[N, …]``, of member 0, in eval mode.
+
+    Raises:
+        NeedsError: the learner gives none.
+    """
+    if committee.extras is None:
+        raise NeedsError(
+            "the committee's learner has no columns of its own; train by a learner that gives them"
+        )
+    nets = committee.nets[0]
+    with evaluating(nets):
+        return committee.extras(nets, _as_weights(x, nets))
+
+
+def _as_weights(x: Tensor, net: torch.nn.Module) -> Tensor:
+    """Return rows in the type of a network's weights."""
+    weight = next((p for p in net.parameters() if p.is_floating_point()), None)
+    return x if weight is None else x.to(weight.dtype)
+
+
+@contextmanager
+def _gradients(enabled: bool) -> Iterator[None]:
+    with torch.inference_mode(not enabled), torch.set_grad_enabled(enabled):
+        yield
+
+
+def _check_column(name: str, column: Tensor, f: Forward) -> None:
+    if column.ndim == 0 or len(column) != len(f.x):
+        raise ScoreError(
+            f"column {name!r} has shape {list(column.shape)} for a batch of {len(f.x)} rows; a "
+            "signal gives one entry per row"
+        )
+    bad = torch.isnan(column[: f.rows])
+    if bad.any():
+        item = f.ids[int(bad.nonzero()[0, 0])]
+        raise ScoreError(
+            f"column {name!r} of item {item!r} is NaN; look at its row, and at the model's loss"
+        )

@@ -1,0 +1,150 @@
+"""What the members predict: log-probabilities, and statistics over members and dropout masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayal.acquisition import probability_entropy
+from rayal.errors import NeedsError
+from rayal.models.committee import Committee
+from rayal.models.dropout import maskable_modules
+from rayal.signals.base import Forward, Signal
+
+
+@dataclass(frozen=True)
+class LogProbs(Signal):
+    """Log-probabilities ``[N, C]``: of one member, or the log of the members' mean.
+
+    Args:
+        member: whose; None for the mean over all members.
+    """
+
+    member: int | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Return ``log_probs``, or ``log_probs.M`` of member M."""
+        return ("log_probs",) if self.member is None else (f"log_probs.{self.member}",)
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError if there is no such member."""
+        if self.member is not None:
+            check_member(self.member, committee)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return log of the mean probability, by logsumexp in float64 rounded to float32."""
+        (name,) = self.names()
+        if self.member is not None:
+            return {name: f.log_probs(self.member).float()}
+        return {name: log_mean([f.log_probs(m) for m in range(f.committee.size)])}
+
+
+@dataclass(frozen=True)
+class MemberStats(Signal):
+    """Statistics over M = members x max(passes, 1) predictions, in memory of O(N C).
+
+    ``member_stats.mean`` [N, C] is the mean probability, ``member_stats.entropy`` [N] the mean of
+    the predictions' entropies in nats, ``member_stats.votes`` [N, C] the share of predictions whose
+    largest class it is, ``member_stats.variance`` [N, C] the population variance of the
+    probabilities.
+
+    Probabilities are rounded to float32 once; all else is float64, by Welford's recurrence, and
+    the entropy stays float64. So equal predictions give variance 0, and an entropy that equals the
+    entropy of the mean bit for bit: mutual information is exactly 0.
+
+    Args:
+        passes: dropout masks per member; 0 uses the members as they are.
+    """
+
+    passes: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        """Return the four columns."""
+        kinds = ("mean", "entropy", "votes", "variance")
+        return tuple(f"member_stats.{kind}" for kind in kinds)
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless there are two predictions that can differ."""
+        check_members(committee, self.passes)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return the four columns."""
+        shape = (len(f.x), f.committee.n_outputs)
+        mean = torch.zeros(shape, dtype=torch.float64, device=f.x.device)  # [N, C]
+        squares, votes = torch.zeros_like(mean), torch.zeros_like(mean)
+        entropy = mean.new_zeros(len(f.x))  # [N]
+        count = 0
+        for count, log_probs in enumerate(members(f, self.passes), start=1):
+            probs = log_probs.double().exp().float().double()
+            shift = probs - mean
+            mean += shift / count
+            squares += shift * (probs - mean)
+            entropy += (probability_entropy(probs) - entropy) / count
+            votes.scatter_add_(1, probs.argmax(1, keepdim=True), torch.ones_like(mean[:, :1]))
+        columns = (mean.float(), entropy, (votes / count).float(), (squares / count).float())
+        return dict(zip(self.names(), columns, strict=True))
+
+
+@dataclass(frozen=True)
+class MemberLogProbs(Signal):
+    """Log-probabilities of every prediction, ``[N, M, C]``, M = members x max(passes, 1).
+
+    Args:
+        passes: dropout masks per member; 0 uses the members as they are.
+    """
+
+    passes: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        """Return ``member_log_probs``."""
+        return ("member_log_probs",)
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless there are two predictions that can differ."""
+        check_members(committee, self.passes)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return the passes of member 0, then those of member 1, and so on."""
+        return {self.names()[0]: torch.stack(list(members(f, self.passes)), dim=1).float()}
+
+
+def members(f: Forward, passes: int) -> Iterator[Tensor]:
+    """Yield log-probabilities ``[N, C]``: each member, or each member's passes."""
+    for member in range(f.committee.size):
+        if passes:
+            yield from f.passes(member, passes)
+        else:
+            yield f.log_probs(member)
+
+
+def log_mean(log_probs: list[Tensor]) -> Tensor:
+    """Return the log of the mean of M probabilities, float32 ``[N, C]`` of M tensors."""
+    if len(log_probs) == 1:
+        return log_probs[0].float()
+    stacked = torch.stack(log_probs, dim=-1).double()  # [N, C, M]
+    return (stacked.logsumexp(dim=-1) - math.log(len(log_probs))).float()
+
+
+def check_member(member: int, committee: Committee) -> None:
+    """Raise NeedsError if there is no such member."""
+    if not 0 <= member < committee.size:
+        raise NeedsError(
+            f"member {member} is asked for, the committee has members 0 to {committee.size - 1}; "
+            "set model.members higher"
+        )
+
+
+def check_members(committee: Committee, passes: int) -> None:
+    """Raise NeedsError unless members x max(passes, 1) predictions are two that can differ."""
+    for member in range(committee.size if passes else 0):
+        maskable_modules(committee.net(member))
+    count = committee.size * max(passes, 1)
+    if passes < 0 or count < 2:
+        raise NeedsError(
+            f"{committee.size} member(s) with passes={passes} make {count} prediction(s), and "
+            "disagreement needs two; set members: 5, or passes: 20 with a network with dropout > 0"
+        )

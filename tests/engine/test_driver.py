@@ -1,0 +1,315 @@
+"""Projects end to end: same picks for any shards, ingest order, scan batch and second try."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayal.engine.driver import Project
+from rayal.engine.pool import Pool
+from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.errors import BudgetError, LabelError, NeedsError, StorageError, UnknownNameError
+from rayal.evaluation.oracle import Oracle
+from rayal.learners import Supervised
+from rayal.project import Ledger
+from rayal.registry import learners, strategies
+from rayal.selection.kcenter import KCenter
+from rayal.signals import Embedding, Extra, LogProbs, Signal
+from rayal.strategies import Ctx, Strategy
+from rayal.types import Columns
+
+ROWS, TEST = 600, 80
+LEARNER = Supervised(steps=20, batch=16, epoch_steps=10)
+NETWORK = NetworkSpec("mlp", {"widths": (24, 12), "dropout": 0.3})
+
+
+def made(root: Path, *, order: int | None = None, test: bool = True) -> Pool:
+    """Ingest a small labeled table; ``order`` shuffles the source."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, size=ROWS + TEST)
+    x = rng.normal(size=(ROWS + TEST, 5)) + y[:, None]
+    ids = np.array([f"row-{i:04d}" for i in range(ROWS + TEST)])
+    at = np.arange(ROWS) if order is None else np.random.default_rng(order).permutation(ROWS)
+    from rayal.engine.arrays import array_source
+
+    sources = [array_source(x[at], y[at], ids=ids[at].tolist(), role="pool")]
+    if test:
+        sources.append(array_source(x[ROWS:], y[ROWS:], ids=ids[ROWS:].tolist(), role="test"))
+    return Pool.ingest(root, "rows", sources)
+
+
+def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
+    base = ProjectSpec(
+        network=NETWORK,
+        learner=LEARNER,
+        strategy=strategy,
+        initial=Initial(count=20),
+        batch=10,
+        rounds=2,
+        scan=ScanOptions(batch=64),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def simulate(root: Path, pool: Pool, what: ProjectSpec, name: str = "p") -> Project:
+    project = Project.create(Ledger(root), name, pool, what)
+    oracle = Oracle(pool)
+    project.prepare()
+    while not project.finished:
+        oracle.work(project)
+        project.train(oracle.truth)
+    return project
+
+
+def picks(project: Project) -> list[tuple[str, float | None]]:
+    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0, 1)]
+    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+
+
+@pytest.mark.parametrize("name", ["margin", "coreset", "badge", "bald", "batchbald"])
+def test_shards_order_of_ingest_scan_batch_and_repetition_do_not_change_a_bit(
+    name: str, tmp_path: Path
+) -> None:
+    params = {"passes": 4} if name in ("bald", "batchbald") else {}
+    strategy = strategies[name](**params)
+    first = simulate(tmp_path / "a", made(tmp_path / "a"), spec(strategy))
+    assert len(picks(first)) == 40 and len({i for i, _ in picks(first)}) == 40
+    for folder, order, shards, batch in (("b", 5, 7, 256), ("c", None, 2, 1000)):
+        root = tmp_path / folder
+        pool = made(root, order=order)
+        changed = spec(strategy, shards=shards, scan=ScanOptions(batch=batch))
+        assert picks(simulate(root, pool, changed)) == picks(first)
+
+
+def test_columns_are_the_same_bits_for_scan_batches_of_64_256_and_1000(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    project = simulate(tmp_path, pool, spec(strategies["badge"](), rounds=0))
+    committee = project._train(0)
+    part = pool.parts_of("pool")[0]
+    seen = []
+    for batch in (64, 256, 1000):
+        for strategy in (strategies["badge"](), strategies["bald"](passes=3)):
+            scan = Scan(pool, committee, strategy, LEARNER, ScanOptions(batch=batch))
+            columns = scan.columns_of(part)
+            seen.append({n: np.asarray(c).tobytes() for n, c in columns.items()})
+    assert seen[0] == seen[2] == seen[4]
+    assert seen[1] == seen[3] == seen[5]
+
+
+def test_training_scanning_and_selecting_never_read_the_hidden_labels(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    expected = picks(simulate(a, made(a), spec(strategies["badge"]())))
+    pool = made(b)
+    project = Project.create(Ledger(b), "p", pool, spec(strategies["badge"]()))
+    oracle = Oracle(pool)
+    file = pool.labels_file()
+    assert file is not None
+    file.unlink()
+    project.prepare()
+    while not project.finished:
+        oracle.work(project)
+        project.train(oracle.truth)
+    assert picks(project) == expected
+
+
+def test_an_unlabeled_pool_has_no_oracle(tmp_path: Path) -> None:
+    pool = Pool.from_arrays(tmp_path, "plain", np.zeros((5, 2)))
+    with pytest.raises(LabelError, match="came without labels"):
+        Oracle(pool)
+
+
+def test_ask_tell_train_by_hand(tmp_path: Path) -> None:
+    pool = made(tmp_path, test=False)
+    project = Project.create(
+        Ledger(tmp_path), "live", pool, spec(strategies["margin"](), rounds=None)
+    )
+    with pytest.raises(LabelError, match="no labels yet"):
+        project.train()
+    batch = project.ask(8, annotator="ann")
+    assert [lease.rank for lease in batch] == list(range(1, 9))
+    assert [lease.item for lease in project.ask(8, annotator="ann")] == [b.item for b in batch]
+    with pytest.raises(LabelError, match="not among the 3 classes"):
+        project.tell({batch[0].item: "7"})
+    with pytest.raises(UnknownNameError, match="1 of 1 items are not in pool"):
+        project.tell({"row-9999": "1"})
+    assert project.ledger.resolved("live") == {}
+    told = project.tell({lease.item: str(n % 3) for n, lease in enumerate(batch)}, annotator="ann")
+    assert {r.status for r in told} == {"accepted"}
+    summary = project.train()  # eight labels of twenty are enough when asked
+    assert summary.labels == 8 and summary.metrics == {}
+    with pytest.raises(LabelError, match="no new labels"):
+        project.train()
+    offered = project.ledger.states("live")
+    assert sum(s != "labeled" for s in offered.values()) == 12 + 10
+    reopened = Project.open(tmp_path, "live")
+    assert reopened.spec == project.spec and reopened.waiting
+
+
+def test_late_labels_enter_the_next_round(tmp_path: Path) -> None:
+    pool = made(tmp_path, test=False)
+    project = Project.create(
+        Ledger(tmp_path), "live", pool, spec(strategies["entropy"](), rounds=None)
+    )
+    batch = project.ask(20)
+    project.tell({lease.item: "1" for lease in batch[:10]})
+    project.train()
+    project.tell({lease.item: "2" for lease in batch[10:]})
+    assert project.train().labels == 20
+    rounds = project.ledger.rounds("live")
+    assert rounds[0].labels_seq < rounds[1].labels_seq
+
+
+def test_budgets_beyond_the_pool_are_refused(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    with pytest.raises(BudgetError, match="620 labels are asked for"):
+        Project.create(Ledger(tmp_path), "p", pool, spec(strategies["margin"](), rounds=60))
+    assert Ledger(tmp_path).projects() == []
+
+
+@dataclass(frozen=True)
+class WithNorm(Supervised):
+    """A learner with a column of its own."""
+
+    def extras(self, nets: nn.ModuleDict, x: Tensor) -> Mapping[str, Tensor]:
+        return {"input_norm": x.flatten(1).norm(dim=1)}
+
+
+@dataclass(frozen=True)
+class LargestNorm(Strategy):
+    """Asks for that column."""
+
+    taxonomy: ClassVar[str] = "learn to score"
+    source: ClassVar[str] = "a test"
+
+    def signals(self) -> tuple[Signal, ...]:
+        return (Extra("input_norm"),)
+
+    def score(self, s: Columns) -> Tensor:
+        return s["input_norm"]
+
+
+@dataclass(frozen=True)
+class NeedsMissing(Strategy):
+    """Carries a column that none of its signals gives."""
+
+    carry: ClassVar[tuple[str, ...]] = ("embedding",)
+    taxonomy: ClassVar[str] = "baseline"
+    source: ClassVar[str] = "a test"
+
+    def signals(self) -> tuple[Signal, ...]:
+        return (LogProbs(),)
+
+    def objective(self, ctx: Ctx) -> KCenter:
+        return KCenter()
+
+
+@dataclass(frozen=True)
+class NaNScore(LargestNorm):
+    """Scores one item NaN."""
+
+    def signals(self) -> tuple[Signal, ...]:
+        return (Embedding(),)
+
+    def score(self, s: Columns) -> Tensor:
+        score = s["embedding"].sum(dim=1)
+        score[3] = torch.nan
+        return score
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> None:
+    for table, name, cls in (
+        (learners, "with_norm", WithNorm),
+        (strategies, "largest_norm", LargestNorm),
+        (strategies, "needs_missing", NeedsMissing),
+        (strategies, "nan_score", NaNScore),
+    ):
+        if name not in table:
+            table.add(name, cls)
+
+
+def test_a_learners_own_column_reaches_a_strategy(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    what = spec(LargestNorm(), learner=WithNorm(steps=5, batch=8), rounds=1)
+    project = simulate(tmp_path, pool, what)
+    chosen = project.ledger.selection("p", 0)
+    assert chosen is not None
+    scores = [p.score for p in chosen.picks]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 10  # type: ignore[type-var]
+
+
+def test_needs_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    ledger = Ledger(tmp_path)
+    with pytest.raises(NeedsError, match="input_norm"):
+        Project.create(ledger, "p", pool, spec(LargestNorm()))
+    with pytest.raises(NeedsError, match="no signal gives"):
+        Project.create(ledger, "p", pool, spec(NeedsMissing()))
+    plain = NetworkSpec("mlp", {"widths": (8,)})
+    with pytest.raises(NeedsError, match="dropout"):
+        Project.create(ledger, "p", pool, spec(strategies["bald"](passes=3), network=plain))
+    assert ledger.projects() == []
+
+
+def test_a_nan_score_names_the_item(tmp_path: Path) -> None:
+    from rayal.errors import ScoreError
+
+    pool = made(tmp_path)
+    with pytest.raises(ScoreError, match="scored item 'row-"):
+        simulate(tmp_path, pool, spec(NaNScore()))
+
+
+def test_a_lost_column_file_is_an_error_not_a_shorter_pool(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    project = Project.create(Ledger(tmp_path), "p", pool, spec(strategies["margin"](), rounds=None))
+    oracle = Oracle(pool)
+    project.prepare()
+    oracle.work(project)
+    project.train()
+    for file in (tmp_path / "columns").rglob("*.arrow"):
+        file.unlink()
+    with pytest.raises(StorageError, match="missing"):
+        scan = Scan(pool, project._train(0), project.spec.strategy, LEARNER, ScanOptions())
+        from rayal.engine.shards import open_tiles
+
+        for row in project.ledger.columns(scan.columns_hash()).values():
+            open_tiles(tmp_path / row.file, ("score",), np.zeros(0, np.uint64))
+
+
+def test_equal_scores_are_reported(tmp_path: Path) -> None:
+    """A network whose weights stay at their start gives no warning; a constant score does."""
+    pool = made(tmp_path)
+
+    class Constant(LargestNorm):
+        def score(self, s: Columns) -> Tensor:
+            return torch.zeros(len(s.ids))
+
+    if "constant" not in strategies:
+        strategies.add("constant", dataclass(frozen=True)(Constant))
+    what = spec(strategies["constant"](), learner=WithNorm(steps=5, batch=8), rounds=1)
+    project = simulate(tmp_path, pool, what)
+    assert "all scores are equal" in project.rounds()[0].outputs["scan"]["warning"]
+
+
+def test_only_the_last_rounds_files_are_kept(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    project = simulate(tmp_path, pool, spec(strategies["badge"](), rounds=3))
+    held = project.ledger.files()
+    on_disk = {
+        p.relative_to(tmp_path).as_posix()
+        for folder in ("pools", "columns", "models")
+        for p in (tmp_path / folder).rglob("*")
+        if p.is_file() and "labels-" not in p.name
+    }
+    assert on_disk == held
+    assert len([f for f in held if f.startswith("models/")]) == 2  # rounds 0 and 3

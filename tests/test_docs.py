@@ -1,0 +1,88 @@
+"""What is documented exists, and what is shown runs."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import yaml
+from typer.main import get_command
+
+from rayal.cli import app
+from rayal.config import load
+from rayal.console import strategy_markdown
+from rayal.registry import strategies
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_table_is_the_registry() -> None:
+    shown = re.search(r"<!-- strategies -->\n(.*?)<!-- /strategies -->", README, re.S)
+    assert shown is not None
+    assert shown[1].strip() == strategy_markdown().strip()
+    assert all(f"`{name}`" in shown[1] for name in strategies)
+
+
+def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
+    group = get_command(app)
+    assert isinstance(group, click.Group)
+    commands = set(group.commands)
+    assert commands == set(re.findall(r"^\| `rayal ([a-z]+)", README, re.M))
+
+
+def test_the_settings_in_the_readme_load() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    assert blocks
+    for text in blocks:
+        assert load(yaml.safe_load(text)).cells()
+
+
+def idx_folder(folder: Path) -> Path:
+    """Write a small Fashion-MNIST: the same files, 400 + 100 images."""
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 400), ("t10k", 100)):
+        labels = rng.integers(0, 10, size=count).astype(np.uint8)
+        pixels = rng.integers(0, 60, size=(count, 28, 28)).astype(np.uint8)
+        for row, label in enumerate(labels):
+            pixels[row, label * 2 : label * 2 + 4] = 250
+        images = struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes()
+        known = struct.pack(">II", 2049, count) + labels.tobytes()
+        for name, data in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", known)):
+            with gzip.open(folder / f"{name}.gz", "wb") as file:
+                file.write(data)
+    return folder
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_example_settings_run(example: Path, tmp_path: Path) -> None:
+    data = idx_folder(tmp_path)
+    reductions = [
+        "pool.subset=200", "rounds=1", "batch=20", "initial.count=20", "seeds=[0]",
+        "learner.steps=10", f"storage={tmp_path / 'run'}", f"pool.data={data}",
+    ]  # fmt: skip
+    argv = [sys.executable, "-m", "rayal", "run", str(example)]
+    for text in reductions:
+        argv += ["--set", text]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_example_scripts_run(example: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
