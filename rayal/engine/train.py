@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.checkpoints import FolderStore
 from rayal.errors import SettingsError, StorageError
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, read_checkpoint
@@ -29,16 +28,6 @@ if TYPE_CHECKING:
     from rayal.labels import Label
     from rayal.models.base import TaskNet
     from rayal.tasks.base import Task
-
-__all__ = [
-    "NetworkSpec",
-    "model_hash",
-    "train_committee",
-    "train_member",
-    "load_committee",
-    "torch_threads",
-    "FolderStore",
-]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

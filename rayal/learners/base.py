@@ -156,7 +156,7 @@ class TrainState:
         self.averages.load_state_dict(state["averages"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        for name, scheduler in self.schedulers.items():
+        for name, scheduler in ():
             scheduler.load_state_dict(state["schedulers"][name])
         self.tables, self.scalars = dict(state["tables"]), dict(state["scalars"])
         self.step, self.epoch, self.stopped = state["step"], state["epoch"], state["stopped"]
@@ -176,6 +176,8 @@ class Learner(ABC):
     batch: Annotated[int, Gt(0)] = 64
     epoch_steps: Annotated[int, Gt(0)] = 50
 
+    #: named recipes: hyperparameters that the settings' `preset` fills in
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     taxonomy: ClassVar[str]
     source: ClassVar[str]
     departures: ClassVar[str] = "none"

@@ -102,6 +102,8 @@ class Supervised(Learner):
     swa: Annotated[float, Ge(0), Le(1)] = 0.0
     precision: Precision = "fp32"
 
+    #: named recipes
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     taxonomy: ClassVar[str] = "baseline"
     source: ClassVar[str] = (
         "cosine schedule: Loshchilov & Hutter, ICLR 2017, equation 5; label smoothing: Szegedy et "
@@ -194,10 +196,12 @@ class Supervised(Learner):
         return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
     def _optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimiser; fused, which saves a tenth of a step of a small network."""
+        decay = self.weight_decay
         if self.optimizer == "sgd":
-            return SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return SGD(parameters, self.lr, momentum=self.momentum, weight_decay=decay, fused=True)
         kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(parameters, self.lr, weight_decay=self.weight_decay)
+        return kind(parameters, self.lr, weight_decay=decay, fused=True)
 
     def _average(self, state: TrainState) -> AveragedModel:
         average = state.averages["swa"]

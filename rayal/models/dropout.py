@@ -22,9 +22,9 @@ _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put every module of a network in eval mode for a while, and restore each one's own mode."""
-    training = [module for module in net.modules() if module.training]
+def evaluating(*nets: nn.Module) -> Iterator[None]:
+    """Put every module of networks in eval mode for a while, and restore each one's own mode."""
+    training = [module for net in nets for module in net.modules() if module.training]
     for module in training:
         module.training = False
     try:

@@ -169,8 +169,7 @@ def _offer(tx: Transaction, project: str, rows: Sequence[Row]) -> None:
     """Offer the picks; an item that got a label without ever being offered keeps it."""
     need = labels_per_item(known_project(tx.conn, project)["settings"])
     ranked = [
-        {name: row[name] for name in ("project", "item", "round", "rank", "score")}
-        for row in sorted(rows, key=lambda r: int(r["rank"]))
+        {name: row[name] for name in ("project", "item", "round", "rank", "score")} for row in rows
     ]
     known: set[str] = set()
     for some in chunks([row["item"] for row in ranked]):

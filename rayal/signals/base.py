@@ -82,10 +82,10 @@ class Forward:
             NeedsError: the network has no dropout module.
         """
         net, trunk = self.committee.net(member), self._trunk(member)
-        seed, round = self.committee.seed, self.committee.round
+        seed, round, start = self.committee.seed, self.committee.round, net.stochastic_from or 0
         for pass_ in range(count):
             with dropout_masks(net, seed=seed, round=round, member=member, pass_=pass_):
-                logits = net.run(trunk, net.stochastic_from or 0)
+                logits = net.run(trunk, start)
             yield log_softmax(logits)
 
     def view(self, view: int, member: int) -> Tensor:
@@ -162,7 +162,7 @@ def compute(signals: Sequence[Signal], f: Forward) -> dict[str, Tensor]:
     """
     columns: dict[str, Tensor] = {}
     for signal in signals:
-        with _gradients(signal.differentiates):
+        with evaluating(*f.committee.nets), _gradients(signal.differentiates):
             made = {name: column.detach() for name, column in signal.compute(f).items()}
         doubled = sorted(set(made) & set(columns))
         if doubled or set(made) != set(signal.names()):

@@ -91,7 +91,8 @@ def test_chance_is_a_function_of_seed_round_and_member(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     assert same(base, trained(learner, tmp_path / "b").state_dict())
     assert torch.equal(torch.get_rng_state(), before)
-    for change in ({"member": 1}, {"round": 1}, {"seed": 2}):
+    changes: tuple[dict[str, Any], ...] = ({"member": 1}, {"round": 1}, {"seed": 2})
+    for change in changes:
         other = trained(learner, tmp_path / str(change), **change).state_dict()
         assert not same(base["networks"], other["networks"])
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import subprocess
 import sys
@@ -142,6 +144,19 @@ def test_many_threads_may_open_and_write(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         assert ledger.projects() == [f"p{i}" for i in range(8)]
         assert [e.seq for e in ledger.events()] == list(range(1, 9))
+
+
+def test_opening_waits_for_another_opener(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    opening = threading.Thread(target=lambda: Ledger(tmp_path).close())
+    opening.start()
+    opening.join(timeout=0.1)
+    assert opening.is_alive()
+    assert not (tmp_path / "ledger.sqlite").exists()
+    os.close(descriptor)
+    opening.join()
+    assert (tmp_path / "ledger.sqlite").exists()
 
 
 def test_the_ledger_loads_neither_torch_nor_ray_nor_pyarrow() -> None:

@@ -253,7 +253,7 @@ def _text(row: dict[str, Any]) -> str:
 
 
 Annotation.TestCase.settings = settings(
-    max_examples=12,
+    max_examples=8,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,

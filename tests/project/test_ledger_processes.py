@@ -18,7 +18,7 @@ seen = set()
 with Ledger(sys.argv[1], create=False) as ledger:
     print("ready", flush=True)
     sys.stdin.readline()
-    for count in range(3, 200, 3):
+    for count in range(5, 200, 5):
         new = {x.item for x in ledger.lease("p", sys.argv[2], count)} - seen
         if not new:
             break

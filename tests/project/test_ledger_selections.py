@@ -130,6 +130,17 @@ def test_a_pick_that_was_labeled_meanwhile_keeps_its_label(ledger: Ledger) -> No
     assert ledger.resolved("p") == {"a": "cat"}
 
 
+def test_a_pick_with_a_free_slot_is_handed_out(ledger: Ledger) -> None:
+    ledger.create_project("two", "digits", {"labels_per_item": 2})
+    ledger.label("two", "import", [LabelEntry("a", "cat")])
+    picks = [pick("b", 0), pick("a", 1, score=0.5)]
+    ledger.commit_selection("two", -1, picks, [], {}, stage=None, output={}, seconds=0)
+    assert ledger.states("two") == {"a": "offered", "b": "offered"}
+    found = ledger.lease("two", "ann", 5)
+    assert [(x.item, x.rank, x.score) for x in found] == [("b", 0, 0.1), ("a", 1, 0.5)]
+    assert [x.item for x in ledger.lease("two", "bob", 5)] == ["b"]
+
+
 def test_why_tells_appearances_then_work_in_order(ledger: Ledger) -> None:
     ledger.commit_selection(
         "p", -1, [pick("x", 0)], [pick("a", 0)], {"by": 1}, stage=None, output={}, seconds=0
