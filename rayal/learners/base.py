@@ -156,7 +156,7 @@ class TrainState:
         self.averages.load_state_dict(state["averages"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        for name, scheduler in ():
+        for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state["schedulers"][name])
         self.tables, self.scalars = dict(state["tables"]), dict(state["scalars"])
         self.step, self.epoch, self.stopped = state["step"], state["epoch"], state["stopped"]

@@ -53,7 +53,7 @@ class Leases(Store):
             sweep(tx, project)
             held = _holding(tx.conn, _of(project, annotator) & is_active())[:count]
             offers = _offers(tx.conn, project, annotator, count - len(held))
-            rows = [_new_lease(project, annotator, offer["item"], tx, ttl) for offer in offers]
+            rows = [_new_lease(offer, annotator, tx.time, ttl) for offer in offers]
             tx.insert(leases, rows)
             new = [_lease({**o, **r}) for o, r in zip(offers, rows, strict=True)]
         return held + new
@@ -169,17 +169,15 @@ def _lease(row: Row) -> Lease:
     return Lease(**{name: row[name] for name in Lease.__dataclass_fields__})
 
 
-def _new_lease(
-    project: str, annotator: str, item: str, tx: Transaction, ttl: float
-) -> dict[str, Any]:
+def _new_lease(offer: Row, annotator: str, granted: float, ttl: float) -> dict[str, Any]:
     return {
         "lease": uuid.uuid4().hex,
-        "project": project,
-        "item": item,
+        "project": offer["project"],
+        "item": offer["item"],
         "annotator": annotator,
         "state": ACTIVE,
-        "granted": tx.time,
-        "expires": tx.time + ttl,
+        "granted": granted,
+        "expires": granted + ttl,
     }
 
 

@@ -166,7 +166,7 @@ def as_tensor(name: str, array: Array) -> Tensor:
 
 def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
     flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
-    log = name.endswith("log_probs") or flat.shape[1] == 1  # -inf is a legal log or score
+    log = "log_probs" in name or flat.shape[1] == 1  # -inf is a legal log or score
     bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
     if bad.any():
         row = int(torch.nonzero(bad.any(dim=1))[0])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,10 @@ def test_a_name_that_is_not_text_is_quarantined(tmp_path: Path) -> None:
 
 
 def test_only_the_listed_formats_are_opened() -> None:
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    assert why_broken(postscript) is not None
+    for name, allowed in (("PNG", True), ("PCX", False)):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, name)
+        assert (why_broken(file.getvalue()) is None) == allowed
 
 
 def test_a_folder_must_exist_and_hold_images(tmp_path: Path) -> None:

@@ -127,6 +127,17 @@ def test_equal_contents_are_counted_or_dropped(tmp_path: Path) -> None:
     assert sorted(first.ids()) == ["a", "c"]
 
 
+def test_equal_contents_are_those_of_one_role(tmp_path: Path) -> None:
+    ids = [f"i{n}" for n in range(20)]
+    pool, test = (
+        source(dict.fromkeys(ids[:10], b"x")),
+        source(dict.fromkeys(ids[10:], b"x"), "test"),
+    )
+    kept = add(tmp_path, pool, test, duplicates="first")
+    assert (len(kept), kept.rows("test")) == (1, 1)
+    assert kept.info["duplicates"] == {"count": 18, "groups": [ids[:10], ids[10:]]}
+
+
 def test_the_first_of_equal_contents_is_that_of_the_pool(tmp_path: Path) -> None:
     add(tmp_path, source({"m": b"same", "n": b"other"}))
     new = source({"a": b"same", "z": b"fresh"})
@@ -142,6 +153,8 @@ def test_a_subset_has_the_smallest_keyed_hashes(tmp_path: Path) -> None:
     order = np.argsort(keyed_hashes(given, b"3"))
     assert sorted(pool.ids()) == sorted(list(given)[i] for i in order[:10])
     assert pool.rows("test") == 5
+    again = add(tmp_path, source(given), source(items(5, 50), "test"), subset=(10, 3))
+    assert again.snapshot == 1
     assert set(pool.ids()) != set(add(tmp_path / "b", source(given), subset=(10, 4)).ids())
 
 

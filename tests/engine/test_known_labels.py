@@ -24,6 +24,13 @@ def test_labels_are_in_no_part(tmp_path: Path) -> None:
     assert add(tmp_path / "none", source(items(4))).labels_file() is None
 
 
+def test_a_repeated_item_keeps_its_label(tmp_path: Path) -> None:
+    bare, labeled = source(items(9)), source(items(9), labels=["a"] * 9)
+    for n, given in enumerate([(bare, labeled), (labeled, bare)]):
+        file = add(tmp_path / str(n), *given).labels_file()
+        assert file is not None and len(read_mapped(file)) == 9
+
+
 def test_labels_of_later_items_join_the_known(tmp_path: Path) -> None:
     add(tmp_path, source(items(2), labels=["a", "b"]))
     pool = add(tmp_path, source(items(2, 2), labels=["c", None]))

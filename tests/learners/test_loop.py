@@ -206,6 +206,25 @@ def test_streams_without_rows_give_no_batch(tmp_path: Path) -> None:
     assert recorded(tmp_path / "empty", Stream("u", "unlabeled"), data=empty, steps=1) == [{}]
 
 
+@dataclass(frozen=True)
+class Relabeling(Recorder):
+    """Gives every epoch the same pseudo-labeled rows."""
+
+    def on_epoch_start(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
+        state.tables["rows.p"] = torch.arange(30)
+        state.tables["targets.p"] = torch.zeros(30, dtype=torch.int64)
+
+
+def test_pseudo_rows_are_shuffled_anew_in_every_epoch(tmp_path: Path) -> None:
+    wanted = (Stream("p", "pseudo"), Stream("u", "unlabeled"))
+    trained(Relabeling(steps=4, epoch_steps=2, batch=10, wanted=wanted), tmp_path)
+    first, second, third, fourth = (set(b["p"].ids) for b in Recorder.seen)
+    assert not first & second and not third & fourth
+    assert first & third or first & fourth  # a pass of three steps does not go on
+    unlabeled = [i for b in Recorder.seen[:3] for i in b["u"].ids]
+    assert len(set(unlabeled)) == 30  # its pass does
+
+
 def test_attached_rows_are_labeled(tmp_path: Path) -> None:
     twins = LabeledRows(TensorRows(["twin"], torch.ones(1, FEATURES)), torch.tensor([2]))
     data = replace(tiny_data(), attached=twins)

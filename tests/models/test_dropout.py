@@ -34,7 +34,7 @@ def masked(net: nn.Module, x: Tensor, **key: int) -> Tensor:
 def test_every_row_sees_the_same_mask_scaled() -> None:
     out = masked(nn.Sequential(nn.Dropout(0.25)), torch.ones(7, 1000))
     assert (out == out[0]).all()
-    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert sorted(set(out.flatten().tolist())) == pytest.approx([0.0, 1 / 0.75])
     assert (out[0] > 0).float().mean().item() == pytest.approx(0.75, abs=0.05)
 
 
@@ -48,7 +48,7 @@ def test_every_row_sees_the_same_mask_scaled() -> None:
 )
 def test_channel_dropout_masks_whole_channels(module: nn.Module, shape: tuple[int, ...]) -> None:
     out = masked(nn.Sequential(module), torch.ones(2, *shape)).flatten(2)
-    assert (out == out[:1, :, :1]).all() and set(out.unique().tolist()) == {0.0, 2.0}
+    assert (out == out[:1, :, :1]).all() and set(out.flatten().tolist()) == {0.0, 2.0}
 
 
 def test_p_of_one_gives_zeros() -> None:
@@ -76,7 +76,7 @@ def test_a_row_scores_the_same_anywhere_in_a_padded_batch(batch: int) -> None:
 
     def scored(rows: Tensor) -> Tensor:
         parts = []
-        for piece in rows.split(batch):
+        for piece in (rows[s : s + batch] for s in range(0, len(rows), batch)):
             padding = rows.new_zeros((batch - len(piece), *rows.shape[1:]))
             parts.append(masked(net, torch.cat([piece, padding]))[: len(piece)])
         return torch.cat(parts)

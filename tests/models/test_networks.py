@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from rayal.errors import NeedsError, SettingsError, UnknownNameError
 from rayal.models import HookedNet, TaskNet, build_network, evaluating
@@ -20,7 +22,6 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("small_cnn", {}, (1, 28, 28)),
     ("small_cnn", {"widths": [4, 4, 4, 8], "dropout": 0.1}, (3, 9, 17)),
     ("resnet18_small", {"dropout": 0.3}, (1, 8, 8)),
-    ("torchvision:resnet18", {}, (1, 32, 32)),
     ("torchvision:shufflenet_v2_x0_5", {"dropout": 0.3}, (1, 32, 32)),
     ("test_networks:branching", {"width": 6}, (5,)),
 ]
@@ -86,7 +87,7 @@ def test_embedding_is_the_input_of_the_last_linear(case: tuple[str, dict[str, An
     assert seen[0].shape == (6, net.embedding_width)
 
 
-@pytest.mark.parametrize("case", CASES[:7], ids=IDS[:7])
+@pytest.mark.parametrize("case", CASES[:6], ids=IDS[:6])
 @torch.inference_mode()
 def test_stages_compose_to_forward(case: tuple[str, dict[str, Any], Any]) -> None:
     net, x = build(case), rows(case[2])
@@ -129,15 +130,7 @@ def test_small_cnn_has_the_stated_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "start"),
-    [
-        (CASES[0], None),
-        (CASES[2], 2),
-        (CASES[3], 3),
-        (CASES[5], 6),
-        (CASES[7], 0),
-        (CASES[8], None),
-    ],
+    ("case", "start"), list(zip(CASES, [None, None, 2, 3, 4, 6, 0, None], strict=True))
 )
 def test_the_first_stochastic_stage(
     case: tuple[str, dict[str, Any], Any], start: int | None
@@ -160,8 +153,6 @@ def test_resnet18_small_keeps_resolution_in_its_stem() -> None:
 
 
 def test_torchvision_resnet_answers_as_torchvision_does() -> None:
-    from torchvision import models
-
     net = build_network("torchvision:resnet18", {}, input_shape=(3, 32, 32), n_outputs=4, seed=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -169,6 +160,7 @@ def test_torchvision_resnet_answers_as_torchvision_does() -> None:
     x = rows((3, 32, 32), 2)
     with evaluating(net, reference), torch.inference_mode():
         assert torch.equal(net(x), reference(x))
+        assert torch.equal(net.embed(x), net.run(net.run(x, 0, 3), 3, -1))
 
 
 def test_a_network_without_last_linear_predicts_and_has_no_embedding() -> None:
@@ -177,7 +169,7 @@ def test_a_network_without_last_linear_predicts_and_has_no_embedding() -> None:
         assert net(rows((4, 4, 4))).shape == (6, 3)
         if isinstance(module, WithoutHead):
             assert not net.has_embedding and net.answer(rows((4, 4, 4)))[1] is None
-            with pytest.raises(NeedsError, match="WithoutHead does not end in an nn.Linear"):
+            with pytest.raises(NeedsError, match=r"WithoutHead does not end in an nn\.Linear"):
                 net.embed(rows((4, 4, 4)))
             with pytest.raises(NeedsError, match="log_probs"):
                 _ = net.head
@@ -192,7 +184,7 @@ def test_the_probe_changes_nothing() -> None:
 
 
 def test_stages_must_end_in_a_linear_layer() -> None:
-    with pytest.raises(NeedsError, match="must be an nn.Linear, it is Sequential"):
+    with pytest.raises(NeedsError, match=r"must be an nn\.Linear, it is Sequential"):
         TaskNet({"all": nn.Sequential(nn.Linear(2, 2))})
     with pytest.raises(NeedsError, match="it is missing"):
         TaskNet({})
@@ -203,7 +195,7 @@ def test_an_unknown_stage_is_named() -> None:
     with pytest.raises(NeedsError, match="did you mean 'hidden'"):
         net.taps(rows((1, 28, 28)), ["hiden"])
     with pytest.raises(NeedsError, match="no stages"):
-        build(CASES[8]).run(rows((5,)), 0, -1)
+        build(CASES[7]).run(rows((5,)), 0, -1)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +209,7 @@ def test_an_unknown_stage_is_named() -> None:
         ("mlp", {"dropout": "0.5"}, "valid number"),
         ("mlp", {"dropout": 0.5, "widths": []}, "widths is empty"),
         ("small_cnn", {"widths": [4] * 7}, "cannot be halved 6 times"),
-        ("torchvision:vit_b_32", {}, r"cannot run on rows of shape \[3, 32, 32\]: .*task.size"),
+        ("torchvision:alexnet", {}, r"cannot run on rows of shape \[3, 32, 32\]: .*task.size"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, "no parameter 'weights'"),
         ("test_networks:branching", {}, "wants width"),
         ("test_networks:branching", {"width": "six"}, "valid integer"),
@@ -252,8 +244,6 @@ def test_networks_that_do_not_fit_the_task_are_refused() -> None:
 
 
 def test_registered_factories_say_what_they_take() -> None:
-    import inspect
-
     assert set(networks) >= {"mlp", "small_cnn", "resnet18_small"}
     for name in networks:
         parameters = list(inspect.signature(networks[name]).parameters.values())

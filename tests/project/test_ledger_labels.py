@@ -24,14 +24,13 @@ def say(
     ledger: Ledger,
     project: str,
     annotator: str,
-    item: str,
-    value: Any,
+    answer: tuple[str, Any],
     *,
     lease: str | None = None,
     now: float = 10,
 ) -> tuple[str, bool, int]:
-    (result,) = ledger.label(project, annotator, [LabelEntry(item, value, lease)], now=now)
-    assert result.item == item
+    (result,) = ledger.label(project, annotator, [LabelEntry(*answer, lease)], now=now)
+    assert result.item == answer[0]
     return result.status, result.late, result.seq
 
 
@@ -42,8 +41,8 @@ def states(ledger: Ledger, project: str, item: str) -> dict[str, str]:
 
 def test_a_leased_label_is_accepted_once(ledger: Ledger) -> None:
     (lease,) = ledger.lease("one", "ann", 1, now=0)
-    assert say(ledger, "one", "ann", "a", "cat", lease=lease.lease) == ("accepted", False, 1)
-    assert say(ledger, "one", "ann", "a", "cat", lease=lease.lease) == ("duplicate", False, 1)
+    assert say(ledger, "one", "ann", ("a", "cat"), lease=lease.lease) == ("accepted", False, 1)
+    assert say(ledger, "one", "ann", ("a", "cat"), lease=lease.lease) == ("duplicate", False, 1)
     assert ledger.resolved("one") == {"a": "cat"}
     assert ledger.states("one", now=10)["a"] == "labeled"
     (row,) = ledger.labels("one")
@@ -57,10 +56,10 @@ def test_a_leased_label_is_accepted_once(ledger: Ledger) -> None:
 
 
 def test_another_annotator_is_surplus(ledger: Ledger) -> None:
-    say(ledger, "one", "ann", "a", "cat")
-    assert say(ledger, "one", "bob", "a", "dog") == ("surplus", False, 2)
-    assert say(ledger, "one", "bob", "a", "dog") == ("duplicate", False, 2)
-    assert say(ledger, "one", "bob", "a", "cow") == ("updated", False, 3)
+    say(ledger, "one", "ann", ("a", "cat"))
+    assert say(ledger, "one", "bob", ("a", "dog")) == ("surplus", False, 2)
+    assert say(ledger, "one", "bob", ("a", "dog")) == ("duplicate", False, 2)
+    assert say(ledger, "one", "bob", ("a", "cow")) == ("updated", False, 3)
     assert ledger.resolved("one") == {"a": "cat"}
     assert [(r.status, r.slot, r.superseded_by) for r in ledger.labels("one")] == [
         ("accepted", 1, None),
@@ -70,16 +69,16 @@ def test_another_annotator_is_surplus(ledger: Ledger) -> None:
 
 
 def test_a_relabel_supersedes_and_keeps_the_slot(ledger: Ledger) -> None:
-    say(ledger, "one", "ann", "a", "cat")
-    assert say(ledger, "one", "ann", "a", "dog") == ("updated", False, 2)
-    assert say(ledger, "one", "ann", "a", "cat") == ("updated", False, 3)
-    assert say(ledger, "one", "bob", "a", "cow") == ("surplus", False, 4)
+    say(ledger, "one", "ann", ("a", "cat"))
+    assert say(ledger, "one", "ann", ("a", "dog")) == ("updated", False, 2)
+    assert say(ledger, "one", "ann", ("a", "cat")) == ("updated", False, 3)
+    assert say(ledger, "one", "bob", ("a", "cow")) == ("surplus", False, 4)
     assert [r.superseded_by for r in ledger.labels("one")] == [2, 3, None, None]
 
 
 def test_resolved_is_the_history_as_it_stood(ledger: Ledger) -> None:
     for item, value in (("b", 1), ("a", 2), ("b", 3)):
-        say(ledger, "one", "ann", item, value)
+        say(ledger, "one", "ann", (item, value))
     assert [ledger.resolved("one", up_to) for up_to in range(4)] == [
         {},
         {"b": 1},
@@ -92,16 +91,16 @@ def test_resolved_is_the_history_as_it_stood(ledger: Ledger) -> None:
 
 
 def test_with_several_annotators_the_first_slot_counts(ledger: Ledger) -> None:
-    say(ledger, "two", "ann", "a", "cat")
-    say(ledger, "two", "bob", "a", "dog")
+    say(ledger, "two", "ann", ("a", "cat"))
+    say(ledger, "two", "bob", ("a", "dog"))
     assert ledger.resolved("two") == {"a": "cat"}
-    say(ledger, "two", "ann", "a", "cow")
+    say(ledger, "two", "ann", ("a", "cow"))
     assert ledger.resolved("two") == {"a": "cow"}
     assert ledger.resolved("two", 2) == {"a": "cat"}
 
 
 def test_items_that_were_never_offered_take_labels(ledger: Ledger) -> None:
-    assert say(ledger, "two", "import", "new", 1) == ("accepted", False, 1)
+    assert say(ledger, "two", "import", ("new", 1)) == ("accepted", False, 1)
     assert ledger.states("two", now=10)["new"] == "labeled"
     assert ledger.resolved("two") == {"new": 1}
     assert [x.item for x in ledger.lease("two", "ann", 9, now=0)] == ["a", "b", "c"]
@@ -111,39 +110,39 @@ def test_a_late_label_of_an_open_item_is_accepted(ledger: Ledger) -> None:
     (mine,) = ledger.lease("one", "ann", 1, ttl=100, now=0)
     (theirs,) = ledger.lease("one", "bob", 1, ttl=100, now=150)
     assert mine.item == theirs.item == "a"
-    assert say(ledger, "one", "ann", "a", 1, lease=mine.lease, now=160) == ("accepted", True, 1)
+    assert say(ledger, "one", "ann", ("a", 1), lease=mine.lease, now=160) == ("accepted", True, 1)
     assert states(ledger, "one", "a") == {"ann": "expired", "bob": "revoked"}
     with pytest.raises(LedgerError, match="is revoked"):
         ledger.extend("one", theirs.lease, 10, now=165)
-    assert say(ledger, "one", "bob", "a", 2, lease=theirs.lease, now=170) == ("surplus", False, 2)
+    assert say(ledger, "one", "bob", ("a", 2), lease=theirs.lease, now=170) == ("surplus", False, 2)
     assert ledger.resolved("one") == {"a": 1}
 
 
 def test_a_late_label_of_a_full_item_is_kept_as_surplus(ledger: Ledger) -> None:
     (mine,) = ledger.lease("one", "ann", 1, ttl=100, now=0)
-    say(ledger, "one", "bob", "a", 2, now=150)
-    assert say(ledger, "one", "ann", "a", 1, lease=mine.lease, now=160) == ("surplus", True, 2)
+    say(ledger, "one", "bob", ("a", 2), now=150)
+    assert say(ledger, "one", "ann", ("a", 1), lease=mine.lease, now=160) == ("surplus", True, 2)
     assert [row.late for row in ledger.labels("one")] == [False, True]
 
 
 def test_the_last_slot_revokes_every_open_lease(ledger: Ledger) -> None:
     ledger.lease("two", "ann", 1, now=0)
-    say(ledger, "two", "bob", "a", 1)
+    say(ledger, "two", "bob", ("a", 1))
     assert states(ledger, "two", "a") == {"ann": "active"}
-    say(ledger, "two", "cat", "a", 1)
+    say(ledger, "two", "cat", ("a", 1))
     assert states(ledger, "two", "a") == {"ann": "revoked"}
 
 
 def test_a_slot_filled_from_outside_revokes_the_newest_lease(ledger: Ledger) -> None:
     for moment, annotator in enumerate(("ann", "bob", "cat")):
         ledger.lease("three", annotator, 1, now=moment)
-    say(ledger, "three", "eve", "a", 1)
+    say(ledger, "three", "eve", ("a", 1))
     assert states(ledger, "three", "a") == {"ann": "active", "bob": "active", "cat": "revoked"}
 
 
 def test_a_label_without_lease_ends_the_annotators_own(ledger: Ledger) -> None:
     (lease,) = ledger.lease("two", "ann", 1, now=0)
-    assert say(ledger, "two", "ann", "a", 1) == ("accepted", False, 1)
+    assert say(ledger, "two", "ann", ("a", 1)) == ("accepted", False, 1)
     assert states(ledger, "two", "a") == {"ann": "labeled"}
     assert ledger.labels("two")[0].lease == lease.lease
     assert [x.item for x in ledger.lease("two", "ann", 1, now=20)] == ["b"]
@@ -172,13 +171,13 @@ def test_a_large_batch_is_taken(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("value", [1.0, True, None, "ü", [1, {"b": 2.5, "a": None}], 10**20])
 def test_values_come_back_as_they_were(ledger: Ledger, value: Any) -> None:
-    say(ledger, "one", "ann", "a", value)
+    say(ledger, "one", "ann", ("a", value))
     found = ledger.resolved("one")["a"]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_one_and_true_are_two_labels(ledger: Ledger) -> None:
-    assert [say(ledger, "one", "ann", "a", v)[0] for v in (1, True, 1.0)] == [
+    assert [say(ledger, "one", "ann", ("a", v))[0] for v in (1, True, 1.0)] == [
         "accepted",
         "updated",
         "updated",

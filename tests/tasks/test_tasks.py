@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_mirroring_is_a_setting() -> None:
 def test_small_images_are_augmented_too(side: int) -> None:
     x = torch.rand(8, 1, side, side)
     out = image_task(size=(side, side), channels=1).augment(x, torch.Generator().manual_seed(0))
-    assert out.shape == x.shape and set(out.unique().tolist()) <= set(x.unique().tolist())
+    assert out.shape == x.shape and set(out.flatten().tolist()) <= set(x.flatten().tolist())
 
 
 def test_image_augmentation_commutes_with_the_transform() -> None:
@@ -248,7 +249,7 @@ def test_views_belong_to_rows(task: Task) -> None:
 def test_keyed_draws_are_uniform_and_normal() -> None:
     keys = id_keys(str(i) for i in range(20_000))
     u = keyed_uniforms(keys, 3, "test", 0)
-    assert u.shape == (20_000, 3) and 0 < u.min() and u.max() < 1
+    assert u.shape == (20_000, 3) and u.min() > 0 and u.max() < 1
     counts = np.stack([np.histogram(column, 20, (0, 1))[0] for column in u.T])
     assert (((counts - 1000) ** 2 / 1000).sum(axis=1) < 43.8).all()  # chi², 19 df: p = 0.001
     assert np.abs(np.corrcoef(u.T) - np.eye(3)).max() < 0.03
@@ -302,8 +303,6 @@ def test_metrics_of_sure_predictions() -> None:
     ],
 )
 def test_tasks_go_through_json(task: Task) -> None:
-    import json
-
     assert task_from_json(json.loads(json.dumps(task.to_json()))) == task
 
 

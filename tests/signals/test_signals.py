@@ -1,0 +1,444 @@
+"""Signals: hand-computed statistics, one pass per quantity, and nothing changed by asking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayal import acquisition
+from rayal.errors import NeedsError, ScoreError
+from rayal.labels import ClassLabel
+from rayal.models import (
+    Committee,
+    HookedNet,
+    TaskNet,
+    build_network,
+    dropout_masks,
+    evaluating,
+)
+from rayal.models.committee import Extras
+from rayal.signals import (
+    Embedding,
+    Extra,
+    Forward,
+    LogProbs,
+    MemberLogProbs,
+    MemberStats,
+    Signal,
+    ViewLogProbs,
+    compute,
+)
+from rayal.tasks import ImageTask, TableTask, Task
+from rayal.types import id_keys
+
+IMAGES = ImageTask(ClassLabel(tuple("abcd")), "raw", 1, (8, 8), flip=True)
+TABLE = TableTask(ClassLabel(("a", "b")), ("f",))
+EVERY = (
+    LogProbs(),
+    LogProbs(member=1),
+    Embedding(),
+    MemberStats(passes=3),
+    ViewLogProbs(views=2),
+    MemberLogProbs(passes=2),
+)
+
+
+class Fixed(nn.Module):
+    """Answers the same log-probabilities for every row."""
+
+    def __init__(self, *probs: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(probs, dtype=torch.float64).log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+class Normed(nn.Module):
+    """Layers with every kind of state, whose stages are unknown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 5), nn.Dropout(0.5), nn.Linear(5, 4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def committee(nets: Sequence[TaskNet], task: Task = IMAGES, extras: Extras | None = None) -> Any:
+    members = tuple(nn.ModuleDict({"task": net}) for net in nets)
+    return Committee(members, task, {}, "hash", seed=5, round=2, extras=extras)
+
+
+def cnns(count: int = 2, **params: Any) -> Any:
+    shape = IMAGES.input_shape
+    nets = [
+        build_network("small_cnn", params, input_shape=shape, n_outputs=4, seed=s)
+        for s in range(count)
+    ]
+    return committee(nets)
+
+
+def fixed(*members: tuple[float, ...]) -> Any:
+    return committee([HookedNet(Fixed(*probs), (1,)) for probs in members], TABLE)
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    return torch.randn((n, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def ask(asked: Any, x: Tensor, *signals: Signal, start: int = 0) -> dict[str, Tensor]:
+    ids = [f"item/{start + i}" for i in range(len(x))]
+    return compute(signals, Forward(asked, x, ids, id_keys(ids)))
+
+
+def count_calls(module: nn.Module) -> list[int]:
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    module.register_forward_pre_hook(count)
+    return calls
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def test_statistics_of_opposite_members() -> None:
+    made = ask(fixed((1.0, 0.0), (0.0, 1.0)), torch.zeros(3, 1), MemberStats())
+    assert made["member_stats.mean"].tolist() == [[0.5, 0.5]] * 3
+    assert made["member_stats.entropy"].tolist() == [0.0] * 3
+    assert made["member_stats.votes"].tolist() == [[0.5, 0.5]] * 3
+    assert made["member_stats.variance"].tolist() == [[0.25, 0.25]] * 3
+    mutual = acquisition.bald(made["member_stats.mean"], made["member_stats.entropy"])
+    assert mutual.tolist() == [math.log(2)] * 3
+
+
+def test_statistics_of_unsure_members() -> None:
+    made = ask(fixed((0.9, 0.1), (0.1, 0.9)), torch.zeros(1, 1), MemberStats())
+    entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+    assert made["member_stats.entropy"].item() == pytest.approx(entropy, abs=1e-7)
+    assert made["member_stats.variance"][0].tolist() == pytest.approx([0.16, 0.16])
+    mutual = acquisition.bald(made["member_stats.mean"], made["member_stats.entropy"])
+    assert mutual.item() == pytest.approx(0.368064, abs=1e-6)
+    deviation = acquisition.mean_standard_deviation(made["member_stats.variance"])
+    assert deviation.item() == pytest.approx(0.4)
+
+
+def test_votes_and_means_differ() -> None:
+    even = ask(fixed(*[(0.51, 0.49)] * 3), torch.zeros(1, 1), MemberStats())
+    split = ask(fixed((0.9, 0.1), (0.9, 0.1), (0.1, 0.9)), torch.zeros(1, 1), MemberStats())
+    assert even["member_stats.votes"].tolist() == [[1.0, 0.0]]
+    assert split["member_stats.votes"][0].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert split["member_stats.mean"][0].tolist() == pytest.approx([1.9 / 3, 1.1 / 3])
+
+
+@pytest.mark.parametrize("probs", [(0.3, 0.7), (1 / 3, 2 / 3), (1.0, 0.0), (1e-9, 1 - 1e-9)])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_equal_members_have_nothing_to_tell(probs: tuple[float, ...], size: int) -> None:
+    made = ask(fixed(*[probs] * size), torch.zeros(65, 1), MemberStats())
+    mean = made["member_stats.mean"]
+    assert (made["member_stats.variance"] == 0).all()
+    assert torch.equal(acquisition.probability_entropy(mean), made["member_stats.entropy"])
+    assert (acquisition.bald(mean, made["member_stats.entropy"]) == 0).all()
+
+
+def test_log_probs_are_the_log_of_the_mean() -> None:
+    asked = fixed((1.0, 0.0), (0.5, 0.5), (0.75, 0.25))
+    made = ask(asked, torch.zeros(2, 1), LogProbs(), LogProbs(member=2))
+    assert made["log_probs"].exp()[0].tolist() == pytest.approx([0.75, 0.25])
+    assert made["log_probs.2"].exp()[0].tolist() == pytest.approx([0.75, 0.25])
+    certain = ask(fixed((1.0, 0.0), (1.0, 0.0)), torch.zeros(1, 1), LogProbs())["log_probs"]
+    assert certain.tolist() == [[0.0, -math.inf]]
+
+
+def test_streamed_statistics_agree_with_all_members() -> None:
+    asked, x = cnns(), images(64)
+    made = ask(asked, x, MemberStats(passes=6), MemberLogProbs(passes=6))
+    probs = made["member_log_probs"].double().exp()  # [N, 12, C]
+    assert probs.shape == (64, 12, 4)
+    close: dict[str, Any] = {"atol": 1e-7, "rtol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(made["member_stats.mean"], probs.mean(1), **close)
+    torch.testing.assert_close(made["member_stats.variance"], probs.var(1, correction=0), **close)
+    entropies = -(probs * probs.log()).sum(2)
+    torch.testing.assert_close(made["member_stats.entropy"], entropies.mean(1), **close)
+    votes = nn.functional.one_hot(probs.argmax(2), 4).double().mean(1)
+    torch.testing.assert_close(made["member_stats.votes"], votes, **close)
+    assert (probs.std(1) > 0).all()
+
+
+def test_members_and_passes_have_masks_of_their_own() -> None:
+    twins = committee(
+        [build_network("small_cnn", {}, input_shape=(1, 8, 8), n_outputs=4, seed=0)] * 2
+    )
+    made = ask(twins, images(4), MemberLogProbs(passes=3))["member_log_probs"]
+    for i in range(6):
+        for j in range(i):
+            assert not torch.equal(made[:, i], made[:, j])
+
+
+def test_columns_have_their_shapes_and_types() -> None:
+    made = ask(cnns(), images(5), *EVERY)
+    shapes = {name: tuple(column.shape) for name, column in made.items()}
+    assert shapes == {
+        "log_probs": (5, 4),
+        "log_probs.1": (5, 4),
+        "embedding": (5, 96),
+        "member_stats.mean": (5, 4),
+        "member_stats.entropy": (5,),
+        "member_stats.votes": (5, 4),
+        "member_stats.variance": (5, 4),
+        "view_log_probs": (5, 2, 4),
+        "member_log_probs": (5, 4, 4),
+    }
+    wide = {n for n, column in made.items() if column.dtype != torch.float32}
+    assert wide == {"member_stats.entropy"} and not any(c.requires_grad for c in made.values())
+
+
+def test_embedding_belongs_to_the_log_probs() -> None:
+    asked = cnns()
+    made = ask(asked, images(8), LogProbs(member=1), Embedding(member=1))
+    with torch.inference_mode():
+        logits = asked.net(1).head(made["embedding"])
+    assert torch.equal(logits.log_softmax(1), made["log_probs.1"])
+
+
+# ---- sameness ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [256, 1000])
+def test_columns_do_not_depend_on_the_batch(batch: int) -> None:
+    asked, x = cnns(), images(1000)
+
+    def scan(size: int, order: Tensor) -> dict[str, Tensor]:
+        parts = []
+        for rows in (order[s : s + size] for s in range(0, 1000, size)):
+            ids = [f"item/{i}" for i in rows.tolist()]
+            padded = torch.cat([x[rows], x.new_zeros(size - len(rows), 1, 8, 8)])
+            keys = np.pad(id_keys(ids), (0, size - len(rows)))
+            f = Forward(asked, padded, ids, keys, rows=len(rows))
+            parts.append({n: c[: len(rows)] for n, c in compute(EVERY, f).items()})
+        back = order.argsort()
+        return {n: torch.cat([p[n] for p in parts])[back] for n in parts[0]}
+
+    ordered = scan(64, torch.arange(1000))
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    for name, column in scan(batch, shuffled).items():
+        assert torch.equal(column, ordered[name]), name
+
+
+def test_the_trunk_runs_once_and_changes_no_bit() -> None:
+    asked, x = cnns(1), images(64)
+    trunk = [count_calls(stage) for stage in asked.net(0).stages]
+    made = ask(asked, x, LogProbs(), Embedding(), MemberLogProbs(passes=5), MemberStats(passes=4))
+    assert trunk[:3] == [[1], [1], [1]] and trunk[3:] == [[10], [10]]
+    full = committee([HookedNet(asked.net(0), (1, 8, 8))])
+    with evaluating(asked.net(0)):
+        assert torch.equal(made["log_probs"], asked.net(0)(x).log_softmax(1))
+    assert torch.equal(ask(full, x, LogProbs())["log_probs"], made["log_probs"])
+    whole = list(_full_passes(asked, x, 5))
+    assert torch.equal(torch.stack(whole, 1), made["member_log_probs"])
+
+
+def _full_passes(asked: Any, x: Tensor, count: int) -> Iterator[Tensor]:
+    for i in range(count):
+        with (
+            dropout_masks(asked.net(0), seed=5, round=2, member=0, pass_=i),
+            torch.inference_mode(),
+        ):
+            yield asked.net(0)(x).log_softmax(1)
+
+
+def test_each_quantity_is_computed_once() -> None:
+    asked = committee([HookedNet(Normed(), (1, 8, 8)) for _ in range(2)])
+    calls = [count_calls(asked.net(m)) for m in range(2)]
+    inner = [count_calls(asked.net(m).module) for m in range(2)]
+    ask(asked, images(4), LogProbs(), LogProbs(member=0), Embedding(), MemberStats())
+    assert inner == [[1], [1]] and calls == [[0], [0]]
+
+
+def test_views_are_shared_by_members_and_belong_to_rows() -> None:
+    asked, x = cnns(), images(64)
+    made = ask(asked, x, ViewLogProbs(views=3))["view_log_probs"]
+    keys = id_keys(f"item/{i}" for i in range(64))
+    seen = [IMAGES.view(x, keys, seed=5, view=k) for k in range(3)]
+    for k, view in enumerate(seen):
+        assert torch.equal(made[:, k], ask(asked, view, LogProbs())["log_probs"])
+    assert not torch.equal(made[:, 0], made[:, 1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_changes_nothing(training: bool) -> None:
+    asked = committee([HookedNet(Normed(), (1, 8, 8)), cnns(1).net(0)])
+    for nets in asked.nets:
+        nets.train(training)
+    before = [{n: t.clone() for n, t in nets.state_dict().items()} for nets in asked.nets]
+    chance, x = torch.random.get_rng_state(), images(16)
+    kept = x.clone()
+    first, second = ask(asked, x, *EVERY), ask(asked, x, *EVERY)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    for nets, state in zip(asked.nets, before, strict=True):
+        assert all(torch.equal(t, state[n]) for n, t in nets.state_dict().items())
+        assert all(m.training == training for m in nets.modules())
+        assert all(not m._forward_hooks and not m._forward_pre_hooks for m in nets.modules())
+        assert all(p.grad is None for p in nets.parameters())
+    assert torch.equal(torch.random.get_rng_state(), chance) and torch.equal(x, kept)
+
+
+def test_networks_of_double_precision_are_asked_in_theirs() -> None:
+    asked = cnns()
+    for nets in asked.nets:
+        nets.double()
+    made = ask(asked, images(4), *EVERY)
+    assert made["log_probs"].dtype == made["embedding"].dtype == torch.float32
+
+
+def test_autocast_keeps_columns_in_float32() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = ask(cnns(), images(4), *EVERY)
+    exact = ask(cnns(), images(4), *EVERY)
+    assert made["log_probs"].dtype == made["embedding"].dtype == torch.float32
+    torch.testing.assert_close(made["log_probs"], exact["log_probs"], atol=0.02, rtol=0)
+
+
+# ---- gradients, checks, needs --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sensitivity(Signal):
+    """The gradient of the largest log-probability with respect to the row."""
+
+    differentiates: ClassVar[bool] = True
+
+    def names(self) -> tuple[str, ...]:
+        return ("sensitivity",)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        f.x.requires_grad_()
+        top = f.log_probs(0).amax(1).sum()
+        return {"sensitivity": torch.autograd.grad(top, f.x)[0].flatten(1).norm(dim=1)}
+
+
+@dataclass(frozen=True)
+class Given(Signal):
+    """A column that the test makes up."""
+
+    value: Any
+    declared: tuple[str, ...] = ("given",)
+
+    def names(self) -> tuple[str, ...]:
+        return self.declared
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        return {"given": self.value}
+
+
+def test_gradients_are_for_signals_that_differentiate() -> None:
+    x = images(6)
+    finite = torch.zeros(6)
+    made = ask(cnns(), x, LogProbs(), Given(finite), Sensitivity())
+    assert (made["sensitivity"] > 0).all() and not made["sensitivity"].requires_grad
+    assert not made["log_probs"].requires_grad
+
+
+def test_a_nan_names_its_item_and_padding_does_not_count() -> None:
+    bad = torch.tensor([0.0, -math.inf, math.nan])
+    with pytest.raises(ScoreError, match="'given' of item 'item/2' is NaN"):
+        ask(cnns(), images(3), Given(bad))
+    ids = ["a", "b"]
+    f = Forward(cnns(), images(3), ids, id_keys([*ids, "padding"]), rows=2)
+    assert compute([Given(bad)], f)["given"][1] == -math.inf
+    with pytest.raises(ScoreError, match="column 'log_probs' of item 'item/1' is NaN"):
+        ask(cnns(), images(2).index_fill(0, torch.tensor([1]), math.nan), LogProbs())
+
+
+def test_a_column_must_fit_the_batch_and_its_name() -> None:
+    with pytest.raises(ScoreError, match=r"shape \[2\] for a batch of 3 rows"):
+        ask(cnns(), images(3), Given(torch.zeros(2)))
+    with pytest.raises(ScoreError, match=r"shape \[\] for a batch"):
+        ask(cnns(), images(3), Given(torch.tensor(1.0)))
+    with pytest.raises(NeedsError, match="must yield \\['other'\\]"):
+        ask(cnns(), images(3), Given(torch.zeros(3), declared=("other",)))
+    with pytest.raises(NeedsError, match="ask for each column once"):
+        ask(cnns(), images(3), MemberStats(passes=2), MemberStats(passes=3))
+
+
+def test_a_batch_must_fit_its_ids() -> None:
+    for ids, keys, rows in ((["a"], 2, None), (["a", "b"], 1, None), (["a", "b"], 2, 1)):
+        with pytest.raises(ValueError, match="a batch of 2 rows"):
+            Forward(cnns(), images(2), ids, np.zeros(keys, np.uint64), rows=rows)
+
+
+def no_head() -> Any:
+    return committee([HookedNet(Fixed(0.5, 0.5), (1,))], TABLE)
+
+
+@pytest.mark.parametrize(
+    ("signal", "asked", "says"),
+    [
+        (MemberStats(), cnns(1), "disagreement needs two; set members: 5"),
+        (MemberStats(passes=1), cnns(1), r"make 1 prediction\(s\)"),
+        (MemberLogProbs(), cnns(1), "disagreement needs two"),
+        (MemberStats(passes=4), cnns(2, dropout=0.0), "TaskNet has no dropout module"),
+        (MemberLogProbs(passes=4), no_head(), "HookedNet has no dropout module"),
+        (LogProbs(member=2), cnns(2), "member 2 is asked for, .* members 0 to 1"),
+        (Embedding(member=-1), cnns(2), "member -1 is asked for"),
+        (Embedding(), no_head(), "Fixed does not end in an nn.Linear"),
+        (ViewLogProbs(views=0), cnns(1), "views is 0"),
+        (Extra("loss"), cnns(1), "learner has no columns of its own"),
+    ],
+)
+def test_needs_are_checked_before_anything_runs(signal: Signal, asked: Any, says: str) -> None:
+    with pytest.raises(NeedsError, match=says):
+        signal.check(asked)
+
+
+def test_met_needs_pass() -> None:
+    for signal in EVERY:
+        signal.check(cnns())
+    LogProbs().check(no_head())
+    assert ask(no_head(), torch.zeros(2, 1), LogProbs())["log_probs"].shape == (2, 2)
+    with pytest.raises(NeedsError, match="Fixed does not end"):
+        ask(no_head(), torch.zeros(2, 1), Embedding())
+
+
+def test_extras_are_the_learners_columns_of_member_0() -> None:
+    calls = []
+
+    def extras(nets: nn.ModuleDict, x: Tensor) -> Mapping[str, Tensor]:
+        assert not nets.training
+        calls.append(len(x))
+        return {"loss": nets["task"](x)[:, 0], "energy": x.flatten(1).norm(dim=1)}
+
+    base = cnns()
+    asked = committee([base.net(0), base.net(1)], extras=extras)
+    Extra("loss").check(asked)
+    with pytest.raises(NeedsError, match="no 'los'; did you mean 'loss'"):
+        Extra("los").check(asked)
+    calls.clear()
+    made = ask(asked, images(3), Extra("loss"), Extra("energy"))
+    assert calls == [3] and made["energy"].shape == (3,)
+    with evaluating(base.net(0)):
+        assert torch.equal(made["loss"], base.net(0)(images(3))[:, 0])
+
+
+def test_a_committee_needs_task_networks() -> None:
+    with pytest.raises(NeedsError, match="at least one member"):
+        committee([])
+    with pytest.raises(NeedsError, match=r"member 0 has networks \['other'\]"):
+        Committee((nn.ModuleDict({"other": cnns().net(0)}),), IMAGES, {}, "", seed=0, round=0)
+    with pytest.raises(NeedsError, match="wrap other modules in HookedNet"):
+        Committee((nn.ModuleDict({"task": nn.Linear(2, 2)}),), IMAGES, {}, "", seed=0, round=0)
+    assert cnns(3).size == 3 and cnns().n_outputs == 4
