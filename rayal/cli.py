@@ -98,7 +98,8 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Turn images, a table or arrays into a pool; again later, add what is new."""
-    from rayal.commands import ingest_source, show
+    from rayal.commands import ingest_source
+    from rayal.console import show
 
     show(ingest_source(source, root, name, set_ or ()), as_json=json_)
 
@@ -108,7 +109,8 @@ def status(
     root: Annotated[str, typer.Argument(metavar="ROOT[#PROJECT]")], json_: Json = False
 ) -> None:
     """Show pools, projects and their rounds."""
-    from rayal.commands import show, status_of
+    from rayal.commands import status_of
+    from rayal.console import show
 
     show(status_of(root), as_json=json_)
 
@@ -118,7 +120,8 @@ def why(
     where: Where, item: Annotated[str, typer.Argument(metavar="ITEM")], json_: Json = False
 ) -> None:
     """Show why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
-    from rayal.commands import show, why_of
+    from rayal.commands import why_of
+    from rayal.console import show
 
     show(why_of(where, item), as_json=json_)
 
@@ -131,7 +134,8 @@ def label(
     json_: Json = False,
 ) -> None:
     """Import labels; every line is checked before one is written."""
-    from rayal.commands import label_from, show
+    from rayal.commands import label_from
+    from rayal.console import show
 
     show(label_from(where, labels, annotator), as_json=json_)
 
@@ -166,7 +170,8 @@ def select_command(
     json_: Json = False,
 ) -> None:
     """Choose items by a strategy from columns computed anywhere; no project needed."""
-    from rayal.commands import select_from, show
+    from rayal.commands import select_from
+    from rayal.console import show
 
     rows: dict[str, Any] = {"labeled": labeled, "id": id_, "seed": seed, "params": set_ or ()}
     show(select_from(columns, strategy, k, **rows), as_json=json_)
@@ -189,7 +194,8 @@ def gc(
     json_: Json = False,
 ) -> None:
     """Remove files that no ledger row commits, and what each project's `keep` lets go."""
-    from rayal.commands import collect, show
+    from rayal.commands import collect
+    from rayal.console import show
 
     show(collect(root, dry_run=dry_run), as_json=json_)
 

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import typer
-from rich.table import Table
 
 from rayal import console
 from rayal.cli import split
@@ -226,47 +225,6 @@ def collect(root: Path, *, dry_run: bool) -> Any:
     with Ledger(root, create=False) as ledger:
         removed = collect_files(ledger, dry_run=dry_run)
     return {"files": len(removed), "bytes": sum(removed.values()), "removed": not dry_run}
-
-
-def show(value: Any, *, as_json: bool) -> None:
-    """Print a record or rows, as JSON or as tables."""
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, default=str))
-        return
-    rows = value if isinstance(value, list) else [value]
-    flat = [_flat(row) for row in rows]
-    nested = {k: v for row in rows for k, v in row.items() if _is_rows(v)}
-    names = list(dict.fromkeys(k for row in flat for k in row))
-    if isinstance(value, list):
-        console.out.print(_rows_table(names, flat))
-    else:
-        table = Table(show_header=False)
-        for name in names:
-            table.add_row(name, flat[0][name])
-        console.out.print(table)
-    for name, inner in nested.items():
-        console.out.print(name, style="bold")
-        show(inner, as_json=False)
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, str]:
-    flat = {}
-    for name, value in row.items():
-        if not _is_rows(value):
-            plain = isinstance(value, Mapping | list | tuple)
-            flat[name] = json.dumps(value, default=str) if plain else str(value)
-    return flat
-
-
-def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*(row.get(name, "") for name in names))
-    return table
 
 
 def _print_entry(name: str, kind: str, row: dict[str, Any]) -> None:

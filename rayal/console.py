@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -57,6 +59,7 @@ class Watch(Observer):
             TimeRemainingColumn(),
             console=err,
             transient=True,
+            disable=not err.is_terminal,  # a log file gets the lines alone
         )
         self._task: TaskID | None = None
         self._stage = ""
@@ -182,4 +185,45 @@ def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
     table = Table("parameter", "type", "default", "bounds")
     for row in rows:
         table.add_row(row["name"], row["type"], str(row["default"]), ", ".join(row["bounds"]))
+    return table
+
+
+def show(value: Any, *, as_json: bool) -> None:
+    """Print a record or rows, as JSON or as tables."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, default=str))
+        return
+    rows = value if isinstance(value, list) else [value]
+    flat = [_flat(row) for row in rows]
+    nested = {k: v for row in rows for k, v in row.items() if _is_rows(v)}
+    names = list(dict.fromkeys(k for row in flat for k in row))
+    if isinstance(value, list):
+        out.print(_rows_table(names, flat))
+    else:
+        table = Table(show_header=False)
+        for name in names:
+            table.add_row(name, flat[0][name])
+        out.print(table)
+    for name, inner in nested.items():
+        out.print(name, style="bold")
+        show(inner, as_json=False)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, str]:
+    flat = {}
+    for name, value in row.items():
+        if not _is_rows(value):
+            plain = isinstance(value, Mapping | list | tuple)
+            flat[name] = json.dumps(value, default=str) if plain else str(value)
+    return flat
+
+
+def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in names))
     return table

@@ -68,7 +68,7 @@ def test_a_run_its_outputs_and_what_can_be_asked_afterwards(rayal: Run, tmp_path
     picks = pq.read_table(root / "picks.parquet").to_pylist()
     assert len(picks) == 2 * 2 * (10 + 5)
 
-    code, again, _ = rayal("run", config)  # the same command, finished: nothing new
+    code, _, _ = rayal("run", config)  # the same command, finished: nothing new
     assert code == 0 and pq.read_table(root / "picks.parquet").to_pylist() == picks
 
     code, out, _ = rayal("status", root, "--json")
@@ -104,10 +104,12 @@ def test_people_label_between_two_runs_of_the_same_command(rayal: Run, tmp_path:
     for count in (6, 5):
         offered = tmp_path / "offered.csv"
         assert rayal("export", where, "--what", "offered", "--out", offered)[0] == 0
-        rows = list(csv.DictReader(offered.open()))
+        rows = list(csv.DictReader(offered.read_text().splitlines()))
         assert len(rows) == count
         labels = tmp_path / "labels.csv"
-        labels.write_text("id,label\n" + "".join(f"{r['id']},{i % 3}\n" for i, r in enumerate(rows)))
+        labels.write_text(
+            "id,label\n" + "".join(f"{r['id']},{i % 3}\n" for i, r in enumerate(rows))
+        )
         code, out, _ = rayal("label", where, labels, "--json")
         assert code == 0 and json.loads(out)["accepted"] == count
         code, out, _ = rayal("run", config)
@@ -172,13 +174,17 @@ def test_an_image_folder_with_broken_files_runs_on(rayal: Run, tmp_path: Path) -
     folder = images(tmp_path / "photos", broken=3)
     pool = {"source": str(folder), "test_share": 0.2}
     config = settings(tmp_path, {"pool": pool, "initial": {"count": 4}, "batch": 2})
-    code, out, err = rayal("run", config)
+    code, _, err = rayal("run", config)
     assert code == 0, err
     status = json.loads(rayal("status", tmp_path / "run", "--json")[1])
     assert status["pools"][0]["quarantined"]["count"] == 3
 
 
-ROWS = {"id": ["a", "b", "c", "d"], "w": [1.0, 2.0, 3.0, 4.0], "y": ["u", "v", "u", "v"]}
+ROWS: dict[str, list[Any]] = {
+    "id": ["a", "b", "c", "d"],
+    "w": [1.0, 2.0, 3.0, 4.0],
+    "y": ["u", "v", "u", "v"],
+}
 TABLE = {"id": "id", "label": "y", "features": ["w"]}
 TINY = {"initial": {"count": 1}, "rounds": 1, "batch": 1}
 REFUSALS: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {

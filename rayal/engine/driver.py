@@ -1,4 +1,4 @@
-"""A project: one pool, one strategy, and rounds of prepare, train, evaluate, scan, select, label."""
+"""A project: one pool, one strategy, and rounds: prepare, train, evaluate, scan, select, label."""
 
 from __future__ import annotations
 

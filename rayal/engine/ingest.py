@@ -115,6 +115,19 @@ def stray_files(ledger: Ledger, name: str) -> list[Path]:
     return sorted(f for f in files if f.relative_to(ledger.root).as_posix() not in held)
 
 
+def remove_stray_files(ledger: Ledger, name: str) -> list[Path]:
+    """Remove the stray files of a pool and return them.
+
+    Raises:
+        PoolError: an ingest writes to the pool now; what it has written is not stray.
+    """
+    with _locked(ledger.root / "pools" / name):
+        files = stray_files(ledger, name)
+        for file in files:
+            file.unlink()
+    return files
+
+
 def _read(
     sources: Sequence[Source], known: KnownLabels | None, spill: Spill, progress: Progress | None
 ) -> Gathered:

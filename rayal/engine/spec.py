@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rayal.parameters import build
 from rayal.engine.scan import ScanOptions
 from rayal.engine.train import NetworkSpec
 from rayal.learners.base import Learner
+from rayal.parameters import build
 from rayal.registry import Table, learners, strategies
 from rayal.strategies.base import Strategy
 from rayal.types import Seeds, digest
@@ -56,11 +56,11 @@ class ProjectSpec:
     task: Mapping[str, Any] = field(default_factory=dict)
     members: int = 1
     threads_per_model: int = 1
-    initial: Initial = Initial()
+    initial: Initial = field(default_factory=Initial)
     batch: int = 100
     rounds: int | None = None
-    seeds: Seeds = Seeds()
-    scan: ScanOptions = ScanOptions()
+    seeds: Seeds = field(default_factory=Seeds)
+    scan: ScanOptions = field(default_factory=ScanOptions)
     shards: int = 1
     keep: str = "last"
 

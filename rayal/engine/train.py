@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rayal.errors import SettingsError, StorageError
+from rayal.errors import StorageError
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, read_checkpoint
 from rayal.learners.loop import Progress, fit, keyed
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rayal.models.base import TaskNet
     from rayal.tasks.base import Task
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -39,21 +37,10 @@ class NetworkSpec:
     Args:
         name: its registered name, or ``module:factory``.
         params: keyword arguments of its factory.
-        dtype: type of the weights: float32 | float64.
-
-    Raises:
-        SettingsError: the type is unknown.
     """
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise SettingsError(
-                f"network {self.name!r}: dtype {self.dtype!r} given, allowed: {', '.join(DTYPES)}"
-            )
 
     def build(self, task: Task, device: torch.device, seed: int) -> TaskNet:
         """Return a freshly initialised network for a task."""
@@ -64,7 +51,7 @@ class NetworkSpec:
             n_outputs=task.n_outputs,
             seed=seed,
         )
-        return net.to(device, DTYPES[self.dtype])
+        return net.to(device)
 
 
 def model_hash(
@@ -238,7 +225,6 @@ def _context(
         member=0,
         build=partial(network.build, task, place),
         device=place,
-        dtype=DTYPES[network.dtype],
     )
 
 

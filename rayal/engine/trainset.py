@@ -16,7 +16,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import model_hash
-from rayal.errors import SettingsError
+from rayal.errors import LabelError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.models.committee import Committee
@@ -32,6 +32,7 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
 
     Raises:
         SettingsError: the pool has no classes and none are given, or the kind does not fit.
+        LabelError: a known label is not among the given classes.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
@@ -39,6 +40,12 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     if not classes:
         raise SettingsError(
             f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}"
+        )
+    strange = [c for c in pool.classes or () if c not in classes]
+    if strange:
+        raise LabelError(
+            f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
+            f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
     payload = pool.payload
     if payload.get("encoding") == "file" and "size" not in given:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from rayal import acquisition
-from rayal.parameters import build
 from rayal.errors import NeedsError
+from rayal.parameters import build
 from rayal.registry import strategies
 from rayal.selection.functions import Array, as_tensor, select_rows
 from rayal.strategies.base import Ctx, Strategy

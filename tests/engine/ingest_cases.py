@@ -28,7 +28,9 @@ def source(
             rows = slice(i, i + chunk)
             known = None if labels is None else labels[rows]
             yield Rows(ids[rows], payloads[rows], known, "class" if labels else None)
-        yield Rows([], [], quarantined=[(f"bad{i:04d}", "broken") for i in reversed(range(quarantined))])
+        yield Rows(
+            [], [], quarantined=[(f"bad{i:04d}", "broken") for i in reversed(range(quarantined))]
+        )
 
     return Source(PAYLOAD, read, role, len(ids))
 

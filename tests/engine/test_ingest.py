@@ -11,7 +11,7 @@ import pytest
 from ingest_cases import PAYLOAD, add, files, items, source
 
 from rayal.engine import place
-from rayal.engine.ingest import ingest, stray_files
+from rayal.engine.ingest import ingest, remove_stray_files, stray_files
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Rows, Source, keyed_hashes
 from rayal.errors import PoolError
@@ -194,12 +194,17 @@ def test_progress_counts_rows(tmp_path: Path) -> None:
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(3, 6), (4, 6), (4, 6), (6, 6), (6, 6)]
+    unknown = Source(PAYLOAD, lambda: [Rows(["x"], [b"x"])])
+    add(tmp_path, source(items(1)), unknown, progress=lambda *rows: seen.append(rows))
+    assert seen[-1] == (2, None)
 
 
 def test_two_ingests_at_once_are_refused(tmp_path: Path) -> None:
     def read() -> Iterator[Rows]:
         with pytest.raises(PoolError, match="another ingest writes to"):
             add(tmp_path, source(items(1)))
+        with Ledger(tmp_path) as ledger, pytest.raises(PoolError, match="another ingest"):
+            remove_stray_files(ledger, "p")
         yield Rows(["a"], [b"a"])
 
     assert len(add(tmp_path, Source(PAYLOAD, read))) == 1
@@ -249,6 +254,9 @@ def test_leftovers_of_a_killed_ingest_are_removed(tmp_path: Path) -> None:
     assert {f"{part.part}.arrow" for part in second.parts} < names
     assert not names & {"pool-0123.arrow", "labels-0123.arrow", ".tmp-0123"}
     assert first.read(first.parts[0]).num_rows == 3
+    (folder / "pool-0123.arrow").write_bytes(b"left over")
+    with Ledger(tmp_path) as ledger:
+        assert remove_stray_files(ledger, "p") == [folder / "pool-0123.arrow"]
     for pool in (first, second):
         file = pool.labels_file()
         assert file is not None and file.exists()

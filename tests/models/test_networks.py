@@ -24,7 +24,9 @@ CASES: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("resnet18_small", {"dropout": 0.3}, (1, 8, 8)),
     ("torchvision:shufflenet_v2_x0_5", {"dropout": 0.3}, (1, 32, 32)),
     ("test_networks:branching", {"width": 6}, (5,)),
+    ("test_networks:staged", {}, (5,)),
 ]
+STAGED = CASES[:6] + CASES[8:]
 IDS = [f"{n}-{i}" for i, (n, _, _) in enumerate(CASES)]
 
 
@@ -58,6 +60,11 @@ def branching(input_shape: tuple[int, ...], n_outputs: int, width: int) -> nn.Mo
     return Branching(input_shape[0], n_outputs, width)
 
 
+def staged(input_shape: tuple[int, ...], n_outputs: int) -> TaskNet:
+    stages = {"in": nn.Linear(input_shape[0], 7), "tanh": nn.Tanh(), "out": nn.Linear(7, n_outputs)}
+    return TaskNet(stages)
+
+
 def deaf(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     return nn.Linear(input_shape[0], 10)
 
@@ -87,7 +94,7 @@ def test_embedding_is_the_input_of_the_last_linear(case: tuple[str, dict[str, An
     assert seen[0].shape == (6, net.embedding_width)
 
 
-@pytest.mark.parametrize("case", CASES[:6], ids=IDS[:6])
+@pytest.mark.parametrize("case", STAGED, ids=IDS[:6] + IDS[8:])
 @torch.inference_mode()
 def test_stages_compose_to_forward(case: tuple[str, dict[str, Any], Any]) -> None:
     net, x = build(case), rows(case[2])
@@ -130,7 +137,7 @@ def test_small_cnn_has_the_stated_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "start"), list(zip(CASES, [None, None, 2, 3, 4, 6, 0, None], strict=True))
+    ("case", "start"), list(zip(CASES, [None, None, 2, 3, 4, 6, 0, None, None], strict=True))
 )
 def test_the_first_stochastic_stage(
     case: tuple[str, dict[str, Any], Any], start: int | None

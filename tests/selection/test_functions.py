@@ -99,7 +99,7 @@ def select_gaps(x: Floats, labeled: Floats, picks: npt.NDArray[np.int64]) -> Flo
 
 
 def explicit(a: Floats, h: Floats) -> Floats:
-    return np.einsum("nc,nd->ncd", a, h).reshape(len(a), -1)
+    return np.asarray(np.einsum("nc,nd->ncd", a, h).reshape(len(a), -1))
 
 
 def sequence_law(g: Floats, k: int) -> dict[tuple[int, ...], float]:

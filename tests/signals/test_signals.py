@@ -3,116 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from signal_cases import EVERY, IMAGES, Normed, ask, cnns, committee, count_calls, fixed, images
 from torch import Tensor, nn
 
 from rayal import acquisition
-from rayal.errors import NeedsError, ScoreError
-from rayal.labels import ClassLabel
-from rayal.models import (
-    Committee,
-    HookedNet,
-    TaskNet,
-    build_network,
-    dropout_masks,
-    evaluating,
-)
-from rayal.models.committee import Extras
+from rayal.models import HookedNet, dropout_masks, evaluating
 from rayal.signals import (
     Embedding,
-    Extra,
     Forward,
     LogProbs,
     MemberLogProbs,
     MemberStats,
-    Signal,
     ViewLogProbs,
     compute,
 )
-from rayal.tasks import ImageTask, TableTask, Task
 from rayal.types import id_keys
-
-IMAGES = ImageTask(ClassLabel(tuple("abcd")), "raw", 1, (8, 8), flip=True)
-TABLE = TableTask(ClassLabel(("a", "b")), ("f",))
-EVERY = (
-    LogProbs(),
-    LogProbs(member=1),
-    Embedding(),
-    MemberStats(passes=3),
-    ViewLogProbs(views=2),
-    MemberLogProbs(passes=2),
-)
-
-
-class Fixed(nn.Module):
-    """Answers the same log-probabilities for every row."""
-
-    def __init__(self, *probs: float) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(probs, dtype=torch.float64).log())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
-
-
-class Normed(nn.Module):
-    """Layers with every kind of state, whose stages are unknown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 5), nn.Dropout(0.5), nn.Linear(5, 4)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
-
-
-def committee(nets: Sequence[TaskNet], task: Task = IMAGES, extras: Extras | None = None) -> Any:
-    members = tuple(nn.ModuleDict({"task": net}) for net in nets)
-    return Committee(members, task, {}, "hash", seed=5, round=2, extras=extras)
-
-
-def cnns(count: int = 2, **params: Any) -> Any:
-    shape = IMAGES.input_shape
-    nets = [
-        build_network("small_cnn", params, input_shape=shape, n_outputs=4, seed=s)
-        for s in range(count)
-    ]
-    return committee(nets)
-
-
-def fixed(*members: tuple[float, ...]) -> Any:
-    return committee([HookedNet(Fixed(*probs), (1,)) for probs in members], TABLE)
-
-
-def images(n: int, seed: int = 0) -> Tensor:
-    return torch.randn((n, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
-
-
-def ask(asked: Any, x: Tensor, *signals: Signal, start: int = 0) -> dict[str, Tensor]:
-    ids = [f"item/{start + i}" for i in range(len(x))]
-    return compute(signals, Forward(asked, x, ids, id_keys(ids)))
-
-
-def count_calls(module: nn.Module) -> list[int]:
-    calls = [0]
-
-    def count(*_: Any) -> None:
-        calls[0] += 1
-
-    module.register_forward_pre_hook(count)
-    return calls
-
-
-# ---- values --------------------------------------------------------------------------------------
 
 
 def test_statistics_of_opposite_members() -> None:
@@ -179,9 +90,7 @@ def test_streamed_statistics_agree_with_all_members() -> None:
 
 
 def test_members_and_passes_have_masks_of_their_own() -> None:
-    twins = committee(
-        [build_network("small_cnn", {}, input_shape=(1, 8, 8), n_outputs=4, seed=0)] * 2
-    )
+    twins = committee([cnns(1).net(0)] * 2)
     made = ask(twins, images(4), MemberLogProbs(passes=3))["member_log_probs"]
     for i in range(6):
         for j in range(i):
@@ -309,136 +218,6 @@ def test_autocast_keeps_columns_in_float32() -> None:
         made = ask(cnns(), images(4), *EVERY)
     exact = ask(cnns(), images(4), *EVERY)
     assert made["log_probs"].dtype == made["embedding"].dtype == torch.float32
+    total = made["log_probs.1"].exp().sum(1)
+    torch.testing.assert_close(total, torch.ones(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(made["log_probs"], exact["log_probs"], atol=0.02, rtol=0)
-
-
-# ---- gradients, checks, needs --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sensitivity(Signal):
-    """The gradient of the largest log-probability with respect to the row."""
-
-    differentiates: ClassVar[bool] = True
-
-    def names(self) -> tuple[str, ...]:
-        return ("sensitivity",)
-
-    def compute(self, f: Forward) -> dict[str, Tensor]:
-        f.x.requires_grad_()
-        top = f.log_probs(0).amax(1).sum()
-        return {"sensitivity": torch.autograd.grad(top, f.x)[0].flatten(1).norm(dim=1)}
-
-
-@dataclass(frozen=True)
-class Given(Signal):
-    """A column that the test makes up."""
-
-    value: Any
-    declared: tuple[str, ...] = ("given",)
-
-    def names(self) -> tuple[str, ...]:
-        return self.declared
-
-    def compute(self, f: Forward) -> dict[str, Tensor]:
-        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
-        return {"given": self.value}
-
-
-def test_gradients_are_for_signals_that_differentiate() -> None:
-    x = images(6)
-    finite = torch.zeros(6)
-    made = ask(cnns(), x, LogProbs(), Given(finite), Sensitivity())
-    assert (made["sensitivity"] > 0).all() and not made["sensitivity"].requires_grad
-    assert not made["log_probs"].requires_grad
-
-
-def test_a_nan_names_its_item_and_padding_does_not_count() -> None:
-    bad = torch.tensor([0.0, -math.inf, math.nan])
-    with pytest.raises(ScoreError, match="'given' of item 'item/2' is NaN"):
-        ask(cnns(), images(3), Given(bad))
-    ids = ["a", "b"]
-    f = Forward(cnns(), images(3), ids, id_keys([*ids, "padding"]), rows=2)
-    assert compute([Given(bad)], f)["given"][1] == -math.inf
-    with pytest.raises(ScoreError, match="column 'log_probs' of item 'item/1' is NaN"):
-        ask(cnns(), images(2).index_fill(0, torch.tensor([1]), math.nan), LogProbs())
-
-
-def test_a_column_must_fit_the_batch_and_its_name() -> None:
-    with pytest.raises(ScoreError, match=r"shape \[2\] for a batch of 3 rows"):
-        ask(cnns(), images(3), Given(torch.zeros(2)))
-    with pytest.raises(ScoreError, match=r"shape \[\] for a batch"):
-        ask(cnns(), images(3), Given(torch.tensor(1.0)))
-    with pytest.raises(NeedsError, match="must yield \\['other'\\]"):
-        ask(cnns(), images(3), Given(torch.zeros(3), declared=("other",)))
-    with pytest.raises(NeedsError, match="ask for each column once"):
-        ask(cnns(), images(3), MemberStats(passes=2), MemberStats(passes=3))
-
-
-def test_a_batch_must_fit_its_ids() -> None:
-    for ids, keys, rows in ((["a"], 2, None), (["a", "b"], 1, None), (["a", "b"], 2, 1)):
-        with pytest.raises(ValueError, match="a batch of 2 rows"):
-            Forward(cnns(), images(2), ids, np.zeros(keys, np.uint64), rows=rows)
-
-
-def no_head() -> Any:
-    return committee([HookedNet(Fixed(0.5, 0.5), (1,))], TABLE)
-
-
-@pytest.mark.parametrize(
-    ("signal", "asked", "says"),
-    [
-        (MemberStats(), cnns(1), "disagreement needs two; set members: 5"),
-        (MemberStats(passes=1), cnns(1), r"make 1 prediction\(s\)"),
-        (MemberLogProbs(), cnns(1), "disagreement needs two"),
-        (MemberStats(passes=4), cnns(2, dropout=0.0), "TaskNet has no dropout module"),
-        (MemberLogProbs(passes=4), no_head(), "HookedNet has no dropout module"),
-        (LogProbs(member=2), cnns(2), "member 2 is asked for, .* members 0 to 1"),
-        (Embedding(member=-1), cnns(2), "member -1 is asked for"),
-        (Embedding(), no_head(), "Fixed does not end in an nn.Linear"),
-        (ViewLogProbs(views=0), cnns(1), "views is 0"),
-        (Extra("loss"), cnns(1), "learner has no columns of its own"),
-    ],
-)
-def test_needs_are_checked_before_anything_runs(signal: Signal, asked: Any, says: str) -> None:
-    with pytest.raises(NeedsError, match=says):
-        signal.check(asked)
-
-
-def test_met_needs_pass() -> None:
-    for signal in EVERY:
-        signal.check(cnns())
-    LogProbs().check(no_head())
-    assert ask(no_head(), torch.zeros(2, 1), LogProbs())["log_probs"].shape == (2, 2)
-    with pytest.raises(NeedsError, match="Fixed does not end"):
-        ask(no_head(), torch.zeros(2, 1), Embedding())
-
-
-def test_extras_are_the_learners_columns_of_member_0() -> None:
-    calls = []
-
-    def extras(nets: nn.ModuleDict, x: Tensor) -> Mapping[str, Tensor]:
-        assert not nets.training
-        calls.append(len(x))
-        return {"loss": nets["task"](x)[:, 0], "energy": x.flatten(1).norm(dim=1)}
-
-    base = cnns()
-    asked = committee([base.net(0), base.net(1)], extras=extras)
-    Extra("loss").check(asked)
-    with pytest.raises(NeedsError, match="no 'los'; did you mean 'loss'"):
-        Extra("los").check(asked)
-    calls.clear()
-    made = ask(asked, images(3), Extra("loss"), Extra("energy"))
-    assert calls == [3] and made["energy"].shape == (3,)
-    with evaluating(base.net(0)):
-        assert torch.equal(made["loss"], base.net(0)(images(3))[:, 0])
-
-
-def test_a_committee_needs_task_networks() -> None:
-    with pytest.raises(NeedsError, match="at least one member"):
-        committee([])
-    with pytest.raises(NeedsError, match=r"member 0 has networks \['other'\]"):
-        Committee((nn.ModuleDict({"other": cnns().net(0)}),), IMAGES, {}, "", seed=0, round=0)
-    with pytest.raises(NeedsError, match="wrap other modules in HookedNet"):
-        Committee((nn.ModuleDict({"task": nn.Linear(2, 2)}),), IMAGES, {}, "", seed=0, round=0)
-    assert cnns(3).size == 3 and cnns().n_outputs == 4
