@@ -59,12 +59,12 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Compare random, margin and badge on scikit-learn's digits, 3 seeds, in about a minute."""
-    from rayal.commands import run_settings
-    from rayal.evaluation.demo import INTRODUCTION, NEXT, demo_settings
+    from rayal.commands import a_pick, run_settings
+    from rayal.evaluation.demo import COUNTS, INTRODUCTION, NEXT, demo_settings
 
     typer.echo(INTRODUCTION)
-    outcome = run_settings(demo_settings(out), out, verbose=verbose)
-    typer.echo(NEXT.format(out=outcome.folder))
+    outcome = run_settings(demo_settings(out), out, verbose=verbose, at=COUNTS)
+    typer.echo(NEXT.format(out=outcome.folder, item=a_pick(outcome.folder, "badge-s0")))
 
 
 @app.command()
@@ -101,7 +101,7 @@ def ingest(
     from rayal.commands import ingest_source
     from rayal.console import show
 
-    show(ingest_source(source, root, name, set_ or ()), as_json=json_)
+    show(ingest_source(source, root, name, set_ or (), line=not json_), as_json=json_)
 
 
 @app.command()
@@ -112,7 +112,7 @@ def status(
     from rayal.commands import status_of
     from rayal.console import show
 
-    show(status_of(root), as_json=json_)
+    show(status_of(root, lines=not json_), as_json=json_)
 
 
 @app.command()

@@ -32,7 +32,12 @@ from rayal.strategies import select
 
 
 def run_settings(
-    settings: Settings, out: Path | None, *, verbose: bool = False, quiet: bool = False
+    settings: Settings,
+    out: Path | None,
+    *,
+    verbose: bool = False,
+    quiet: bool = False,
+    at: Sequence[int] | None = None,
 ) -> Outcome:
     """Run settings under a progress bar and print the table, or what people should label."""
     with console.Watch(verbose=verbose) as watch:
@@ -40,7 +45,7 @@ def run_settings(
     if quiet:
         return outcome
     if outcome.points:
-        console.out.print(report.table(outcome.points))
+        console.out.print(report.table(outcome.points, at=at))
         console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
         console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
     for name, count in outcome.waiting.items():
@@ -56,6 +61,13 @@ def run_settings(
     return outcome
 
 
+def a_pick(folder: Path, project: str) -> str:
+    """Return an item that a project's strategy picked, to be asked about."""
+    table = pa.parquet.read_table(folder / "picks.parquet")
+    rows = zip(*(table[n].to_pylist() for n in ("project", "round", "item")), strict=True)
+    return next(str(item) for name, number, item in rows if name == project and number >= 0)
+
+
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """Return a run's outputs and curve points."""
     return {
@@ -65,13 +77,15 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def ingest_source(source: str, root: Path, name: str | None, given: Sequence[str]) -> Any:
+def ingest_source(
+    source: str, root: Path, name: str | None, given: Sequence[str], *, line: bool
+) -> Any:
     """Ingest a source as ``pool: {source: …}`` in the settings would; return the pool's record."""
     overrides = [f"pool.{text}" for text in given]
     settings = load({"pool": {"source": source}}, overrides).pool
     with console.Watch() as watch:
         pool = pool_of(settings, root, seed=0, name=name, progress=watch.pool)
-    return pool_json(pool)
+    return pool_line(pool_json(pool)) if line else pool_json(pool)
 
 
 def pool_json(pool: Pool) -> dict[str, Any]:
@@ -87,12 +101,28 @@ def pool_json(pool: Pool) -> dict[str, Any]:
     }
 
 
-def status_of(where: str) -> Any:
-    """Return pools and projects of a root, or one project's rounds."""
+def pool_line(pool: dict[str, Any]) -> dict[str, Any]:
+    """Return a pool's record as one line of a table: counts instead of lists."""
+    counts = {k: pool[k]["count"] for k in ("quarantined", "duplicates")}
+    plain = {k: pool[k] for k in ("pool", "snapshot", "items", "test items", "parts")}
+    return {**plain, "classes": len(pool.get("classes", ())), **counts}
+
+
+def round_line(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a round's record as one line of a table."""
+    metrics = {k: f"{v:.4f}" for k, v in row["metrics"].items()}
+    seconds = {f"{k} s": f"{v:.1f}" for k, v in row["seconds"].items() if v >= 0.05}
+    return {"round": row["round"], "labels": row["labels"], **metrics, **seconds}
+
+
+def status_of(where: str, *, lines: bool) -> Any:
+    """Return pools and projects of a root, or one project's rounds; lines are for tables."""
     if "#" in where:
-        return project_json(_open(where))
+        whole = project_json(_open(where))
+        return {**whole, "rounds": [round_line(r) for r in whole["rounds"]]} if lines else whole
     with Ledger(where, create=False) as ledger:
         pools = [pool_json(Pool.open(where, name)) for name in ledger.pools()]
+        pools = [pool_line(pool) for pool in pools] if lines else pools
         rows = []
         for name in ledger.projects():
             project = Project(ledger, name)
@@ -104,7 +134,7 @@ def status_of(where: str) -> Any:
                     "labels": len(ledger.resolved(name)),
                     "offered": sum(s != "labeled" for s in ledger.states(name).values()),
                     "finished": project.finished,
-                    "last": dict(rounds[-1].metrics) if rounds else {},
+                    **{k: round(v, 4) for k, v in (rounds[-1].metrics if rounds else {}).items()},
                 }
             )
         return {"pools": pools, "projects": rows}

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -148,16 +149,21 @@ def _parameters(entry: Any) -> Iterable[Any]:
 
 def strategy_table() -> Table:
     """Return all strategies, grouped by taxonomy."""
-    table = Table("strategy", "labels first", "source", "needs", title="strategies")
+    table = _plain("strategy", "what it does", "source")
     for group in TAXONOMY:
         names = [n for n in strategies if strategies[n].taxonomy == group]
+        if names:
+            table.add_row(f"[bold]{group}[/bold]")
         for name in names:
             row = strategy_json(name)
-            needs = ", ".join(row["signals"]) or "–"
-            table.add_row(name, row["summary"], row["source"], needs)
-        if names:
-            table.add_section()
-            table.rows[-1].end_section = True
+            table.add_row(f"  {name}", row["summary"], row["source"])
+    return table
+
+
+def _plain(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0)
     return table
 
 
@@ -174,7 +180,7 @@ def strategy_markdown() -> str:
 
 def entry_table(kind: str, entries: dict[str, Any]) -> Table:
     """Return learners or networks with their parameters."""
-    table = Table(kind, "what", "parameters", title=f"{kind}s")
+    table = _plain(kind, "what it is", "parameters")
     for name, row in entries.items():
         table.add_row(name, row["summary"], ", ".join(p["name"] for p in row["parameters"]))
     return table
@@ -182,7 +188,7 @@ def entry_table(kind: str, entries: dict[str, Any]) -> Table:
 
 def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
     """Return hyperparameters with type, default and bounds."""
-    table = Table("parameter", "type", "default", "bounds")
+    table = _plain("parameter", "type", "default", "bounds")
     for row in rows:
         table.add_row(row["name"], row["type"], str(row["default"]), ", ".join(row["bounds"]))
     return table
@@ -200,7 +206,7 @@ def show(value: Any, *, as_json: bool) -> None:
     if isinstance(value, list):
         out.print(_rows_table(names, flat))
     else:
-        table = Table(show_header=False)
+        table = Table(show_header=False, box=None)
         for name in names:
             table.add_row(name, flat[0][name])
         out.print(table)
@@ -223,7 +229,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
-    table = Table(*names)
+    table = _plain(*names)
     for row in rows:
         table.add_row(*(row.get(name, "") for name in names))
     return table

@@ -12,11 +12,12 @@ A small network starts from 50 labels and asks for 25 more, ten times, up to 300
 random asks for anything, margin for what the network is unsure of, badge for what is both
 uncertain and diverse. Each runs with three seeds; a simulated annotator answers.
 """
+COUNTS = (50, 100, 200, 300)  # labels at which the table shows accuracy
 NEXT = """
 What to try next:
   rayal strategies                                    # what else there is
-  rayal status {out}                                  # pools, projects, rounds
-  rayal why '{out}#badge-s0' digits:0042              # why an item was picked, or not
+  rayal status {out}                           # pools, projects, rounds
+  rayal why '{out}#badge-s0' {item}      # why an item was picked
   rayal run examples/fashion_mnist.yaml               # 60,000 images
 """
 

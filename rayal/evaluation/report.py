@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from rich import box
 from rich.table import Table
 
 from rayal.config import BASELINE
@@ -96,12 +97,13 @@ def table(
     columns = _spread(points, metric) if at is None else list(at)
     rows = summary(points, metric, columns)
     columns = [n for n in columns if any(n in row.at for row in rows)]
-    view = Table(title=f"{metric.replace('_', ' ')} by number of labels")
-    view.caption = "bootstrap intervals over seeds; with fewer than 10 seeds they are too narrow"
-    view.add_column("strategy", no_wrap=True)
-    for heading in (*(f"{n:,}" for n in columns), "mean over the curve", f"minus {BASELINE}, 90 %"):
-        view.add_column(heading, justify="right")
-    view.add_column("seeds", justify="right")
+    title = f"{metric.replace('_', ' ')} by number of labels"
+    view = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    view.caption = "n: seeds; bootstrap intervals over seeds are too narrow with fewer than 10"
+    view.add_column("strategy", overflow="fold")
+    for heading in (*(f"{n:,}" for n in columns), "curve mean", f"minus {BASELINE}, 90 %"):
+        view.add_column(heading, justify="right", no_wrap=True)
+    view.add_column("n", justify="right")
     for row in rows:
         spread = "" if math.isnan(row.sd) else f" ± {row.sd:.3f}"
         view.add_row(
@@ -146,7 +148,7 @@ def _spread(points: Sequence[CurvePoint], metric: str) -> list[int]:
 def _interval(difference: Interval | None) -> str:
     if difference is None:
         return "–"
-    ends = f" [{difference.low:+.3f}, {difference.high:+.3f}]" if difference.n > 1 else ""
+    ends = f" [{difference.low:+.3f} {difference.high:+.3f}]" if difference.n > 1 else ""
     return f"{difference.mean:+.3f}{ends}"
 
 

@@ -121,7 +121,7 @@ def test_other_metric_is_drawn_on_demand(tmp_path: Path) -> None:
 def test_table_lists_random_first_with_differences() -> None:
     header, random, margin = text(table(POINTS))
     assert header[:5] == ["strategy", "100", "200", "300", "400"]
-    assert header[5:] == ["mean over the curve", "minus random, 90 %", "seeds"]
+    assert header[5:] == ["curve mean", "minus random, 90 %", "n"]
     # mean over 4 rounds: 0.5 + 1.5 gain, and 0.02 more on the mean of three seeds
     assert random[:5] == ["random", "0.520", "0.570", "0.620", "0.670"]
     assert random[5:] == ["0.595 ± 0.020", "–", "3"]
@@ -135,7 +135,7 @@ def test_table_lists_random_first_with_differences() -> None:
 def test_table_shows_four_counts_evenly_spread_or_those_asked_for() -> None:
     points = [CurvePoint("random", "0", r, 10 + r, {"accuracy": 0.5}, {}) for r in range(10)]
     assert text(table(points))[0][1:5] == ["10", "13", "16", "19"]
-    assert text(table(points, at=(11, 12, 99)))[0][1:4] == ["11", "12", "mean over the curve"]
+    assert text(table(points, at=(11, 12, 99)))[0][1:4] == ["11", "12", "curve mean"]
 
 
 def test_table_of_one_seed_shows_no_interval() -> None:
