@@ -153,13 +153,16 @@ def project_json(project: Project) -> dict[str, Any]:
     }
 
 
+_WHAT = {"Appearance": "selection", "LeaseRow": "lease", "LabelRow": "label"}
+
+
 def why_of(where: str, item: str) -> Any:
     """Return every selection an item appears in, with its leases and labels."""
     project = _open(where)
     if not project.pool.contains([item])[0]:
         raise UnknownNameError(f"item {item!r} is not in pool {project.pool.name!r}")
     story = project.ledger.why(project.name, item)
-    rows = [{"what": type(row).__name__.lower(), **dataclasses.asdict(row)} for row in story]
+    rows = [{"what": _WHAT[type(row).__name__], **dataclasses.asdict(row)} for row in story]
     return {"item": item, "story": rows or "never picked, leased or labeled"}
 
 
@@ -245,9 +248,8 @@ def list_registry(name: str | None, *, as_json: bool) -> None:
             )
         if as_json:
             typer.echo(json.dumps(found, indent=2, default=str))
-            return
-        for kind, row in found.items():
-            _print_entry(name, kind, row)
+        for kind, row in () if as_json else found.items():
+            console.print_entry(name, kind, row)
 
 
 def collect(root: Path, *, dry_run: bool) -> Any:
@@ -255,16 +257,6 @@ def collect(root: Path, *, dry_run: bool) -> Any:
     with Ledger(root, create=False) as ledger:
         removed = collect_files(ledger, dry_run=dry_run)
     return {"files": len(removed), "bytes": sum(removed.values()), "removed": not dry_run}
-
-
-def _print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
-    console.out.print(f"[bold]{name}[/bold] ({kind.rstrip('s')}): {row['summary']}")
-    for key in ("taxonomy", "source", "departures", "signals", "columns", "context", "members"):
-        if key in row:
-            value = row[key]
-            text = ", ".join(value) if isinstance(value, list) else str(value)
-            console.out.print(f"  {key}: {text or '–'}", highlight=False, markup=False)
-    console.out.print(console.parameter_table(row["parameters"]))
 
 
 def _open(where: str) -> Project:

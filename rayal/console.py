@@ -194,6 +194,20 @@ def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+_ONE = {"strategies": "strategy", "learners": "learner", "networks": "network"}
+
+
+def print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
+    """Print all that is stated of a strategy, learner or network."""
+    out.print(f"[bold]{name}[/bold] ({_ONE[kind]}): {row['summary']}")
+    for key in ("taxonomy", "source", "departures", "signals", "columns", "context", "members"):
+        if key in row:
+            value = row[key]
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            out.print(f"  {key}: {text or '–'}", highlight=False, markup=False)
+    out.print(parameter_table(row["parameters"]))
+
+
 def show(value: Any, *, as_json: bool) -> None:
     """Print a record or rows, as JSON or as tables."""
     if as_json:
@@ -203,13 +217,14 @@ def show(value: Any, *, as_json: bool) -> None:
     flat = [_flat(row) for row in rows]
     nested = {k: v for row in rows for k, v in row.items() if _is_rows(v)}
     names = list(dict.fromkeys(k for row in flat for k in row))
-    if isinstance(value, list):
+    if isinstance(value, list) and all(row.keys() == flat[0].keys() for row in flat):
         out.print(_rows_table(names, flat))
     else:
-        table = Table(show_header=False, box=None)
-        for name in names:
-            table.add_row(name, flat[0][name])
-        out.print(table)
+        for row in flat:
+            table = Table.grid(padding=(0, 2))
+            for name, text in row.items():
+                table.add_row(name, text)
+            out.print(table, "")
     for name, inner in nested.items():
         out.print(name, style="bold")
         show(inner, as_json=False)

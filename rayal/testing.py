@@ -25,7 +25,8 @@ import torch
 
 from rayal.acquisition import probability_entropy
 from rayal.selection.functions import select_rows
-from rayal.selection.objective import LocalShards, Shard, choose, cut_tiles
+from rayal.selection.greedy import LocalShards, Shard, choose
+from rayal.selection.objective import cut_tiles
 from rayal.strategies.base import TAXONOMY, Ctx, Strategy
 from rayal.types import Columns, Selection
 

@@ -79,7 +79,7 @@ def test_a_run_its_outputs_and_what_can_be_asked_afterwards(rayal: Run, tmp_path
     query = next(p for p in picks if p["project"] == "margin-s0" and p["round"] == 0)
     code, out, _ = rayal("why", f"{root}#margin-s0", query["item"], "--json")
     story = json.loads(out)["story"]
-    assert [row["what"] for row in story] == ["appearance", "leaserow", "labelrow"]
+    assert [row["what"] for row in story] == ["selection", "lease", "label"]
     assert story[0]["rank"] == query["rank"] and story[0]["provenance"]["model"]
 
     code, out, _ = rayal("export", f"{root}#margin-s0")

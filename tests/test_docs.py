@@ -83,6 +83,7 @@ def test_example_settings_run(example: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("example", _examples("py"), ids=lambda p: p.stem)
 def test_example_scripts_run(example: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "error"}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from rayal.engine.shards import open_tiles
-from rayal.selection.objective import LocalShards, Objective, Shard, Tile
+from rayal.selection.greedy import LocalShards, Shard
+from rayal.selection.objective import Objective, Tile
 from rayal.types import Keys
 
 A = TypeVar("A")

@@ -27,7 +27,8 @@ from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import ColumnsPart, Ledger, Pick
 from rayal.registry import strategies
-from rayal.selection.objective import Chosen, Objective, Proposal, choose
+from rayal.selection.greedy import Chosen, choose
+from rayal.selection.objective import Objective, Proposal
 from rayal.signals import LogProbs
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rayal.errors import BudgetError, ScoreError
+from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
 from rayal.selection.kmeans import First, KMeansPP
-from rayal.selection.objective import LocalShards, Objective, Shard, choose, cut_tiles
+from rayal.selection.objective import Objective, cut_tiles
 from rayal.selection.topk import TopK
 from rayal.types import Selection, id_keys
 

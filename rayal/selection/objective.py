@@ -1,18 +1,11 @@
-"""One greedy for every joint choice, over any number of shards.
-
-The driver broadcasts a message, every shard answers for its own tiles, the answers fold
-associatively, the objective decides, the decision is broadcast. All arithmetic on rows happens on
-tiles of fixed shape, every fold is exact (a maximum, a merge of sorted rows), ties and draws use
-the item's key: so picks are the same bits for one shard or many, in any order of answers.
-"""
+"""The protocol of a joint choice: tiles, proposals, commits, and the objective that decides."""
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,21 +92,6 @@ class Progress:
     def left(self) -> int:
         """How many picks are missing."""
         return self.k - len(self.keys)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The result of a selection.
-
-    Attributes:
-        keys: uint64 ``[k]`` in pick order.
-        scores: float64 ``[k]``.
-        runners_up: the best rows not picked, under the state after the last pick.
-    """
-
-    keys: Keys
-    scores: Floats
-    runners_up: Proposal
 
 
 class Objective(ABC):
@@ -216,144 +194,6 @@ def _order(priority: Floats, keys: Keys) -> npt.NDArray[np.int64]:
     """Return row positions, best first: larger priority from left to right, then smaller key."""
     by = (keys, *(-priority[:, c] for c in reversed(range(priority.shape[1]))))
     return np.lexsort(by)
-
-
-class Shards(Protocol):
-    """The holders of the tiles: in this process, other processes, or actors."""
-
-    def ask(self, request: bytes) -> list[bytes]:
-        """Send one request to every shard and return their answers, in any order."""
-
-
-class Shard:
-    """One holder of whole tiles; it speaks bytes, wherever it runs.
-
-    Args:
-        objective: the frozen objective.
-        tiles: the tiles this shard owns.
-        seed: the query seed.
-    """
-
-    def __init__(self, objective: Objective, tiles: Sequence[Tile], seed: int) -> None:
-        self._objective = objective
-        self._tiles = list(tiles)
-        self._shared: dict[str, Any] = {}
-        for tile in self._tiles:
-            tile.shared = self._shared
-            tile.state = {}
-            objective.begin(tile, seed)
-
-    def answer(self, request: bytes) -> bytes:
-        """Return the answer to one encoded request."""
-        verb, *arguments = pickle.loads(request)
-        handlers: dict[str, Callable[..., Any]] = {
-            "summarize": self._summarize,
-            "propose": self._propose,
-            "runners_up": self._runners_up,
-            "commit": self._commit,
-        }
-        return pickle.dumps(handlers[verb](*arguments), protocol=5)
-
-    def _summarize(self, message: Any) -> Any | None:
-        total = None
-        for tile in self._tiles:
-            part = self._objective.summarize(tile, message)
-            if part is not None:
-                total = part if total is None else self._objective.combine(total, part)
-        return total
-
-    def _propose(self, m: int, step: int) -> Proposal | None:
-        proposals = [self._objective.propose(tile, m, step) for tile in self._tiles]
-        return self._objective.fold(proposals, m) if proposals else None
-
-    def _runners_up(self, m: int) -> Proposal | None:
-        rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
-        return merge_rows(rows, m) if rows else None
-
-    def _commit(self, commit: Commit) -> None:
-        self._objective.receive(self._shared, commit)
-        for tile in self._tiles:
-            tile.eligible &= ~np.isin(tile.keys, commit.keys)
-            self._objective.commit(tile, commit)
-
-
-def choose(
-    objective: Objective,
-    shards: Shards,
-    k: int,
-    *,
-    seed: int = 0,
-    context: Mapping[str, npt.NDArray[Any]] | None = None,
-    runners_up: int = 10,
-    report: Callable[[int, int], None] | None = None,
-) -> Chosen:
-    """Run the greedy to k picks, or until the objective finds no more.
-
-    Args:
-        objective: how rows are chosen together.
-        shards: the holders of the tiles.
-        k: number of picks.
-        seed: seeds every draw.
-        context: columns of labeled and pending rows, ``[L, …]``, in key order.
-        runners_up: how many of the best rows not picked to return.
-        report: called with (picks done, k) after each step.
-    """
-    progress = Progress(k=k, seed=seed)
-
-    def ask(*request: Any) -> list[Any]:
-        answers = shards.ask(pickle.dumps(request, protocol=5))
-        return [a for a in map(pickle.loads, answers) if a is not None]
-
-    _exchange_sums(objective, ask, progress)
-    for opening in objective.open(context or {}, progress):
-        ask("commit", opening)
-    while progress.left > 0:
-        m = objective.block(progress)
-        answers = ask("propose", m, progress.step)
-        proposal = objective.fold(answers, m) if answers else None
-        decided = objective.merge(proposal, progress) if proposal is not None else None
-        if decided is None:
-            break
-        decided = replace(
-            decided, keys=decided.keys[: progress.left], scores=decided.scores[: progress.left]
-        )
-        progress.keys.extend(decided.keys.tolist())
-        progress.scores.extend(decided.scores.tolist())
-        progress.step += 1
-        ask("commit", decided)
-        if report is not None:
-            report(len(progress.keys), k)
-    rest = ask("runners_up", runners_up)
-    return Chosen(
-        np.array(progress.keys, dtype=np.uint64),
-        np.array(progress.scores, dtype=np.float64),
-        merge_rows(rest, runners_up) if rest else Proposal(np.zeros((0, 1)), _NO_KEYS, {}),
-    )
-
-
-_NO_KEYS: Keys = np.zeros(0, dtype=np.uint64)
-
-
-def _exchange_sums(objective: Objective, ask: Callable[..., list[Any]], progress: Progress) -> None:
-    message = None
-    while parts := ask("summarize", message):
-        total = parts[0]
-        for part in parts[1:]:
-            total = objective.combine(total, part)
-        message = objective.reduce(total, progress)
-        if message is None:
-            return
-
-
-class LocalShards:
-    """Shards in this process; still every message passes as bytes."""
-
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = shards
-
-    def ask(self, request: bytes) -> list[bytes]:
-        """Ask each shard in turn."""
-        return [shard.answer(request) for shard in self._shards]
 
 
 def cut_tiles(

@@ -24,7 +24,7 @@ cd "$work/clone"
 timed "install (uv sync)" uv sync
 timed "rayal demo" uv run rayal demo
 timed "pytest, all of CI" uv run pytest --durations=10
-timed "pytest, fast part" uv run pytest -m 'not slow and not ray'
+timed "pytest, fast part" uv run pytest -m 'not slow and not ray and not processes'
 timed "ruff" uv run ruff check .
 timed "mypy --strict" uv run mypy
 python3 -m venv "$work/venv"

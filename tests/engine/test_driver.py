@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,16 +13,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.shards import open_tiles
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
-from rayal.errors import BudgetError, LabelError, NeedsError, StorageError, UnknownNameError
+from rayal.errors import (
+    BudgetError,
+    LabelError,
+    NeedsError,
+    ScoreError,
+    StorageError,
+    UnknownNameError,
+)
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.project import Ledger
-from rayal.registry import learners, strategies
+from rayal.registry import Table, learners, strategies
 from rayal.selection.kcenter import KCenter
 from rayal.signals import Embedding, Extra, LogProbs, Signal
 from rayal.strategies import Ctx, Strategy
@@ -40,8 +49,6 @@ def made(root: Path, *, order: int | None = None, test: bool = True) -> Pool:
     x = rng.normal(size=(ROWS + TEST, 5)) + y[:, None]
     ids = np.array([f"row-{i:04d}" for i in range(ROWS + TEST)])
     at = np.arange(ROWS) if order is None else np.random.default_rng(order).permutation(ROWS)
-    from rayal.engine.arrays import array_source
-
     sources = [array_source(x[at], y[at], ids=ids[at].tolist(), role="pool")]
     if test:
         sources.append(array_source(x[ROWS:], y[ROWS:], ids=ids[ROWS:].tolist(), role="test"))
@@ -226,16 +233,28 @@ class NaNScore(LargestNorm):
         return score
 
 
+@dataclass(frozen=True)
+class Constant(LargestNorm):
+    """Scores all items alike."""
+
+    def score(self, s: Columns) -> Tensor:
+        return torch.zeros(len(s.ids))
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
-    for table, name, cls in (
+def _registered() -> Iterator[None]:
+    entries: list[tuple[Table[Any], str, Any]] = [
         (learners, "with_norm", WithNorm),
         (strategies, "largest_norm", LargestNorm),
         (strategies, "needs_missing", NeedsMissing),
         (strategies, "nan_score", NaNScore),
-    ):
-        if name not in table:
-            table.add(name, cls)
+        (strategies, "constant", Constant),
+    ]
+    for table, name, cls in entries:
+        table.add(name, cls)
+    yield
+    for table, name, _ in entries:
+        del table._rows[name]
 
 
 def test_a_learners_own_column_reaches_a_strategy(tmp_path: Path) -> None:
@@ -262,8 +281,6 @@ def test_needs_are_checked_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_a_nan_score_names_the_item(tmp_path: Path) -> None:
-    from rayal.errors import ScoreError
-
     pool = made(tmp_path)
     with pytest.raises(ScoreError, match="scored item 'row-"):
         simulate(tmp_path, pool, spec(NaNScore()))
@@ -280,22 +297,12 @@ def test_a_lost_column_file_is_an_error_not_a_shorter_pool(tmp_path: Path) -> No
         file.unlink()
     with pytest.raises(StorageError, match="missing"):
         scan = Scan(pool, project._train(0), project.spec.strategy, LEARNER, ScanOptions())
-        from rayal.engine.shards import open_tiles
-
         for row in project.ledger.columns(scan.columns_hash()).values():
             open_tiles(tmp_path / row.file, ("score",), np.zeros(0, np.uint64))
 
 
 def test_equal_scores_are_reported(tmp_path: Path) -> None:
-    """A network whose weights stay at their start gives no warning; a constant score does."""
     pool = made(tmp_path)
-
-    class Constant(LargestNorm):
-        def score(self, s: Columns) -> Tensor:
-            return torch.zeros(len(s.ids))
-
-    if "constant" not in strategies:
-        strategies.add("constant", dataclass(frozen=True)(Constant))
     what = spec(strategies["constant"](), learner=WithNorm(steps=5, batch=8), rounds=1)
     project = simulate(tmp_path, pool, what)
     assert "all scores are equal" in project.rounds()[0].outputs["scan"]["warning"]

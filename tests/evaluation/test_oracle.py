@@ -66,6 +66,7 @@ def hold_and_die(root: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.processes
 def test_two_oracles_one_killed_while_holding_leases_give_the_labels_of_one(
     tmp_path: Path,
 ) -> None:

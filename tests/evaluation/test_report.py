@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def write(folder: Path, **changed: Any) -> None:
 def text(view: Any) -> list[list[str]]:
     out = io.StringIO()
     Console(file=out, width=140).print(view)
-    lines = [line for line in out.getvalue().splitlines() if line[:1] in "│┃"]
-    return [
-        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    start = next(n for n, line in enumerate(lines) if line.startswith("strategy"))
+    rows = [
+        line for line in lines[start:] if line and line[0] not in "─" and "n: seeds" not in line
     ]
+    return [re.split(r"\s{2,}", row) for row in rows]
 
 
 def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
@@ -127,7 +130,7 @@ def test_table_lists_random_first_with_differences() -> None:
     assert random[5:] == ["0.595 ± 0.020", "–", "3"]
     assert margin[0] == "margin" and margin[5:] == [
         "0.670 ± 0.020",
-        "+0.075 [+0.075, +0.075]",
+        "+0.075 [+0.075 +0.075]",
         "3",
     ]
 

@@ -93,6 +93,7 @@ def kill_at(folder: Path, point: str) -> None:
     assert killed.returncode == -signal.SIGKILL, f"{point} was not passed: {killed.stderr}"
 
 
+@pytest.mark.processes
 def test_a_run_killed_while_it_writes_a_part_goes_on(
     unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:

@@ -23,16 +23,8 @@ from rayal.selection import (
     UniformDraw,
     select_rows,
 )
-from rayal.selection.objective import (
-    Commit,
-    LocalShards,
-    Progress,
-    Proposal,
-    Shard,
-    Tile,
-    choose,
-    cut_tiles,
-)
+from rayal.selection.greedy import LocalShards, Shard, choose
+from rayal.selection.objective import Commit, Progress, Proposal, Tile, cut_tiles
 from rayal.types import id_keys
 
 OBJECTIVES: dict[str, tuple[Objective, int]] = {
@@ -205,6 +197,7 @@ class _Channel:
         return [answer for part in parts if part for _, answer in part]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_three_processes_give_the_same_bits(
     name: str, answers_in_processes: dict[str, tuple[Any, Any]]
