@@ -34,9 +34,10 @@ def main() -> None:
     except RayalError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on where this one ended\n")
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C
+            sys.stderr.write("stopped; the same command goes on where this one ended\n")
+        raise
 
 
 def _version(wanted: bool) -> None:

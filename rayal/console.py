@@ -102,7 +102,7 @@ class Watch(Observer):
         line = f"{self._cell}  {point.labels} labels  {metric} {value:.4f}  {seconds:.1f} s"
         if self._verbose:
             line += "  (" + ", ".join(f"{n} {s:.2f}" for n, s in point.seconds.items()) + ")"
-        self._bar.console.print(line, highlight=False, markup=False)
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def registry_json() -> dict[str, Any]:

@@ -66,6 +66,7 @@ def idx_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem
 )

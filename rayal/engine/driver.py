@@ -12,7 +12,7 @@ from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
 from rayal.engine.rounds import INITIAL, Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import load_committee, train_committee
+from rayal.engine.train import load_committee, torch_threads, train_committee
 from rayal.engine.trainset import Training, check_needs, task_of
 from rayal.errors import BudgetError, LabelError, UnknownNameError
 from rayal.labels import Label
@@ -179,11 +179,12 @@ class Project(Stages):
             LabelError: nothing is labeled yet, or no label is new.
         """
         round = self._present_round()
-        committee = self._train(round)
-        self._evaluate(round, committee, truth)
-        if self.spec.rounds is None or round < self.spec.rounds:
-            scan, paths = self._scan(round, committee)
-            self._select(round, scan, paths)
+        with torch_threads(self.spec.threads_per_model):
+            committee = self._train(round)
+            self._evaluate(round, committee, truth)
+            if self.spec.rounds is None or round < self.spec.rounds:
+                scan, paths = self._scan(round, committee)
+                self._select(round, scan, paths)
         drop_files(self.ledger, self.name, keep=self.spec.keep)
         return self.rounds()[-1]
 

@@ -20,7 +20,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan, ScannedPart, run_signals
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.trainset import test_keys
+from rayal.engine.trainset import keys_of_tests
 from rayal.errors import NeedsError, StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -201,7 +201,7 @@ class Stages:
     ) -> tuple[Chosen, int]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
         rows = sum(part.rows for part in self.pool.parts_of("pool"))
-        n = rows - int((~np.isin(excluded, test_keys(self.pool))).sum())
+        n = rows - int((~np.isin(excluded, keys_of_tests(self.pool))).sum())
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
         objective: Objective = strategy.objective(ctx)

@@ -35,7 +35,9 @@ class ScanOptions:
     """How the network is run over the pool; part of the columns' hash where it changes bits.
 
     Args:
-        batch: rows per forward pass; every pass has exactly that many, the last one padded.
+        batch: rows per forward pass; every pass has exactly that many, the last one padded. The
+            columns' bits do not depend on it, except with SiLU activations, whose last bit moves
+            unless it is a multiple of 64.
         precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
         device: where the network runs.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.pool import Pool
@@ -19,9 +19,10 @@ from rayal.engine.train import model_hash
 from rayal.errors import LabelError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
+from rayal.learners.loop import FROM_POOL
 from rayal.models.committee import Committee
 from rayal.tasks import Task, task_for
-from rayal.types import Keys, id_keys
+from rayal.types import Keys, id_keys, key_sum
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -90,11 +91,12 @@ class Training:
         """Read the labeled pool items back by id; labels of test items are left out."""
         task, spec = project.task, project.spec
         keys = id_keys(labels)
-        test = np.isin(keys, test_keys(project.pool))
+        test = np.isin(keys, keys_of_tests(project.pool))
         kept = {i: labels[i] for i, out in zip(labels, test, strict=True) if not out}
         ids = tuple(sorted(kept))
         rows = TensorRows(ids, task.decode(project.pool.take(ids)))
         targets = task.targets([kept[i] for i in ids])
+        unlabeled = _unlabeled(project, set(ids))
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
@@ -104,8 +106,10 @@ class Training:
             seed=spec.seeds.model,
             round=round,
             threads_per_model=spec.threads_per_model,
+            unlabeled=None if unlabeled is None else unlabeled.fingerprint,
         )
-        return cls(project, round, ids, hash, TrainData(LabeledRows(rows, targets)))
+        data = TrainData(LabeledRows(rows, targets), unlabeled)
+        return cls(project, round, ids, hash, data)
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``train_committee`` and ``load_committee`` both take."""
@@ -149,7 +153,43 @@ class Training:
         return FolderStore(Path(self.project.root), "models", self.hash, member, committed, commit)
 
 
-def test_keys(pool: Pool) -> Keys:
+@dataclass(frozen=True)
+class PoolRows:
+    """Pool items whose rows are read and decoded when they are taken; no label is within reach.
+
+    Args:
+        pool: where they lie.
+        task: how they are decoded.
+        ids: their ids.
+    """
+
+    pool: Pool
+    task: Task
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, positions: Tensor) -> Tensor:
+        """Return decoded rows ``[B, …]`` at int64 positions ``[B]``."""
+        return self.task.decode(self.pool.take([self.ids[i] for i in positions.tolist()]))
+
+    @property
+    def fingerprint(self) -> tuple[int, int]:
+        """Their number and the sum of their id keys."""
+        return len(self.ids), key_sum(id_keys(self.ids))
+
+
+def _unlabeled(project: Project, labeled: set[str]) -> PoolRows | None:
+    """Return the pool's other items where the learner trains on them."""
+    wanted = {stream.source for stream in project.spec.learner.streams()}
+    if not wanted & set(FROM_POOL):
+        return None
+    ids = tuple(sorted(i for i in project.pool.ids("pool") if i not in labeled))
+    return PoolRows(project.pool, project.task, ids)
+
+
+def keys_of_tests(pool: Pool) -> Keys:
     """Return the id keys of the test items."""
     parts = [pool.read(part).column("key").to_numpy() for part in pool.parts_of("test")]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)

@@ -9,13 +9,12 @@ from rayal.strategies import (
     random,
     uncertainty,
 )
-from rayal.strategies.base import Ctx, Outcome, Strategy
+from rayal.strategies.base import Ctx, Strategy
 from rayal.strategies.stateless import select
 
 __all__ = [
     "Strategy",
     "Ctx",
-    "Outcome",
     "select",
     "badge",
     "batchbald",

@@ -17,7 +17,6 @@ from rayal.signals.base import Signal
 from rayal.types import Columns
 
 TAXONOMY = ("baseline", "informativeness", "representativeness", "learn to score", "unlabeled")
-Memory = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Ctx:
         n_candidates: items that may be chosen.
         labels: item id to label, of everything labeled.
         context: the strategy's context columns of labeled and pending rows, ``[L, …]``.
-        memory: what the strategy remembers of earlier rounds.
     """
 
     round: int
@@ -40,24 +38,6 @@ class Ctx:
     n_candidates: int
     labels: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    memory: Memory = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a finished round turned out, for strategies that remember.
-
-    Attributes:
-        picks: the ids that were chosen.
-        labels: their labels.
-        before: columns of the picks when they were chosen.
-        after: the same columns under the next model.
-    """
-
-    picks: tuple[str, ...]
-    labels: Mapping[str, Any]
-    before: Columns
-    after: Columns
 
 
 @dataclass(frozen=True)
@@ -74,8 +54,6 @@ class Strategy:
 
     #: learner that the method itself prescribes; None leaves it to the settings
     learner: ClassVar[Learner | None] = None
-    #: networks beside the task, trained once per round
-    auxiliary: ClassVar[Learner | None] = None
     #: columns that the joint choice needs; they stay on the shards
     carry: ClassVar[tuple[str, ...]] = ()
     #: columns that it needs of labeled and of pending items
@@ -98,11 +76,3 @@ class Strategy:
     def objective(self, ctx: Ctx) -> Objective:
         """Return how k items are chosen together; by default the k largest scores."""
         return TopK()
-
-    def attach(self, committee: Any, x: Tensor, ids: tuple[str, ...]) -> Columns | None:
-        """Return columns for the k picks only, stored with the round; None for none."""
-        return None
-
-    def remember(self, memory: Memory, outcome: Outcome) -> Memory:
-        """Return the memory after a finished round; pure."""
-        return memory

@@ -29,7 +29,8 @@ from rayal.errors import (
     UnknownNameError,
 )
 from rayal.evaluation.oracle import Oracle
-from rayal.learners import Supervised
+from rayal.learners import Stream, Supervised, TrainContext, TrainState, UnlabeledBatch
+from rayal.learners.base import Batches
 from rayal.project import Ledger
 from rayal.registry import Table, learners, strategies
 from rayal.selection.kcenter import KCenter
@@ -245,6 +246,7 @@ class Constant(LargestNorm):
 def _registered() -> Iterator[None]:
     entries: list[tuple[Table[Any], str, Any]] = [
         (learners, "with_norm", WithNorm),
+        (learners, "averse", Averse),
         (strategies, "largest_norm", LargestNorm),
         (strategies, "needs_missing", NeedsMissing),
         (strategies, "nan_score", NaNScore),
@@ -265,6 +267,36 @@ def test_a_learners_own_column_reaches_a_strategy(tmp_path: Path) -> None:
     assert chosen is not None
     scores = [p.score for p in chosen.picks]
     assert scores == sorted(scores, reverse=True) and len(scores) == 10  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Averse(Supervised):
+    """Trains on unlabeled rows too, and looks for a label on them."""
+
+    def streams(self) -> tuple[Stream, ...]:
+        return (*super().streams(), Stream("pool", "unlabeled", ratio=2.0))
+
+    def step(self, state: TrainState, batches: Batches, ctx: TrainContext) -> dict[str, float]:
+        rows = batches["pool"]
+        assert type(rows) is UnlabeledBatch and len(rows.ids) == 2 * self.batch
+        assert not any(hasattr(rows, name) for name in ("y", "label", "labels", "target"))
+        assert not set(rows.ids) & set(batches["labeled"].ids)
+        probs = state.networks["task"](rows.x).softmax(dim=1)
+        state.descend("task", 1e-3 * (probs * probs.log()).sum(dim=1).mean())
+        return super().step(state, batches, ctx)
+
+
+def test_a_learner_reads_the_pools_other_rows_without_their_labels(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    learner = Averse(steps=8, batch=8, epoch_steps=4)
+    project = simulate(tmp_path, pool, spec(strategies["margin"](), learner=learner, rounds=1))
+    plain = tmp_path / "plain"
+    supervised = Supervised(steps=8, batch=8, epoch_steps=4)
+    what = spec(strategies["margin"](), learner=supervised, rounds=1)
+    other = simulate(plain, made(plain), what)
+    models = [p.rounds()[0].outputs["train"]["model"] for p in (project, other)]
+    assert models[0] != models[1]
+    assert picks(project) != picks(other)
 
 
 def test_needs_are_checked_before_anything_starts(tmp_path: Path) -> None:

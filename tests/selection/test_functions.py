@@ -53,11 +53,11 @@ def test_top_k_breaks_ties_by_the_key_of_the_id_wherever_the_row_stands() -> Non
 @pytest.mark.parametrize("labeled", [False, True])
 def test_k_center_in_blocks_is_the_sequence_of_the_naive_greedy(labeled: bool) -> None:
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(700, 5)) + 50.0
+    x = rng.normal(size=(400, 5)) + 50.0
     known = rng.normal(size=(3, 5)) + 50.0
-    picks = k_center(x, 60, labeled=known if labeled else None, seed=4).tolist()
+    picks = k_center(x, 40, labeled=known if labeled else None, seed=4).tolist()
     centres = list(known.astype(np.float32)) if labeled else [x[picks[0]]]
-    expected = naive_k_center(x.astype(np.float32), 60 - (not labeled), centres)
+    expected = naive_k_center(x.astype(np.float32), 40 - (not labeled), centres)
     assert picks[0 if labeled else 1 :] == expected
 
 
