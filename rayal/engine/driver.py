@@ -81,14 +81,7 @@ class Project(Stages):
             NeedsError: the strategy asks for what network and learner do not give.
             SettingsError: a project of that name has other settings.
         """
-        wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
-        if wanted > len(pool):
-            raise BudgetError(
-                f"{wanted} labels are asked for ({spec.initial.count} at first, then "
-                f"{spec.rounds or 0} x {spec.batch}), but pool {pool.name!r} has {len(pool)} "
-                "items; lower initial.count, batch or rounds"
-            )
-        check_needs(pool, spec)
+        check_spec(pool, spec)
         ledger.create_project(name, pool.name, spec.to_json())
         return cls(ledger, name, report=report)
 
@@ -257,3 +250,20 @@ class Project(Stages):
         )
         self._finish(round, "train", {"model": committee.hash, "members": committee.size}, started)
         return committee
+
+
+def check_spec(pool: Pool, spec: ProjectSpec) -> None:
+    """Check that a pool has enough items, and that the strategy gets what it asks for.
+
+    Raises:
+        BudgetError: the rounds would label more items than the pool has.
+        NeedsError: the strategy asks for what network and learner do not give.
+    """
+    wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
+    if wanted > len(pool):
+        raise BudgetError(
+            f"{wanted} labels are asked for ({spec.initial.count} at first, then "
+            f"{spec.rounds or 0} x {spec.batch}), but pool {pool.name!r} has {len(pool)} "
+            "items; lower initial.count, batch or rounds"
+        )
+    check_needs(pool, spec)

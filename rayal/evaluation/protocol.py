@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayal.config import Cell, LearnerSettings, Settings
-from rayal.engine.driver import Project, RoundSummary
+from rayal.engine.driver import Project, RoundSummary, check_spec
 from rayal.engine.pool import Pool
 from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
@@ -173,16 +173,22 @@ def _set_up(
             )
             if settings.oracle.name == "hidden":
                 Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
+    for cell, spec in zip(cells, specs, strict=True):
+        check_spec(pools[cell.seeds.pool], spec)
     ledger = Ledger(root)
-    projects = [
-        (
-            cell,
-            Project.create(
-                ledger, project_name(cell), pools[cell.seeds.pool], spec, report=told.stage
-            ),
-        )
-        for cell, spec in zip(cells, specs, strict=True)
-    ]
+    try:
+        projects = [
+            (
+                cell,
+                Project.create(
+                    ledger, project_name(cell), pools[cell.seeds.pool], spec, report=told.stage
+                ),
+            )
+            for cell, spec in zip(cells, specs, strict=True)
+        ]
+    except RayalError:
+        ledger.close()
+        raise
     return ledger, projects
 
 

@@ -3,6 +3,7 @@
 #   tests/acceptance/loop.sh [FOLDER]     FOLDER keeps the runs (default: a new temporary folder)
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
+failed=0
 work=${1:-$(mktemp -d)}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
@@ -13,7 +14,7 @@ timed() { # NAME COMMAND…: wall seconds and peak memory of the process
   local name=$1; shift
   local log="$work/${name// /_}.log"
   if ! /usr/bin/env time -f '%e s, peak %M kB' -o "$work/time" "$@" > "$log" 2>&1; then
-    note "$name" "FAILED, see $log"; return 1
+    note "$name" "FAILED, see $log"; failed=1; return 0
   fi
   note "$name" "$(tail -n 1 "$work/time")"
 }
@@ -47,3 +48,4 @@ export -f halves; export work
 timed "label efficiency, 10 seeds" bash -c halves
 uv run python tests/acceptance/efficiency.py "$work"/efficiency-[ab]/curve.csv | tee -a "$table"
 echo; echo "figures: $table"
+exit $failed
