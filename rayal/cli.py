@@ -34,6 +34,9 @@ def main() -> None:
     except RayalError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+    except OSError as error:  # a path that cannot be read or written
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
             sys.stderr.write("stopped; the same command goes on where this one ended\n")

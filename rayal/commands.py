@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -23,10 +21,10 @@ from rayal.config import Settings, load
 from rayal.engine.driver import Project
 from rayal.engine.files import collect_files
 from rayal.engine.pool import Pool
-from rayal.errors import LabelError, PoolError, SettingsError, UnknownNameError, nearest
+from rayal.errors import LabelError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
-from rayal.evaluation.sources import pool_of
+from rayal.evaluation.sources import pool_of, read_columns
 from rayal.project import Ledger
 from rayal.strategies import select
 
@@ -171,7 +169,7 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
     project = _open(where)
     if not path.is_file():
         raise LabelError(f"labels file {str(path)!r} does not exist; give a CSV with id,label")
-    with path.open(newline="", encoding="utf-8") as file:
+    with io.StringIO(_text(path), newline="") as file:
         reader = csv.DictReader(file)
         if not {"id", "label"} <= set(reader.fieldnames or ()):
             raise LabelError(
@@ -184,6 +182,13 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
     results = project.tell(labels, annotator=annotator)
     statuses = [r.status for r in results]
     return {"project": project.name, **{s: statuses.count(s) for s in dict.fromkeys(statuses)}}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
 
 
 def export_csv(where: str, what: str) -> str:
@@ -200,11 +205,21 @@ def export_csv(where: str, what: str) -> str:
         writer.writerows(row.values() for row in rows)
     elif what == "offered":
         writer.writerow(["id", "label"])
-        states = project.ledger.states(project.name)
-        writer.writerows([item, ""] for item, state in states.items() if state != "labeled")
+        writer.writerows([item, ""] for item in _offered(project))
     else:
         raise SettingsError(f"--what {what!r}: {nearest(what, ('labels', 'history', 'offered'))}")
     return text.getvalue()
+
+
+def _offered(project: Project) -> list[str]:
+    """Return the items that want a label, in the order in which the strategy wants them."""
+    states = project.ledger.states(project.name)
+    wanted = [i for i, state in states.items() if state != "labeled"]
+    ranks: dict[str, tuple[int, int]] = {}
+    for number in range(-1, len(project.ledger.rounds(project.name))):
+        selection = project.ledger.selection(project.name, number)
+        ranks |= {p.item: (number, p.rank) for p in (selection.picks if selection else ())}
+    return sorted(wanted, key=lambda i: ranks[i])
 
 
 def select_from(
@@ -218,8 +233,8 @@ def select_from(
     params: Sequence[str],
 ) -> Any:
     """Choose k rows of a file of columns."""
-    columns, ids = _columns(path, id)
-    known = None if labeled is None else _columns(labeled, id)[0]
+    columns, ids = read_columns(path, id)
+    known = None if labeled is None else read_columns(labeled, id)[0]
     given = _parsed(params)
     chosen = select(strategy, columns, k, ids=ids, labeled=known, params=given, seed=seed)
     return [
@@ -267,27 +282,3 @@ def _open(where: str) -> Project:
 def _parsed(params: Sequence[str]) -> dict[str, Any]:
     made = load({"pool": {"source": "digits"}}, [f"learner.{text}" for text in params])
     return made.learner.params
-
-
-def _columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list[str] | None]:
-    """Return the columns ``[N, …]`` of a Parquet or .npz file, and its ids."""
-    if not path.is_file():
-        raise PoolError(f"columns file {str(path)!r} does not exist; give a .parquet or .npz file")
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as held:
-            columns = {name: held[name] for name in held.files}
-    elif path.suffix == ".parquet":
-        table = pa.parquet.read_table(path)
-        columns = {n: _array(table.column(n), n) for n in table.column_names}
-    else:
-        raise PoolError(f"{path} is neither .parquet nor .npz")
-    ids = columns.pop(id, None)
-    return columns, None if ids is None else [str(i) for i in ids.tolist()]
-
-
-def _array(column: pa.ChunkedArray, name: str) -> npt.NDArray[Any]:
-    values = column.to_pylist()
-    try:
-        return np.asarray(values)
-    except ValueError:
-        raise PoolError(f"column {name!r} holds lists of different lengths") from None

@@ -223,7 +223,7 @@ def show(value: Any, *, as_json: bool) -> None:
         for row in flat:
             table = Table.grid(padding=(0, 2))
             for name, text in row.items():
-                table.add_row(name, text)
+                table.add_row(name, Text(text))
             out.print(table, "")
     for name, inner in nested.items():
         out.print(name, style="bold")
@@ -246,5 +246,5 @@ def _flat(row: Mapping[str, Any]) -> dict[str, str]:
 def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
     table = _plain(*names)
     for row in rows:
-        table.add_row(*(row.get(name, "") for name in names))
+        table.add_row(*(Text(row.get(name, "")) for name in names))
     return table

@@ -251,3 +251,77 @@ def test_a_root_or_project_that_is_not_there(rayal: Run, tmp_path: Path) -> None
     code, _, err = rayal("why", "no-project", "x")
     assert code == 2 and "ROOT#PROJECT" in err
     assert not (tmp_path / "absent").exists()
+
+
+def test_ingest_again_adds_what_is_new_also_by_a_relative_path(
+    rayal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images(tmp_path / "photos")
+    first = json.loads(rayal("ingest", "photos", "--storage", "run", "--json")[1])
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "photos" / "cat" / "new.png")
+    again = json.loads(rayal("ingest", "photos", "--storage", "run", "--json")[1])
+    assert (first["items"], again["items"]) == (20, 21) and first["pool"] == again["pool"]
+    code, _, err = rayal("ingest", first["pool"], "--storage", "run", "--set", "subset=5")
+    assert code == 2 and "ingested already" in err
+
+
+def test_two_files_of_one_name_are_two_pools(rayal: Run, tmp_path: Path) -> None:
+    names = set()
+    for year in ("2023", "2024"):
+        (tmp_path / year).mkdir()
+        source = table(tmp_path / year, {**ROWS, "w": [float(year), 1, 2, 3]})
+        options = ("--set", "id=id", "--set", "label=y", "--set", "features=[w]")
+        code, out, err = rayal("ingest", source, "--storage", tmp_path / "r", *options, "--json")
+        assert code == 0, err
+        names.add(json.loads(out)["pool"])
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial": {"count": 5, "strategy": "randm"}}, "did you mean 'random'"),
+        ({"oracle": "none", "initial": {"count": 5, "balanced": True}}, "balanced"),
+    ],
+)
+def test_an_initial_choice_that_cannot_be_made_is_refused(
+    changes: dict[str, Any], message: str, rayal: Run, tmp_path: Path
+) -> None:
+    code, _, err = rayal("run", settings(tmp_path, changes))
+    assert code == 2 and message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_partly_labeled_pool_cannot_be_simulated(rayal: Run, tmp_path: Path) -> None:
+    source = table(tmp_path, {**ROWS, "y": ["u", "v", "", ""]})
+    config = settings(tmp_path, {"pool": {"source": source, **TABLE}, **TINY})
+    code, _, err = rayal("run", config)
+    assert code == 2 and "have no known label" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_in_another_encoding_or_with_a_byte_order_mark(rayal: Run, tmp_path: Path) -> None:
+    assert rayal("run", settings(tmp_path, {"oracle": "none"}))[0] == 0
+    where = f"{tmp_path / 'run'}#margin-s0"
+    rows = rayal("export", where, "--what", "offered")[1].split()
+    offered = [row.split(",")[0] for row in rows]
+    labels = tmp_path / "labels.csv"
+    labels.write_bytes(f"id,label\n{offered[1]},\xe9\n".encode("latin-1"))
+    code, _, err = rayal("label", where, labels)
+    assert code == 2 and "UTF-8" in err
+    labels.write_text(f"id,label\n{offered[1]},3\n", encoding="utf-8-sig")
+    assert rayal("label", where, labels)[0] == 0
+    assert rayal("export", where, "--out", tmp_path / "absent" / "x.csv")[0] == 2
+
+
+def test_offered_items_are_exported_in_the_order_of_their_rank(rayal: Run, tmp_path: Path) -> None:
+    assert rayal("run", settings(tmp_path, {"oracle": "none"}))[0] == 0
+    where = f"{tmp_path / 'run'}#margin-s0"
+    rows = rayal("export", where, "--what", "offered")[1].split()
+    offered = [row.split(",")[0] for row in rows]
+    ranks = [
+        json.loads(rayal("why", where, item, "--json")[1])["story"][0]["rank"]
+        for item in offered[1:]
+    ]
+    assert ranks == sorted(ranks) and len(ranks) == 10

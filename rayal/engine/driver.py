@@ -6,18 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
 from rayal.engine.rounds import INITIAL, Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import load_committee, torch_threads, train_committee
+from rayal.engine.train import torch_threads, train_committee
 from rayal.engine.trainset import Training, check_needs, task_of
-from rayal.errors import BudgetError, LabelError, UnknownNameError
+from rayal.errors import BudgetError, LabelError, NeedsError, UnknownNameError
 from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import LabelEntry, LabelResult, Lease, Ledger
+from rayal.registry import strategies
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class Project(Stages):
         """Open a project of a storage root."""
         return cls(Ledger(root, create=False), name, report=report)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ledger.close()
+
     # -- what an annotator sees ---------------------------------------------------------------
 
     def ask(self, count: int, *, annotator: str = "me", ttl: float = 900.0) -> list[Lease]:
@@ -129,6 +136,7 @@ class Project(Stages):
             LabelError: a label does not fit the task.
             UnknownNameError: an item is not in the pool.
         """
+        self._reopen(None)
         ids = list(labels)
         unknown = [i for i, there in zip(ids, self.pool.contains(ids), strict=True) if not there]
         if unknown:
@@ -144,8 +152,12 @@ class Project(Stages):
 
     @property
     def finished(self) -> bool:
-        """Whether the last round has been evaluated."""
+        """Whether the last round has been evaluated, or nothing is left to choose."""
         last = self.spec.rounds
+        rounds = self.ledger.rounds(self.name)
+        done = self.ledger.stage(self.name, rounds[-1].round, "select") if rounds else None
+        if done is not None and done.output["picks"] == 0:
+            return True
         return last is not None and self.ledger.stage(self.name, last, "evaluate") is not None
 
     @property
@@ -204,8 +216,9 @@ class Project(Stages):
         begun = self.ledger.rounds(self.name)
         if begun and (self.finished or self._unfinished(begun[-1].round)):
             return begun[-1].round
+        self._reopen(None)  # a pool that has grown enters with a new round
         seq = self.ledger.labels_seq(self.name)
-        if not self.ledger.resolved(self.name):
+        if not len(self.excluded("labeled")):
             raise LabelError(f"project {self.name!r} has no labels yet; ask, label, then train")
         if begun and seq == begun[-1].labels_seq:
             raise LabelError(
@@ -221,6 +234,12 @@ class Project(Stages):
         )
         return number
 
+    def _reopen(self, snapshot: int | None) -> None:
+        """Work on a snapshot of the pool, the latest by default."""
+        pool = Pool.open(self.root, self.pool.name, snapshot)
+        if pool.snapshot != self.pool.snapshot:
+            self.pool, self.task = pool, task_of(pool, self.spec.task)
+
     def _unfinished(self, round: int) -> bool:
         return self.ledger.stage(self.name, round, "select") is None
 
@@ -233,22 +252,21 @@ class Project(Stages):
         self._stage_once(round, "label", {"labeled": labeled, "picks": len(picks)})
 
     def _train(self, round: int) -> Committee:
-        """Return the round's committee: trained now, or loaded where it is committed."""
+        """Return the round's committee: loaded as far as it is committed, else trained."""
         begun = self.ledger.rounds(self.name)[round]
-        if begun.snapshot != self.pool.snapshot:  # the pool has grown since this round began
-            self.pool = Pool.open(self.root, self.pool.name, begun.snapshot)
+        self._reopen(begun.snapshot)
         labels = self.ledger.resolved(self.name, begun.labels_seq)
         training = Training.of(self, labels, round)
         self._stage_once(round, "prepare", {"labels": len(training.ids)})
-        if self.ledger.stage(self.name, round, "train") is not None:
-            return load_committee(**training.arguments())
         started = time.perf_counter()
         committee = train_committee(
             **training.arguments(),
             threads_per_model=self.spec.threads_per_model,
             progress=self._report,
         )
-        self._finish(round, "train", {"model": committee.hash, "members": committee.size}, started)
+        if self.ledger.stage(self.name, round, "train") is None:
+            output = {"model": committee.hash, "members": committee.size}
+            self._finish(round, "train", output, started)
         return committee
 
 
@@ -257,8 +275,16 @@ def check_spec(pool: Pool, spec: ProjectSpec) -> None:
 
     Raises:
         BudgetError: the rounds would label more items than the pool has.
-        NeedsError: the strategy asks for what network and learner do not give.
+        NeedsError: the strategy asks for what network and learner do not give, or the initial
+            strategy asks a model.
+        LabelError: a known label of the pool is not among the given classes.
     """
+    initial = strategies[spec.initial.strategy]()
+    if initial.signals():
+        raise NeedsError(
+            f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
+            "use random"
+        )
     wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
     if wanted > len(pool):
         raise BudgetError(

@@ -20,8 +20,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan, ScannedPart, run_signals
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.trainset import keys_of_tests
-from rayal.errors import NeedsError, StorageError
+from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
 from rayal.models.committee import Committee
@@ -55,9 +54,17 @@ class Stages:
         seconds = time.perf_counter() - started
         self.ledger.finish_stage(self.name, round, stage, output, seconds=seconds)
 
-    def excluded(self) -> Keys:
-        """Return the keys of all items that are labeled, offered or leased, sorted."""
-        return np.sort(id_keys(self.ledger.states(self.name)))
+    def excluded(self, *states: str) -> Keys:
+        """Return the keys of the pool's items in these states, sorted.
+
+        Args:
+            states: labeled, offered, leased; by default any of them: what may not be chosen.
+        """
+        touched = self.ledger.states(self.name).items()
+        keys = id_keys(i for i, state in touched if not states or state in states)
+        parts = [self.pool.read(p).column("key").to_numpy() for p in self.pool.parts_of("pool")]
+        here = [np.intersect1d(keys, part) for part in parts]
+        return np.sort(np.concatenate(here)) if here else keys[:0]
 
     # -- evaluate -----------------------------------------------------------------------------
 
@@ -118,7 +125,8 @@ class Stages:
 
         results = list(self._commit_parts(round, scan, missing, tick))
         if self.ledger.stage(self.name, round, "scan") is None:
-            output = {"columns": hash, "rows": total, **_spread(results)}
+            spread = _spread(results) if len(results) == len(parts) else {}
+            output = {"columns": hash, "rows": total, **spread}
             self._finish(round, "scan", output, started)
         committed = self.ledger.columns(hash)
         return scan, [self.root / committed[part.part].file for part in parts]
@@ -146,11 +154,6 @@ class Stages:
         started = time.perf_counter()
         initial = self.spec.initial
         strategy: Strategy = strategies[initial.strategy]()
-        if strategy.signals():
-            raise NeedsError(
-                f"initial.strategy {initial.strategy!r} asks a model that is not trained yet; use "
-                "random"
-            )
         provenance = {"initial": asdict(initial), "seed": self.spec.query_seed(INITIAL)}
         if chosen is not None:
             keys = id_keys(chosen)
@@ -162,7 +165,7 @@ class Stages:
             return
         paths = [self.root / part.file for part in self.pool.parts_of("pool")]
         result, n = self._greedy(INITIAL, strategy, paths, initial.count, {})
-        picks, others = self._named(result, initial.count / n)
+        picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
 
     def _select(self, round: int, scan: Scan, paths: Sequence[Path]) -> None:
@@ -201,7 +204,7 @@ class Stages:
     ) -> tuple[Chosen, int]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
         rows = sum(part.rows for part in self.pool.parts_of("pool"))
-        n = rows - int((~np.isin(excluded, keys_of_tests(self.pool))).sum())
+        n = rows - len(excluded)
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
         objective: Objective = strategy.objective(ctx)

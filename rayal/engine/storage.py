@@ -7,6 +7,7 @@ mapped column is the array itself.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,18 @@ import pyarrow as pa
 from rayal.errors import StorageError
 from rayal.types import FORMAT_VERSION, TILE_ROWS
 
+_C = ctypes.CDLL(None, use_errno=True)
+_C.mmap.restype = ctypes.c_void_p
+_C.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_C.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_C.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 TEMPORARY = ".tmp-"  # prefix of names that never count
 
 
@@ -81,12 +94,35 @@ def open_random(path: Path) -> pa.ipc.RecordBatchFileReader:
         StorageError: the file is missing, damaged or of another format version.
     """
     with _readable(path):
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        mapped.madvise(mmap.MADV_RANDOM)
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        mapped = _Mapping(path)
+        reader = pa.ipc.open_file(pa.foreign_buffer(mapped.address, mapped.size, base=mapped))
     _check_format(path, reader.schema)
     return reader
+
+
+class _Mapping:
+    """A file mapped for reading at random places.
+
+    Arrow's own mapping reads ahead, and Python's keeps a file descriptor, of which a pool of many
+    parts would need too many.
+    """
+
+    def __init__(self, path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            self.size = os.fstat(handle).st_size
+            flags = (mmap.PROT_READ, mmap.MAP_SHARED, handle, 0)
+            self.address = _C.mmap(None, self.size, *flags)
+        finally:
+            os.close(handle)
+        if self.address in (None, ctypes.c_void_p(-1).value):
+            self.address = None
+            raise OSError(ctypes.get_errno(), f"{path} cannot be mapped")
+        _C.madvise(self.address, self.size, mmap.MADV_RANDOM)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", None) is not None:
+            _C.munmap(self.address, self.size)
 
 
 @contextmanager

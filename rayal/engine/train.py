@@ -25,7 +25,6 @@ from rayal.models.committee import Committee
 from rayal.types import FORMAT_VERSION, Columns, digest
 
 if TYPE_CHECKING:
-    from rayal.labels import Label
     from rayal.models.base import TaskNet
     from rayal.tasks.base import Task
 
@@ -59,7 +58,7 @@ def model_hash(
     learner: Learner,
     network: NetworkSpec,
     task: Task,
-    labels: Mapping[str, Label],
+    labels: Mapping[str, Any],
     members: int,
     seed: int,
     round: int,
@@ -72,12 +71,12 @@ def model_hash(
         learner: with its hyperparameters.
         network: with its parameters.
         task: with its classes and input shape.
-        labels: the labeled items: id -> label, in any order.
+        labels: the labeled items: id -> label and hash of the content, in any order.
         members: committee size.
         seed: the model seed.
         round: the round.
         threads_per_model: torch threads, which decide the order of sums.
-        unlabeled: (rows, sum of id keys) of the unlabeled rows, where the learner reads them.
+        unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
     """
     kind = type(learner)
     return digest(

@@ -22,7 +22,7 @@ from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
 from rayal.models.committee import Committee
 from rayal.tasks import Task, task_for
-from rayal.types import Keys, id_keys, key_sum
+from rayal.types import Keys, digest, id_keys, key_sum
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -33,7 +33,6 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
 
     Raises:
         SettingsError: the pool has no classes and none are given, or the kind does not fit.
-        LabelError: a known label is not among the given classes.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
@@ -41,12 +40,6 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     if not classes:
         raise SettingsError(
             f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}"
-        )
-    strange = [c for c in pool.classes or () if c not in classes]
-    if strange:
-        raise LabelError(
-            f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
-            f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
     payload = pool.payload
     if payload.get("encoding") == "file" and "size" not in given:
@@ -60,8 +53,16 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
     Raises:
         NeedsError: the strategy asks for what network and learner do not give.
         SettingsError: the network does not exist, or its parameters do not fit.
+        LabelError: a known label is not among the given classes.
     """
     task = task_of(pool, spec.task)
+    classes = task.labels.classes
+    strange = [c for c in pool.classes or () if c not in classes]
+    if strange:
+        raise LabelError(
+            f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
+            f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
+        )
     net = spec.network.build(task, torch.device(spec.scan.device), seed=0)
     nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
     committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
@@ -94,14 +95,16 @@ class Training:
         test = np.isin(keys, keys_of_tests(project.pool))
         kept = {i: labels[i] for i, out in zip(labels, test, strict=True) if not out}
         ids = tuple(sorted(kept))
-        rows = TensorRows(ids, task.decode(project.pool.take(ids)))
+        table = project.pool.take(ids)
+        rows = TensorRows(ids, task.decode(table))
+        contents = dict(zip(ids, table.column("content_hash").to_pylist(), strict=True))
         targets = task.targets([kept[i] for i in ids])
         unlabeled = _unlabeled(project, set(ids))
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
             task=task,
-            labels=kept,
+            labels={i: [label, contents[i]] for i, label in kept.items()},
             members=spec.committee_size,
             seed=spec.seeds.model,
             round=round,
@@ -136,7 +139,7 @@ class Training:
             return None if row is None else (row.epoch, row.file)
 
         def commit(epoch: int, file: str, final: bool) -> None:
-            before = committed()
+            before = ledger.checkpoint(self.hash, member)
             ledger.commit_checkpoint(
                 name,
                 self.round,
@@ -146,9 +149,9 @@ class Training:
                 file=file,
                 final=final,
             )
-            if before is not None:
-                ledger.forget_files([before[1]])
-                (self.project.root / before[1]).unlink(missing_ok=True)
+            if before is not None and before.epoch < epoch:
+                ledger.forget_files([before.file])
+                (self.project.root / before.file).unlink(missing_ok=True)
 
         return FolderStore(Path(self.project.root), "models", self.hash, member, committed, commit)
 
@@ -176,8 +179,9 @@ class PoolRows:
 
     @property
     def fingerprint(self) -> tuple[int, int]:
-        """Their number and the sum of their id keys."""
-        return len(self.ids), key_sum(id_keys(self.ids))
+        """Their number, and a digest of the parts (named by their content) and of their keys."""
+        parts = sorted(part.part for part in self.pool.parts_of("pool"))
+        return len(self.ids), int(digest([parts, key_sum(id_keys(self.ids))]), 16)
 
 
 def _unlabeled(project: Project, labeled: set[str]) -> PoolRows | None:

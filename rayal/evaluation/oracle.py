@@ -59,6 +59,17 @@ class Oracle:
         self._answers = _with_noise(truth, self._keys, pool.classes or (), noise, seed)
         self.cost = cost
 
+    def check(self, pool: Pool) -> None:
+        """Raise LabelError if an item of the pool has no known label."""
+        ids = [i for role in ("pool", "test") for i in pool.ids(role)]
+        missing = [i for i in ids if i not in self._rows]
+        if missing:
+            raise LabelError(
+                f"{len(missing)} of {len(ids)} items of pool {pool.name!r} have no known label, "
+                f"the first is {missing[0]!r}; a simulation needs all of them: leave these items "
+                "out, or set `oracle: none`"
+            )
+
     def truth(self, ids: Sequence[str]) -> list[Label]:
         """Return the true labels of items: for the evaluation on test items."""
         return [self._truth[self._row(i)] for i in ids]

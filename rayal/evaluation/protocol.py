@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,30 +84,26 @@ def run(
         if fresh and root.exists():
             shutil.rmtree(root)
         raise
-    points: list[CurvePoint] = []
-    rounds: list[dict[str, Any]] = []
-    picks: list[dict[str, Any]] = []
     waiting: dict[str, int] = {}
     folder = out or root
     with ledger:
+        tables = [_tables(project, cell, settings.oracle.cost) for cell, project in cells]
         for index, (cell, project) in enumerate(cells):
             told.cell(cell, index, len(cells))
             if settings.oracle.name == "hidden":
                 _simulate(project, settings, cell, told)
             else:
                 waiting |= _live(project)
-            points += _points(project, cell)
-            rounds += _round_rows(project, cell, settings.oracle.cost)
-            picks += _pick_rows(project, cell)
-            if points:
-                write_outputs(
-                    folder,
-                    settings_yaml=settings.to_yaml(),
-                    points=points,
-                    rounds=rounds,
-                    picks=picks,
-                    versions=versions(),
-                )
+            tables[index] = _tables(project, cell, settings.oracle.cost)
+            points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
+            write_outputs(
+                folder,
+                settings_yaml=settings.to_yaml(),
+                points=points,
+                rounds=rounds,
+                picks=picks,
+                versions=versions(),
+            )
     return Outcome(folder, points, waiting)
 
 
@@ -163,6 +160,11 @@ def _set_up(
     settings: Settings, root: Path, told: Observer
 ) -> tuple[Ledger, list[tuple[Cell, Project]]]:
     """Check everything that can be checked, ingest, and enter the projects."""
+    if settings.oracle.name == "none" and settings.initial.balanced:
+        raise SettingsError(
+            "initial.balanced needs known labels, and with `oracle: none` people give them; set "
+            "it to false"
+        )
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
     specs = [spec_of(settings, cell) for cell in cells]
     pools: dict[int, Pool] = {}
@@ -172,7 +174,8 @@ def _set_up(
                 settings.pool, root, seed=cell.seeds.pool, progress=told.pool
             )
             if settings.oracle.name == "hidden":
-                Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
+                oracle = Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
+                oracle.check(pools[cell.seeds.pool])
     for cell, spec in zip(cells, specs, strict=True):
         check_spec(pools[cell.seeds.pool], spec)
     ledger = Ledger(root)
@@ -237,8 +240,10 @@ def _point(cell: Cell, summary: RoundSummary) -> CurvePoint:
     )
 
 
-def _points(project: Project, cell: Cell) -> list[CurvePoint]:
-    return [_point(cell, s) for s in project.rounds() if s.metrics]
+def _tables(project: Project, cell: Cell, cost: float) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return a cell's curve points, rounds and picks as they stand in the ledger."""
+    points = [_point(cell, s) for s in project.rounds() if s.metrics]
+    return points, _round_rows(project, cell, cost), _pick_rows(project, cell)
 
 
 def _round_rows(project: Project, cell: Cell, cost: float) -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 
 from rayal.config import PoolSettings
 from rayal.engine.arrays import array_source
@@ -19,6 +24,7 @@ from rayal.engine.sources import BUILTIN, builtin
 from rayal.engine.tables import TableColumns, csv_source, jsonl_source, parquet_source
 from rayal.errors import PoolError, nearest
 from rayal.project import Ledger
+from rayal.types import digest
 
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
 _ARRAYS = (".npz", ".npy")
@@ -39,16 +45,17 @@ def pool_of(
         settings: the ``pool`` section.
         root: the storage root.
         seed: the pool seed, which draws the subset.
-        name: the pool's name; by default that of the source, with subset and seed.
+        name: the pool's name; by default that of the source, with a digest of its path and of
+            the settings, and with subset and seed.
         progress: called with rows read and rows in all.
 
     Raises:
         PoolError: the source does not exist or does not form a pool.
     """
-    if (root / "ledger.sqlite").exists():
-        with Ledger(root, create=False) as ledger:
-            if settings.source in ledger.pools():
-                return Pool.open(root, settings.source)
+    if settings.source not in BUILTIN and not Path(settings.source).exists():
+        there = _pool_there(settings, root)
+        if there is not None:
+            return there
     sources = sources_of(settings)
     name = name or _name(settings, seed)
     number = ingest(
@@ -61,6 +68,22 @@ def pool_of(
         progress=progress,
     )
     return Pool.open(root, name, number)
+
+
+def _pool_there(settings: PoolSettings, root: Path) -> Pool | None:
+    """Return the pool of the storage root that the source names; None if there is none."""
+    if not (root / "ledger.sqlite").exists():
+        return None
+    with Ledger(root, create=False) as ledger:
+        if settings.source not in ledger.pools():
+            return None
+    given = [k for k in settings.model_fields_set if k != "source"]
+    if given:
+        raise PoolError(
+            f"pool {settings.source!r} is ingested already, so pool.{given[0]} cannot apply; "
+            "leave it out, or name the files as the source"
+        )
+    return Pool.open(root, settings.source)
 
 
 def sources_of(settings: PoolSettings) -> list[Source]:
@@ -115,8 +138,11 @@ def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
 
 def _arrays(path: Path, role: Role, settings: PoolSettings) -> Source:
     """Read x, and where they are there y and ids, of an .npz file; or x of an .npy file."""
-    loaded = np.load(path, allow_pickle=False)
-    held = {"x": loaded} if path.suffix == ".npy" else dict(loaded)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        held = {"x": loaded} if path.suffix == ".npy" else dict(loaded)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise PoolError(f"{path} cannot be read as arrays ({error}); write it with numpy") from None
     if "x" not in held:
         raise PoolError(f"{path} holds {sorted(held)}; an array named x is needed (y, ids: may be)")
     label = settings.label or "y"
@@ -147,6 +173,41 @@ def _split(blocks: Iterable[Rows], share: float, role: Role) -> Iterator[Rows]:
 
 
 def _name(settings: PoolSettings, seed: int) -> str:
-    stem = Path(settings.source).stem if settings.source not in BUILTIN else settings.source
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "pool"
+    if settings.source in BUILTIN:
+        name = settings.source
+    else:  # two files of one name are two pools
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
+        chosen = settings.model_dump(exclude={"source", "subset"})
+        name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
     return name if settings.subset is None else f"{name}-{settings.subset}-s{seed}"
+
+
+def read_columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list[str] | None]:
+    """Return the columns ``[N, …]`` of a Parquet or .npz file, and its ids.
+
+    Raises:
+        PoolError: the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise PoolError(f"columns file {str(path)!r} does not exist; give a .parquet or .npz file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as held:
+                columns = {name: held[name] for name in held.files}
+        elif path.suffix == ".parquet":
+            table = pa.parquet.read_table(path)
+            columns = {n: _array(table.column(n), n) for n in table.column_names}
+        else:
+            raise PoolError(f"{path} is neither .parquet nor .npz")
+    except (pa.ArrowInvalid, ValueError, zipfile.BadZipFile) as error:
+        raise PoolError(f"{path} cannot be read: {error}") from None
+    ids = columns.pop(id, None)
+    return columns, None if ids is None else [str(i) for i in ids.tolist()]
+
+
+def _array(column: pa.ChunkedArray, name: str) -> npt.NDArray[Any]:
+    values = column.to_pylist()
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise PoolError(f"column {name!r} holds lists of different lengths") from None

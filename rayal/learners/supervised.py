@@ -194,7 +194,7 @@ class Supervised(Learner):
             return (step + 1) / (warm + 1)
         if self.schedule == "constant":
             return 1.0
-        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (steps - warm)))
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     def _optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimiser; fused, which saves a tenth of a step of a small network."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,12 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, read: object) -> None
         StorageError, match=f"format version none, this rayal reads {FORMAT_VERSION}"
     ):
         read(path)
+
+
+def test_open_readers_hold_no_file_descriptors(tmp_path: Path) -> None:
+    path = tmp_path / "part.arrow"
+    write_part(path, pa.table({"a": [1, 2, 3]}), {})
+    before = len(os.listdir("/proc/self/fd"))
+    readers = [open_random(path) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert all(reader.get_batch(0).column(0).to_pylist() == [1, 2, 3] for reader in readers)

@@ -17,7 +17,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sklearn.datasets import load_digits
 
+from rayal.engine.arrays import array_source
+from rayal.engine.pool import Pool
+from rayal.engine.rows import Role
 from rayal.failpoints import NAMES
 from rayal.project import Ledger
 
@@ -31,19 +35,37 @@ SETTINGS: dict[str, Any] = {
     "batch": 10,
     "seeds": [3],
 }
-HITS = {"train.epoch": 3, "label.insert": 2, "select": 2, "select.insert": 2, "evaluate": 2}
+HITS = {
+    "scan.write": 2,
+    "scan.commit": 2,
+    "train.epoch": 3,
+    "label.insert": 2,
+    "select": 2,
+    "select.insert": 2,
+    "evaluate": 2,
+}
 
 
-def command(folder: Path) -> tuple[list[str], dict[str, str]]:
+def command(folder: Path, *, ingested: bool = True) -> tuple[list[str], dict[str, str]]:
+    """Return the run's command; its pool has two parts, ingested before unless the run is to."""
     folder.mkdir(exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({**SETTINGS, "storage": str(folder / "run")}))
+    settings = {**SETTINGS, "storage": str(folder / "run"), "keep": "all"}
+    if ingested:
+        settings["pool"] = {"source": "halves"}
+        x, y = load_digits(return_X_y=True)
+        ids = [f"digit-{i}" for i in range(len(x))]
+        halves: list[tuple[Role, slice]] = [("pool", slice(0, 700)), ("pool", slice(700, 1400))]
+        for role, at in (*halves, ("test", slice(1400, None))):
+            source = array_source(x[at], y[at], ids=ids[at], role=role)
+            Pool.ingest(folder / "run", "halves", [source])
+    config.write_text(yaml.safe_dump(settings))
     environment = {k: v for k, v in os.environ.items() if k != "RAYAL_FAILPOINT"}
     return [sys.executable, "-m", "rayal", "run", str(config)], environment
 
 
-def finish(folder: Path) -> None:
-    argv, environment = command(folder)
+def finish(folder: Path, *, ingested: bool = True) -> None:
+    argv, environment = command(folder, ingested=ingested)
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -59,10 +81,23 @@ def labels(folder: Path) -> dict[str, dict[str, Any]]:
         return {p: ledger.resolved(p) for p in ledger.projects()}
 
 
-def check(folder: Path, unbroken: Path) -> None:
-    """Compare a resumed run with the unbroken one, and look for work that was done twice."""
+def check(folder: Path, unbroken: Path, *, written: int = 0) -> None:
+    """Compare a resumed run with the unbroken one, and look for work that was done twice.
+
+    Args:
+        folder: the resumed run.
+        unbroken: the other one.
+        written: files that the kill may have left complete but not committed.
+    """
     assert picks(folder) == picks(unbroken)
     assert labels(folder) == labels(unbroken)
+    units = Counter(
+        path.stem.rpartition("-" if path.suffix == ".safetensors" else ".")[0]
+        for kind in ("columns", "models")
+        for path in (folder / "run" / kind).rglob("*.*")
+        if not path.name.startswith(".tmp")
+    )
+    assert sum(n - 1 for n in units.values()) <= written, "a committed part or epoch ran again"
     counts: Counter[tuple[Any, ...]] = Counter()
     keys = {
         "stages": ("project", "round", "stage"),
@@ -88,7 +123,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_at(folder: Path, point: str) -> None:
-    argv, environment = command(folder)
+    argv, environment = command(folder, ingested=not point.startswith("ingest"))
     environment["RAYAL_FAILPOINT"] = f"{point}:{HITS.get(point, 1)}"
     killed = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, f"{point} was not passed: {killed.stderr}"
@@ -105,8 +140,14 @@ def test_a_run_killed_while_it_writes_a_part_goes_on(unbroken: Path, tmp_path: P
 @pytest.mark.parametrize("point", NAMES)
 def test_a_run_killed_at_a_failpoint_goes_on(point: str, unbroken: Path, tmp_path: Path) -> None:
     kill_at(tmp_path, point)
-    finish(tmp_path)
-    check(tmp_path, unbroken)
+    if point.startswith("ingest"):
+        finish(tmp_path, ingested=False)
+        whole = tmp_path / "whole"
+        finish(whole, ingested=False)
+        check(tmp_path, whole)
+    else:
+        finish(tmp_path)
+        check(tmp_path, unbroken, written=int(point in ("train.epoch", "scan.commit")))
 
 
 def events(folder: Path) -> int:
@@ -134,4 +175,4 @@ def test_a_run_killed_at_a_random_moment_goes_on(seed: int, unbroken: Path, tmp_
     process.kill()
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     finish(tmp_path)
-    check(tmp_path, unbroken)
+    check(tmp_path, unbroken, written=1)

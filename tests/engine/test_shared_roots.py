@@ -1,0 +1,185 @@
+"""One storage root, many projects, growing pools, several processes: nothing goes missing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayal.engine.arrays import array_source
+from rayal.engine.driver import Project
+from rayal.engine.files import collect_files, drop_files
+from rayal.engine.pool import Pool
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.engine.trainset import Training
+from rayal.errors import LabelError, NeedsError
+from rayal.evaluation.oracle import Oracle
+from rayal.learners import Supervised
+from rayal.project import Ledger
+from rayal.registry import strategies
+from rayal.types import Seeds
+
+
+def made(root: Path, name: str = "rows", rows: int = 80, shift: float = 0.0) -> Pool:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, size=rows + 20)
+    x = rng.normal(size=(rows + 20, 3)) + y[:, None] + shift
+    ids = np.array([f"r{i:03d}" for i in range(rows + 20)])
+    parts = (("pool", slice(0, rows)), ("test", slice(rows, None)))
+    sources = [array_source(x[at], y[at], ids=ids[at].tolist(), role=role) for role, at in parts]  # type: ignore[arg-type]
+    return Pool.ingest(root, name, sources)
+
+
+def spec(strategy: str = "margin", **changes: Any) -> ProjectSpec:
+    values: dict[str, Any] = {
+        "network": NetworkSpec("mlp", {"widths": (8,)}),
+        "learner": Supervised(steps=6, batch=8, epoch_steps=3),
+        "strategy": strategies[strategy](),
+        "initial": Initial(count=10),
+        "batch": 5,
+        "rounds": 2,
+    }
+    return ProjectSpec(**{**values, **changes})
+
+
+def finish(project: Project) -> list[str]:
+    oracle = Oracle(project.pool)
+    project.prepare()
+    while not project.finished:
+        oracle.work(project)
+        project.train(oracle.truth)
+    chosen = [project.ledger.selection(project.name, r) for r in range(-1, 2)]
+    return [p.item for s in chosen if s is not None for p in s.picks]
+
+
+def test_weights_that_another_project_dropped_are_trained_again(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    ledger = Ledger(tmp_path)
+    first = Project.create(ledger, "a", pool, spec(seeds=Seeds(query=0)))
+    expected = finish(first)
+    second = Project.create(ledger, "b", pool, spec(seeds=Seeds(query=1)))
+    oracle = Oracle(pool)
+    second.prepare()
+    oracle.work(second)
+    second.train(oracle.truth)
+    oracle.work(second)
+    round = second._present_round()
+    second._train(round)  # and then it was killed
+    drop_files(ledger, "a", keep="last")
+    model = second.rounds()[round].outputs["train"]["model"]
+    row = ledger.checkpoint(model, 0)
+    if row is not None:
+        ledger.forget_files([row.file])
+        (tmp_path / row.file).unlink()
+    assert finish(Project(ledger, "b")) == expected
+
+
+def write(path: Path) -> None:
+    path.write_bytes(b"weights")
+
+
+def test_a_second_process_that_trains_the_same_member_loses_nothing(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    project = Project.create(Ledger(tmp_path), "a", pool, spec())
+    project.prepare()
+    Oracle(pool).work(project)
+    project._present_round()
+    training = Training.of(project, project.ledger.resolved("a"), 0)
+    one, other = training.store(0), training.store(0)
+    for epoch in (1, 2):
+        for store in (one, other):
+            store.save(epoch, write, epoch == 2)
+    latest = one.latest()
+    assert latest is not None and latest[0] == 2 and latest[1].read_bytes() == b"weights"
+
+
+def test_equal_ids_of_other_content_are_other_models(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    hashes = []
+    for name, shift in (("one", 0.0), ("two", 5.0)):
+        project = Project.create(ledger, name, made(tmp_path, name, shift=shift), spec())
+        finish(project)
+        hashes.append(project.rounds()[0].outputs["train"]["model"])
+    assert hashes[0] != hashes[1]
+
+
+def test_labels_of_test_items_are_no_candidates_no_context_and_no_training_rows(
+    tmp_path: Path,
+) -> None:
+    pool = made(tmp_path)
+    project = Project.create(Ledger(tmp_path), "live", pool, spec("coreset", rounds=None))
+    oracle = Oracle(pool)
+    test = list(pool.ids("test"))
+    project.tell(dict(zip(test, oracle.truth(test), strict=True)))
+    with pytest.raises(LabelError, match="no labels yet"):
+        project.train()
+    batch = project.ask(10)
+    project.tell({lease.item: oracle.answer(lease.item) for lease in batch})
+    summary = project.train()
+    assert summary.labels == 10 and summary.metrics["accuracy"] > 0
+    chosen = project.ledger.selection("live", 0)
+    assert chosen is not None and chosen.provenance["candidates"] == 70
+
+
+def test_a_pool_that_grows_enters_with_the_next_round_and_a_killed_round_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    pool = made(tmp_path)
+    project = Project.create(Ledger(tmp_path), "live", pool, spec(rounds=None))
+    oracle = Oracle(pool)
+    project.prepare()
+    oracle.work(project)
+    round = project._present_round()
+    hash = project._train(round).hash  # and then it was killed
+    more = array_source(np.full((4, 3), 2.0), ["new"] * 4, ids=list("wxyz"))
+    grown = Pool.ingest(tmp_path, "rows", [more])
+    resumed = Project.open(tmp_path, "live")
+    assert resumed.train().outputs["train"]["model"] == hash
+    Oracle(grown).work(resumed)
+    resumed.tell({"w": "new"})
+    assert resumed.train().labels == 16
+    assert resumed.task.n_outputs == 3 and resumed.pool.snapshot == grown.snapshot
+
+
+def test_a_pool_that_is_used_up_ends_the_project(tmp_path: Path) -> None:
+    pool = made(tmp_path, rows=12)
+    project = Project.create(Ledger(tmp_path), "live", pool, spec(rounds=None))
+    assert len(finish(project)) == 12
+    assert project.finished
+
+
+def test_the_initial_strategy_may_not_ask_a_model(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    ledger = Ledger(tmp_path)
+    with pytest.raises(NeedsError, match="not trained yet"):
+        Project.create(ledger, "a", pool, spec(initial=Initial(10, "margin")))
+    assert ledger.projects() == []
+
+
+def test_gc_leaves_a_pool_that_is_being_ingested_and_tells_what_it_removes(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    ledger = Ledger(tmp_path)
+    finish(Project.create(ledger, "a", pool, spec(keep="all")))
+    stray = tmp_path / "pools" / "rows" / "stray.arrow"
+    stray.write_bytes(b"a killed ingest")
+    lost = tmp_path / "models" / "lost.safetensors"
+    lost.write_bytes(b"a killed training")
+    handle = os.open(stray.parent, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        assert collect_files(ledger, dry_run=False, age=-1) == {"models/lost.safetensors": 17}
+        assert stray.exists()
+    finally:
+        os.close(handle)
+    told = collect_files(ledger, dry_run=True, age=-1)
+    assert told == {"pools/rows/stray.arrow": 15} and stray.exists()
+    assert collect_files(ledger, dry_run=False, age=-1) == told and not stray.exists()
+    dropped = drop_files(ledger, "a", keep="last", dry_run=True)
+    assert dropped and all((tmp_path / f).exists() for f in dropped)
+    assert drop_files(ledger, "a", keep="last") == dropped
+    assert not any((tmp_path / f).exists() for f in dropped)
