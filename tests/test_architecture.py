@@ -78,6 +78,7 @@ def test_hidden_labels_are_read_by_the_oracle_alone() -> None:
     assert set(readers) <= {"engine/pool", "evaluation/oracle"}
 
 
+@pytest.mark.processes
 def test_importing_rayal_is_light() -> None:
     code = (
         "import time, sys; t = time.perf_counter(); import rayal; "

@@ -249,6 +249,7 @@ def test_every_field_is_described_and_stands_in_the_example() -> None:
     assert all(len(line) <= 160 for line in example().splitlines())
 
 
+@pytest.mark.processes
 def test_importing_loads_neither_torch_nor_ray() -> None:
     code = "import sys, rayal.config, rayal.evaluation; print({'torch', 'ray'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from rayal.acquisition.uncertainty import probability_entropy
 
+NOISE = 1e-14  # nats; what float64 leaves of equal members
+
 
 def bald(mean: Tensor, member_entropy: Tensor) -> Tensor:
-    """Return the mutual information H[mean] - mean H ``[N]``, never below 0.
+    """Return the mutual information H[mean] - mean H ``[N]``; rounding noise (1e-14) is 0.
 
     Args:
         mean: mean probabilities of the members, ``[N, C]``.
         member_entropy: mean of the members' entropies in nats, ``[N]``.
     """
-    return (probability_entropy(mean) - member_entropy.double()).clamp_min(0.0)
+    gain = probability_entropy(mean) - member_entropy.double()
+    return torch.where(gain > NOISE, gain, torch.zeros_like(gain))
 
 
 def bald_of_members(member_log_probs: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from rayal.errors import NeedsError, ScoreError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
+from rayal.selection.objective import PAD
 from rayal.signals import Forward, Signal, compute
 from rayal.strategies.base import Strategy
 from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum
@@ -35,9 +36,8 @@ class ScanOptions:
     """How the network is run over the pool; part of the columns' hash where it changes bits.
 
     Args:
-        batch: rows per forward pass; every pass has exactly that many, the last one padded. The
-            columns' bits do not depend on it, except with SiLU activations, whose last bit moves
-            unless it is a multiple of 64.
+        batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
+            64, so that the columns' bits do not depend on it.
         precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
         device: where the network runs.
     """
@@ -177,11 +177,12 @@ def run_signals(
     collected: dict[str, list[Tensor]] = {}
     device = torch.device(options.device)
     bf16 = options.precision == "bf16"
+    width = -(-options.batch // PAD) * PAD
     for start in range(0, table.num_rows if signals else 0, options.batch):
         rows = table.slice(start, options.batch)
         count = rows.num_rows
-        raw = _padded(committee.task.decode(rows), options.batch).to(device)
-        here = np.pad(keys[start : start + count], (0, options.batch - count))
+        raw = _padded(committee.task.decode(rows), width).to(device)
+        here = np.pad(keys[start : start + count], (0, width - count))
         ids = rows.column("id").to_pylist()
         x = committee.task.transform(raw, committee.statistics)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

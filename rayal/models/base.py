@@ -194,13 +194,13 @@ def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[str | None,
 
     def watch(path: str, layer: nn.Linear) -> Any:
         return layer.register_forward_hook(
-            lambda _, inputs, output: ran.append((path, tuple(inputs[0].shape), output))
+            lambda _, inputs, output: ran.append((path, tuple(inputs[0].shape), output.clone()))
         )
 
     layers = [(p, m) for p, m in module.named_modules() if isinstance(m, nn.Linear)]
     hooks = [watch(path, layer) for path, layer in layers]
     try:
-        output = _zeros_through(module, input_shape)
+        output = _through(module, input_shape)
     finally:
         for hook in hooks:
             hook.remove()
@@ -209,17 +209,19 @@ def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[str | None,
             f"{type(module).__name__} gave {getattr(output, 'shape', type(output).__name__)} for "
             "one row; a network must give logits [N, C]"
         )
-    if ran and len(ran[-1][1]) == 2 and ran[-1][2].shape == output.shape:
-        return ran[-1][0], output.shape[1]
+    for path, shape, made in reversed(ran):  # the layer whose output is the network's
+        if len(shape) == 2 and made.shape == output.shape and torch.equal(made, output):
+            return path, output.shape[1]
     return None, output.shape[1]
 
 
-def _zeros_through(module: nn.Module, input_shape: tuple[int, ...]) -> Any:
+def _through(module: nn.Module, input_shape: tuple[int, ...]) -> Any:
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    zeros = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
+    chance = torch.Generator().manual_seed(0)  # zeros would not tell two layers apart
+    row = torch.rand((1, *input_shape), generator=chance).to(weight.device, weight.dtype)
     try:
         with evaluating(module), torch.no_grad():
-            return module(zeros)
+            return module(row)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise SettingsError(
             f"{type(module).__name__} cannot run on rows of shape {list(input_shape)}: {error}; "

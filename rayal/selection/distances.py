@@ -17,15 +17,23 @@ from torch import Tensor
 CLOSE = 1e-3  # relative size under which float32 products have fewer than three digits left
 
 
-def euclidean(x: Tensor, centres: Tensor, width: int) -> Tensor:
+def euclidean(x: Tensor, centres: Tensor, width: int, origin: Tensor) -> Tensor:
     """Return |x_i - c_j|² as float64 ``[T, b]``.
 
     Args:
         x: float32 ``[T, D]``.
         centres: float32 ``[b, D]``.
         width: the fixed width to which the centres are padded, at least b.
+        origin: ``[1, D]``, subtracted before products; near the rows, products keep their digits.
     """
-    return factored(x.new_ones((len(x), 1)), x, centres.new_ones((len(centres), 1)), centres, width)
+    near, to = x - origin, centres - origin
+    scale = squared_norm(near)[:, None] + squared_norm(to)[None, :]  # [T, b]
+    squared = scale - 2.0 * (near @ _padded(to, width).T).double()[:, : len(centres)]
+    close = squared <= CLOSE * scale
+    for j in torch.nonzero(close.any(dim=0)).flatten().tolist():
+        rows = torch.nonzero(close[:, j]).flatten()
+        squared[rows, j] = squared_norm(x[rows].double() - centres[j].double())
+    return squared.clamp_min_(0.0)
 
 
 def factored(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor, width: int) -> Tensor:

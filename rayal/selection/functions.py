@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.errors import BudgetError, ScoreError
+from rayal.errors import BudgetError, NeedsError, ScoreError
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
@@ -149,25 +149,44 @@ def select_rows(
     tiles = cut_tiles(keys, tensors)
     held = [tiles[s::shards] for s in range(shards)]
     local = LocalShards([Shard(objective, part, seed) for part in held if part])
-    known = {m: as_tensor(m, a).numpy() for m, a in (context or {}).items()}
+    known = _context(context or {}, tensors)
     chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
     return Selection(positions.astype(np.int64), tuple(names[p] for p in positions), chosen.scores)
 
 
+def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the context's rows in an order of their own, so that the given one never matters."""
+    known = {name: as_tensor(name, array) for name, array in given.items()}
+    for name, tensor in known.items():
+        _check_numbers(name, tensor, range(len(tensor)))
+        wanted = columns[name].shape[1:] if name in columns else tensor.shape[1:]
+        if tensor.shape[1:] != wanted:
+            raise NeedsError(
+                f"labeled column {name!r} has rows of shape {list(tensor.shape[1:])}, the pool's "
+                f"have {list(wanted)}; give the same column of labeled rows"
+            )
+    if not known:
+        return {}
+    first = next(iter(known.values())).numpy()
+    order = np.argsort(id_keys(row.tobytes().hex() for row in first), kind="stable")
+    return {name: tensor.numpy()[order] for name, tensor in known.items()}
+
+
 def as_tensor(name: str, array: Array) -> Tensor:
-    """Return an array as a contiguous tensor, float32 unless it is float64 of one dimension."""
+    """Return an array as a contiguous tensor: float64 for scores and scalars, else float32."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.asarray(array).copy())
     tensor = tensor.detach().cpu()
     if tensor.ndim == 0:
         raise ValueError(f"column {name!r} must have a leading dimension N, got a single number")
-    return tensor.double() if tensor.ndim == 1 else tensor.float().contiguous()
+    scalar = tensor.ndim == 1 or name == "score"  # a score may have tie-breakers behind it
+    return tensor.double() if scalar else tensor.float().contiguous()
 
 
 def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
     flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
-    log = "log_probs" in name or flat.shape[1] == 1  # -inf is a legal log or score
+    log = "log_probs" in name or name == "score" or tensor.ndim == 1  # -inf is legal there
     bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
     if bad.any():
         row = int(torch.nonzero(bad.any(dim=1))[0])

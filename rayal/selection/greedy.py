@@ -36,7 +36,8 @@ class Chosen:
     Attributes:
         keys: uint64 ``[k]`` in pick order.
         scores: float64 ``[k]``.
-        runners_up: the best rows not picked, under the state after the last pick.
+        runners_up: the best rows not picked, by their last computed gain; where gains are
+            evaluated lazily (joint entropy) that is an upper bound.
     """
 
     keys: Keys
@@ -150,10 +151,11 @@ def choose(
         if report is not None:
             report(len(progress.keys), k)
     rest = ask("runners_up", runners_up)
+    others = merge_rows(rest, runners_up) if rest else Proposal(np.zeros((0, 1)), _NO_KEYS, {})
     return Chosen(
         np.array(progress.keys, dtype=np.uint64),
-        np.array(progress.scores, dtype=np.float64),
-        merge_rows(rest, runners_up) if rest else Proposal(np.zeros((0, 1)), _NO_KEYS, {}),
+        objective.reported(np.array(progress.scores, dtype=np.float64)),
+        replace(others, priority=objective.reported(others.priority)),
     )
 
 

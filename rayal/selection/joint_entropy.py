@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from annotated_types import Ge
 
+from rayal.acquisition.disagreement import bald
 from rayal.acquisition.uncertainty import probability_entropy
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
 
@@ -55,7 +56,7 @@ class JointEntropy(Objective):
         """Compute BALD, the gain for the empty batch."""
         probs = tile.columns[self.column].double().exp()  # [T, S, C]
         noise = probability_entropy(probs).mean(dim=1)
-        gain = (probability_entropy(probs.mean(dim=1)) - noise).clamp_min(0.0)
+        gain = bald(probs.mean(dim=1), noise)
         tile.state.update(noise=noise.numpy(), gain=gain.numpy())
 
     def gain(self, tile: Tile) -> Floats:
@@ -131,7 +132,7 @@ class JointEntropy(Objective):
             return _posterior(state["log_joint"])
         if "origin" not in state:  # the first sampled step draws the earlier labels too
             state["origin"] = np.repeat(np.arange(members), max(1, self.draws // members))
-            state["rng"] = np.random.Generator(np.random.Philox(progress.seed))
+            state["rng"] = np.random.Generator(np.random.Philox(progress.seed & (2**64 - 1)))
             state["log_joint"] = np.zeros((len(state["origin"]), members))
             fresh = state["picked"]
         else:

@@ -20,7 +20,7 @@ from rayal.selection.distances import euclidean, factored_pairs, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
 
-CONTEXT_ROWS = 256  # labeled rows per opening message
+CONTEXT_ROWS = 32  # labeled rows per opening message; wider products need not be bit-stable
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class KCenter(Objective):
             if taken and not _beats(squared[best], int(proposal.keys[best]), proposal.bound):
                 break
             taken.append(best)
-            scores.append(float(np.sqrt(squared[best])))
+            scores.append(float(squared[best]))
             squared = np.minimum(squared, _distances_to(vectors, best))
             squared[taken] = -np.inf
         return self._commit_of(
@@ -99,16 +99,19 @@ class KCenter(Objective):
             np.array(scores),
         )
 
+    def reported(self, values: Floats) -> Floats:
+        """Return distances of squared distances."""
+        return np.asarray(np.sqrt(values))
+
     def receive(self, shared: dict[str, Any], commit: Commit) -> None:
-        """Keep the first centre as origin: distances do not change, products lose fewer digits."""
+        """Keep the first centre as origin of products, which then lose fewer digits."""
         shared.setdefault("origin", to_tensor(commit.columns["centres"][:1]))
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Lower each row's distance to that of its nearest new centre."""
-        origin = tile.shared["origin"]
-        centres = to_tensor(commit.columns["centres"]) - origin
-        width = int(commit.columns["width"])
-        new = euclidean(tile.columns[self.column] - origin, centres, width).amin(dim=1).numpy()
+        centres, width = to_tensor(commit.columns["centres"]), int(commit.columns["width"])
+        x, origin = tile.columns[self.column], tile.shared["origin"]
+        new = euclidean(x, centres, width, origin).amin(dim=1).numpy()
         old = tile.state.get("squared")
         tile.state["squared"] = new if old is None else np.minimum(old, new)
 

@@ -146,6 +146,10 @@ class Objective(ABC):
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Decide on the folded proposals; None ends the selection."""
 
+    def reported(self, values: Floats) -> Floats:
+        """Return gains as they are recorded; by default as they are compared."""
+        return values
+
     def receive(self, shared: dict[str, Any], commit: Commit) -> None:
         """Keep, once per shard, what a commit brings."""
 

@@ -85,7 +85,7 @@ class Forward:
         seed, round, start = self.committee.seed, self.committee.round, net.stochastic_from or 0
         for pass_ in range(count):
             with dropout_masks(net, seed=seed, round=round, member=member, pass_=pass_):
-                logits = net.run(trunk, start)
+                logits = net.run(trunk.clone(), start)  # a stage may work in place
             yield log_softmax(logits)
 
     def view(self, view: int, member: int) -> Tensor:
@@ -93,7 +93,7 @@ class Forward:
         x = self._once(("view", view), lambda: self._view(view))
         net = self.committee.net(member)
         with evaluating(net):
-            return log_softmax(net(_as_weights(x, net)))
+            return log_softmax(net(_as_weights(x, net).clone()))
 
     def extras(self) -> Mapping[str, Tensor]:
         """Return the learner's own columns ``[N, …]``, of member 0."""
@@ -104,7 +104,7 @@ class Forward:
             net = self.committee.net(member)
             trunk = self._trunk(member)
             with evaluating(net):
-                return net.answer(trunk, net.stochastic_from or 0)
+                return net.answer(trunk.clone(), net.stochastic_from or 0)
 
         return self._once(("answer", member), answer)
 
@@ -114,7 +114,8 @@ class Forward:
         def trunk() -> Tensor:
             net = self.committee.net(member)
             with evaluating(net):
-                return net.run(_as_weights(self.x, net), 0, net.stochastic_from or 0)
+                x = _as_weights(self.x, net).clone(memory_format=torch.preserve_format)
+                return net.run(x, 0, net.stochastic_from or 0)
 
         return self._once(("trunk", member), trunk)
 

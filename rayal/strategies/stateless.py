@@ -55,7 +55,13 @@ def select(
     count = len(next(iter((rows or given).values()), ()))
     labels = list(ids) if ids is not None else [str(i) for i in range(count)]
     score = strategy.score(Columns(rows, labels)) if rows else None
-    context = {n: as_tensor(n, (labeled or {})[n]).numpy() for n in strategy.context if labeled}
+    context = {}
+    for n in strategy.context if labeled else ():
+        if n not in (labeled or {}):
+            raise NeedsError(
+                f"strategy {name!r} needs column {n!r} of labeled rows, got {sorted(labeled or {})}"
+            )
+        context[n] = as_tensor(n, (labeled or {})[n]).numpy()
     ctx = Ctx(round=0, k=k, seed=seed, n_candidates=count, context=context)
     objective = strategy.objective(ctx)
     used = {n: rows[n] for n in objective.needs if n in rows}
@@ -92,6 +98,7 @@ def _derived(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     probs = members.double().exp()
     votes = torch.nn.functional.one_hot(probs.argmax(dim=2), probs.shape[2]).double().mean(dim=1)
     derived = {
+        "log_probs.0": members[:, 0],
         "log_probs": torch.logsumexp(members.double(), dim=1) - np.log(members.shape[1]),
         "member_stats.mean": probs.mean(dim=1),
         "member_stats.entropy": acquisition.probability_entropy(probs).mean(dim=1),

@@ -31,6 +31,8 @@ from rayal.errors import (
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Stream, Supervised, TrainContext, TrainState, UnlabeledBatch
 from rayal.learners.base import Batches
+from rayal.models.base import TaskNet
+from rayal.models.dropout import dropout_masks
 from rayal.project import Ledger
 from rayal.registry import Table, learners, strategies
 from rayal.selection.kcenter import KCenter
@@ -112,6 +114,36 @@ def test_columns_are_the_same_bits_for_scan_batches_of_64_256_and_1000(tmp_path:
             seen.append({n: np.asarray(c).tobytes() for n, c in columns.items()})
     assert seen[0] == seen[2] == seen[4]
     assert seen[1] == seen[3] == seen[5]
+
+
+def in_place(input_shape: tuple[int, ...], n_outputs: int) -> TaskNet:
+    """Stages that begin with an operation in place, and an activation that is computed by lanes."""
+    first = nn.Linear(input_shape[0], 5)
+    second = nn.Sequential(nn.SiLU(inplace=True), nn.Dropout(0.4))
+    return TaskNet({"first": first, "second": second, "head": nn.Linear(5, n_outputs)})
+
+
+def test_operations_in_place_and_lanes_of_activations_do_not_change_columns(
+    tmp_path: Path,
+) -> None:
+    pool = made(tmp_path)
+    network = NetworkSpec(f"{__name__}:in_place")
+    strategy = strategies["batchbald"](passes=3)
+    project = simulate(tmp_path, pool, spec(strategy, network=network, rounds=0))
+    committee = project._train(0)
+    part = pool.parts_of("pool")[0]
+    seen = []
+    for batch in (64, 100, 1000):
+        scan = Scan(pool, committee, strategy, LEARNER, ScanOptions(batch=batch))
+        seen.append(np.asarray(scan.columns_of(part)["member_log_probs"]))
+    assert seen[0].tobytes() == seen[1].tobytes() == seen[2].tobytes()
+    net = committee.net(0)
+    x = committee.task.transform(committee.task.decode(pool.read(part)), committee.statistics)
+    for pass_ in range(3):
+        keys = {"seed": committee.seed, "round": committee.round, "member": 0, "pass_": pass_}
+        with torch.inference_mode(), dropout_masks(net, **keys):
+            whole = net(x.clone()).log_softmax(dim=1)
+        assert torch.allclose(torch.from_numpy(seen[0][:, pass_]), whole, atol=1e-6)
 
 
 def test_training_scanning_and_selecting_never_read_the_hidden_labels(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ ingest(sys.argv[1], "p", [Source(raw, read), Source(raw, test, "test")])
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("point", ["ingest.part:2", "ingest.commit"])
 def test_killed_and_repeated_it_gives_the_same(tmp_path: Path, point: str) -> None:
     environment = {**os.environ, "RAYAL_FAILPOINT": point}

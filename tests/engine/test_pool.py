@@ -145,6 +145,7 @@ def test_arrays_that_do_not_fit(
         Pool.from_arrays(tmp_path, "p", x, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_the_pool_needs_neither_torch_nor_ray() -> None:
     code = (
         "import sys, rayal.engine.pool; assert not {'torch', 'ray', 'sklearn'} & set(sys.modules)"

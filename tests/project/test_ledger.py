@@ -159,6 +159,7 @@ def test_opening_waits_for_another_opener(tmp_path: Path) -> None:
     assert (tmp_path / "ledger.sqlite").exists()
 
 
+@pytest.mark.processes
 def test_the_ledger_loads_neither_torch_nor_ray_nor_pyarrow() -> None:
     code = (
         "import sys, rayal.project; "

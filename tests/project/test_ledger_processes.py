@@ -11,6 +11,8 @@ import pytest
 
 from rayal.project import LabelEntry, Ledger, Pick, PoolPart
 
+pytestmark = pytest.mark.processes
+
 LEASE = """
 import sys, time
 from rayal.project import Ledger

@@ -11,15 +11,18 @@ import pytest
 import torch
 from scipy import stats
 
-from rayal.errors import BudgetError, ScoreError
+from rayal.errors import BudgetError, NeedsError, ScoreError
 from rayal.selection import (
     JointEntropy,
+    KCenter,
     joint_entropy,
     k_center,
     kmeans_plus_plus,
     select_rows,
     top_k,
 )
+from rayal.selection.greedy import LocalShards, Shard, choose
+from rayal.selection.objective import cut_tiles
 
 Floats = npt.NDArray[np.float64]
 
@@ -269,3 +272,41 @@ def test_bad_numbers_and_budgets_are_named() -> None:
         top_k([0.0, 1.0], 3)
     with pytest.raises(ValueError, match="2 distinct ids"):
         top_k([0.0, 1.0], 1, ids=["a", "a"])
+
+
+def test_a_far_outlier_among_the_labeled_rows_costs_no_digits() -> None:
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(300, 8))
+    known = np.concatenate([np.full((1, 8), 1e7), np.zeros((1, 8))])
+    expected = naive_k_center(x.astype(np.float32).astype(float), 30, list(known))
+    assert k_center(x, 30, labeled=known).tolist() == expected
+
+
+def test_the_order_of_labeled_rows_does_not_change_a_bit() -> None:
+    rng = np.random.default_rng(12)
+    x, known = rng.normal(size=(500, 6)), rng.normal(size=(70, 6))
+    results = [
+        select_rows(KCenter(), {"embedding": x}, 20, context={"embedding": rows})
+        for rows in (known, known[::-1])
+    ]
+    assert results[0].scores.tobytes() == results[1].scores.tobytes()
+    assert results[0].ids == results[1].ids
+
+
+def test_k_center_records_distances_of_picks_and_of_the_best_not_picked() -> None:
+    x = torch.tensor([[1.0], [4.0], [10.0], [30.0]])
+    tiles = cut_tiles(np.arange(4, dtype=np.uint64), {"embedding": x})
+    shards = LocalShards([Shard(KCenter(), tiles, 0)])
+    chosen = choose(KCenter(), shards, 2, context={"embedding": np.zeros((1, 1), np.float32)})
+    assert chosen.scores.tolist() == [30.0, 10.0]
+    assert chosen.runners_up.priority[:, 0].tolist() == [4.0, 1.0]
+
+
+def test_bad_labeled_rows_are_named() -> None:
+    x = np.ones((4, 3))
+    with pytest.raises(ScoreError, match="'embedding' of item 1 holds nan"):
+        k_center(x, 1, labeled=[[0.0, 0, 0], [0, np.nan, 0]])
+    with pytest.raises(NeedsError, match=r"shape \[2\]"):
+        k_center(x, 1, labeled=[[0.0, 0.0]])
+    with pytest.raises(ScoreError, match="holds -inf"):
+        k_center([[0.0], [-np.inf]], 1)
