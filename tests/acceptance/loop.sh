@@ -12,7 +12,7 @@ table="$work/figures.txt"
 note() { printf '%-58s %s\n' "$1" "$2" | tee -a "$table"; }
 timed() { # NAME COMMAND…: wall seconds and peak memory of the process
   local name=$1; shift
-  local log="$work/${name// /_}.log"
+  local log="$work/${name//[ \/]/_}.log"
   if ! /usr/bin/env time -f '%e s, peak %M kB' -o "$work/time" "$@" > "$log" 2>&1; then
     note "$name" "FAILED, see $log"; failed=1; return 0
   fi
