@@ -22,13 +22,8 @@ FORMAT_VERSION = "1"  # stands in the metadata of every file of a storage root
 Keys = npt.NDArray[np.uint64]
 
 
-def id_key(item_id: str) -> int:
-    """Return the 64-bit key of an item's id (blake2b), which orders rows and breaks ties."""
-    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")
-
-
 def id_keys(ids: Iterable[str]) -> Keys:
-    """Return the keys of many ids, uint64 ``[N]``."""
+    """Return the 64-bit keys of ids (blake2b), uint64 ``[N]``: they order rows and break ties."""
     digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 

@@ -17,7 +17,7 @@ import torch
 
 from rayal.engine.local import map_parts, start_shards
 from rayal.engine.pool import Pool
-from rayal.engine.scan import Scan, ScannedPart, run_signals
+from rayal.engine.scan import Scan, ScannedPart, options_record, run_signals
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
@@ -190,7 +190,7 @@ class Stages:
             "columns": scan.columns_hash() if scan.signals else None,
             "snapshot": self.pool.snapshot,
             "candidates": n,
-            "scan": spec["scan"],
+            "scan": options_record(self.spec.scan),
         }
         self._commit_selection(round, picks, others, provenance, started)
 

@@ -115,7 +115,7 @@ class Training:
         return cls(project, round, ids, hash, data)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what ``train_committee`` and ``load_committee`` both take."""
+        """Return what ``train_committee`` takes."""
         spec = self.project.spec
         return {
             "learner": spec.learner,

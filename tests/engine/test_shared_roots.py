@@ -124,6 +124,7 @@ def test_labels_of_test_items_are_no_candidates_no_context_and_no_training_rows(
     assert summary.labels == 10 and summary.metrics["accuracy"] > 0
     chosen = project.ledger.selection("live", 0)
     assert chosen is not None and chosen.provenance["candidates"] == 70
+    assert chosen.provenance["scan"]["tolerance"] == 0.0
 
 
 def test_a_pool_that_grows_enters_with_the_next_round_and_a_killed_round_keeps_its_own(
