@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rayal.engine.cluster import connect as connect
     from rayal.engine.driver import Project as Project
     from rayal.engine.pool import Pool as Pool
     from rayal.errors import RayalError as RayalError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Pool": "rayal.engine.pool",
     "Project": "rayal.engine.driver",
+    "connect": "rayal.engine.cluster",
     "Ledger": "rayal.project",
     "select": "rayal.strategies",
     "Strategy": "rayal.strategies",

@@ -78,14 +78,22 @@ def run(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the outputs.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where the work runs: local, ray or auto.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster: local (one for this run), auto, or HOST:PORT; means ray."),
+    ] = None,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Run strategies x seeds, or go on where the same command stopped."""
-    from rayal.commands import outcome_json, run_settings
+    from rayal.commands import outcome_json, run_settings, where_to_run
     from rayal.config import load
 
-    outcome = run_settings(load(config, set_ or ()), out, verbose=verbose, quiet=json_)
+    settings = where_to_run(load(config, set_ or ()), executor, address)
+    outcome = run_settings(settings, out, verbose=verbose, quiet=json_)
     if json_:
         typer.echo(json.dumps(outcome_json(outcome), indent=2))
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,31 @@ def run_settings(
             markup=False,
         )
     return outcome
+
+
+def where_to_run(settings: Settings, executor: str | None, address: str | None) -> Settings:
+    """Return settings with the executor of the command line, and storage that outlives a job.
+
+    A Ray job runs in a copy of the working folder, which goes with the cluster's session; a
+    relative storage root is taken from the home folder of the head node there, and said.
+    """
+    changes = [] if address is None else [f"ray.address={address}", "executor=ray"]
+    changes += [] if executor is None else [f"executor={executor}"]
+    if _in_ray_job() and not Path(settings.storage).is_absolute():
+        home = Path.home() / settings.storage
+        console.err.print(
+            f"storage {settings.storage!r} is relative, and the working folder of a job is a copy: "
+            f"taken as {home}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        changes.append(f"storage={home}")
+    return load(settings.model_dump(), changes) if changes else settings
+
+
+def _in_ray_job() -> bool:
+    return "runtime_resources" in Path.cwd().parts and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def a_pick(folder: Path, project: str) -> str:

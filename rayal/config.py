@@ -10,115 +10,70 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic import SerializerFunctionWrapHandler as Handler
 
-from rayal.errors import SettingsError, nearest
-from rayal.parameters import UnknownKeys, explain
+from rayal.errors import SettingsError
+from rayal.parameters import explain
+from rayal.sections import Count, Named, Section, Seed, Share, Text, Texts, key
 from rayal.types import Seeds
 from rayal.yamlfile import Dumper, copied, override, read_mapping
 
 BASELINE = "random"  # the strategy every run holds and every other is compared with
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
-
-
-def _key(default: Any, description: str, **limits: Any) -> Any:
-    return Field(default=default, description=description, **limits)
-
-
-class Section(BaseModel):
-    """A mapping of the settings; unknown keys are refused, values are not coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        known = cls.model_fields
-        if cls.model_config.get("extra") == "forbid" and isinstance(given, Mapping):
-            unknown = [str(key) for key in given if key not in known]
-            if unknown:
-                raise UnknownKeys([(key, nearest(key, known)) for key in unknown])
-        return given
-
-
-class Named(Section):
-    """A section that may be written as a name alone, and takes further keys where it is open."""
-
-    name: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The further keys: hyperparameters, checked by ``build``."""
-        return dict(self.model_extra or {})
 
 
 class PoolSettings(Section):
     """Where the items come from."""
 
     source: Text = Field(description="builtin name, path, or name of a pool in the storage")
-    subset: Count | None = _key(None, "items kept, drawn by the pool seed; null: all")
-    data: Text | None = _key(None, "folder of the IDX files of a builtin source")
-    id: Text | None = _key(None, "column of the ids; null: relative path or file:row")
-    label: Text | None = _key(None, "column of the labels that are known")
-    labels: Text | None = _key(None, "CSV or Parquet file with columns id and label")
-    features: Texts | None = _key(None, "numeric columns of a table; null: all but id and label")
-    test: Text | None = _key(None, "second path, whose items get the role test")
-    test_share: float = _key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
-    duplicates: Literal["keep", "first"] = _key("keep", "items of equal content: keep | first")
-    missing: Literal["error", "quarantine"] = _key("error", "NaN or inf: error | quarantine")
+    subset: Count | None = key(None, "items kept, drawn by the pool seed; null: all")
+    data: Text | None = key(None, "folder of the IDX files of a builtin source")
+    id: Text | None = key(None, "column of the ids; null: relative path or file:row")
+    label: Text | None = key(None, "column of the labels that are known")
+    labels: Text | None = key(None, "CSV or Parquet file with columns id and label")
+    features: Texts | None = key(None, "numeric columns of a table; null: all but id and label")
+    test: Text | None = key(None, "second path, whose items get the role test")
+    test_share: float = key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
+    duplicates: Literal["keep", "first"] = key("keep", "items of equal content: keep | first")
+    missing: Literal["error", "quarantine"] = key("error", "NaN or inf: error | quarantine")
 
 
 class TaskSettings(Section):
     """What a row is and what is predicted."""
 
-    kind: Literal["image", "table"] | None = _key(None, "image | table; null: by the pool")
-    classes: Texts | None = _key(None, "class names in order; null: those of the known labels")
-    size: tuple[Count, Count] | None = _key(None, "[H, W] to resize to; null: as it is")
-    channels: Literal[1, 3] | None = _key(None, "1 | 3; null: as the pool has them")
-    flip: bool | None = _key(None, "augment by mirroring; null: for 3 channels only")
+    kind: Literal["image", "table"] | None = key(None, "image | table; null: by the pool")
+    classes: Texts | None = key(None, "class names in order; null: those of the known labels")
+    size: tuple[Count, Count] | None = key(None, "[H, W] to resize to; null: as it is")
+    channels: Literal[1, 3] | None = key(None, "1 | 3; null: as the pool has them")
+    flip: bool | None = key(None, "augment by mirroring; null: for 3 channels only")
 
 
 class ModelSettings(Section):
     """The networks that are trained."""
 
-    network: Text = _key("small_cnn", "registered network, or module:factory")
-    params: dict[str, Any] = _key({}, "keyword arguments of the network's factory")
-    members: Count = _key(1, "networks in the committee")
-    threads_per_model: Count = _key(1, "torch threads; part of the model's hash")
+    network: Text = key("small_cnn", "registered network, or module:factory")
+    params: dict[str, Any] = key({}, "keyword arguments of the network's factory")
+    members: Count = key(1, "networks in the committee")
+    quorum: Count | None = key(None, "members that suffice where workers are lost; null: all")
+    threads_per_model: Count = key(1, "torch threads; part of the model's hash")
 
 
 class LearnerSettings(Named):
     """How one member is trained; further keys are the learner's hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    name: Text = _key("supervised", "registered learner")
-    preset: Text | None = _key(None, "named recipe, which further keys override")
+    name: Text = key("supervised", "registered learner")
+    preset: Text | None = key(None, "named recipe, which further keys override")
 
 
 class StrategySettings(Named):
     """One strategy to compare; further keys are its hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    label: Text | None = _key(None, "name in curves and tables; null: the strategy's name")
+    label: Text | None = key(None, "name in curves and tables; null: the strategy's name")
 
     @property
     def shown(self) -> str:
@@ -129,24 +84,39 @@ class StrategySettings(Named):
 class InitialSettings(Section):
     """The labels of round 0."""
 
-    strategy: Text = _key(BASELINE, "how the first items are chosen")
-    count: Count = _key(100, "labels of round 0")
-    balanced: bool = _key(False, "equally many of each class; needs known labels")
+    strategy: Text = key(BASELINE, "how the first items are chosen")
+    count: Count = key(100, "labels of round 0")
+    balanced: bool = key(False, "equally many of each class; needs known labels")
 
 
 class OracleSettings(Named):
     """Who answers: the labels that the pool hides (a simulation), or people."""
 
-    name: Literal["hidden", "none"] = _key("hidden", "hidden (a simulation) | none (people)")
-    noise: float = _key(0.0, "share of answers with a wrong class", ge=0, le=1)
-    cost: float = _key(1.0, "budget that one label costs", gt=0)
+    name: Literal["hidden", "none"] = key("hidden", "hidden (a simulation) | none (people)")
+    noise: float = key(0.0, "share of answers with a wrong class", ge=0, le=1)
+    cost: float = key(1.0, "budget that one label costs", gt=0)
 
 
 class ScanSettings(Section):
     """How the committee is run over the pool."""
 
-    batch: Count = _key(64, "rows of a forward pass; the last one is padded to it")
-    precision: Literal["fp32", "bf16"] = _key("fp32", "fp32 | bf16")
+    batch: Count = key(64, "rows of a forward pass; the last one is padded to it")
+    precision: Literal["fp32", "bf16"] = key("fp32", "fp32 | bf16")
+    device: Literal["cpu", "cuda"] = key("cpu", "where networks train and run: cpu | cuda")
+
+
+class RaySettings(Section):
+    """How ``executor: ray`` uses a cluster."""
+
+    address: Text = key("local", "local (a cluster for this run) | auto | HOST:PORT of a head")
+    cpus: Count | None = key(None, "cores of a local cluster; null: all")
+    member_cpus: Share | None = key(None, "cores of a training member; null: threads_per_model")
+    member_gpus: float = key(0.0, "GPUs of a training member; 0.25: four share one", ge=0)
+    scanner_cpus: Share | None = key(None, "cores of a scanning worker; null: threads_per_model")
+    scanner_gpus: float = key(0.0, "GPUs of a scanning worker", ge=0)
+    staged: bool | None = key(None, "decode apart from the network; null: where a GPU scans")
+    restarts: int = key(3, "times that a part's, member's or shard's worker may be lost", ge=0)
+    stall: float = key(1800.0, "seconds without progress that end the run", gt=0)
 
 
 class SeedSettings(Section):
@@ -183,26 +153,29 @@ class Settings(Section):
     """All settings of a run; read them with ``load``."""
 
     pool: PoolSettings = Field(description="where the items come from")
-    task: TaskSettings = _key(TaskSettings(), "what a row is and what is predicted")
-    model: ModelSettings = _key(ModelSettings(), "the networks that are trained")
-    learner: LearnerSettings = _key(LearnerSettings(), "further keys: its hyperparameters")
-    strategies: tuple[StrategySettings, ...] = _key(
+    task: TaskSettings = key(TaskSettings(), "what a row is and what is predicted")
+    model: ModelSettings = key(ModelSettings(), "the networks that are trained")
+    learner: LearnerSettings = key(LearnerSettings(), "further keys: its hyperparameters")
+    strategies: tuple[StrategySettings, ...] = key(
         (), "names, or mappings of name, label and hyperparameters; random is always added"
     )
-    initial: InitialSettings = _key(InitialSettings(), "the labels of round 0")
-    rounds: int = _key(9, "batches asked for after the initial labels", ge=0)
-    batch: Count = _key(100, "labels asked for in a round")
-    seeds: tuple[SeedSettings, ...] = _key(
+    initial: InitialSettings = key(InitialSettings(), "the labels of round 0")
+    rounds: int = key(9, "batches asked for after the initial labels", ge=0)
+    batch: Count = key(100, "labels asked for in a round")
+    seeds: tuple[SeedSettings, ...] = key(
         (SeedSettings(pool=0, model=0, query=0),),
         "one repetition each: integers, or mappings of pool, model and query",
         min_length=1,
     )
-    oracle: OracleSettings = _key(OracleSettings(), "who answers")
-    executor: Literal["local"] = _key("local", "where the work runs: local")
-    storage: Text = _key("runs", "folder of the ledger, pools, models and results")
-    scan: ScanSettings = _key(ScanSettings(), "how the committee runs over the pool")
-    keep: Literal["last", "all", "picks"] = _key("last", "scans on disk: last | all | picks")
-    shards: Count = _key(1, "holders of the pool's columns; does not change the picks")
+    oracle: OracleSettings = key(OracleSettings(), "who answers")
+    executor: Literal["local", "ray", "auto"] = key(
+        "local", "local (this process) | ray | auto (by estimated work)"
+    )
+    ray: RaySettings = key(RaySettings(), "how executor ray uses a cluster")
+    storage: Text = key("runs", "folder of the ledger, pools, models and results")
+    scan: ScanSettings = key(ScanSettings(), "how the committee runs over the pool")
+    keep: Literal["last", "all", "picks"] = key("last", "scans on disk: last | all | picks")
+    shards: Count = key(1, "holders of the columns in one process; on Ray: its workers")
 
     @model_validator(mode="after")
     def _distinct(self) -> Settings:

@@ -82,6 +82,10 @@ class Watch(Observer):
         """Move the bar of the ingest."""
         self.stage("ingest", done, total or 0)
 
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def cell(self, cell: Cell, index: int, total: int) -> None:
         """Name the curve that begins."""
         self._cell = f"[{index + 1}/{total}] {cell.label} {seeds_text(cell.seeds)}"

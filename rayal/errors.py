@@ -49,6 +49,14 @@ class StorageError(RayalError, OSError):
     """A committed file is missing, damaged or of another format version."""
 
 
+class ClusterError(RayalError, RuntimeError):
+    """A Ray cluster cannot be reached, or has not what the work asks for."""
+
+
+class WorkerError(RayalError, RuntimeError):
+    """Workers were lost more often than the settings allow."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that offers the nearest known name, and lists all of them."""
     names = sorted(known)

@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "rayal"
 LAYERS = [
-    {"types", "errors", "labels", "yamlfile", "parameters", "config", "registry", "failpoints"},
+    {
+        "types",
+        "errors",
+        "labels",
+        "yamlfile",
+        "parameters",
+        "sections",
+        "config",
+        "registry",
+        "failpoints",
+    },
     {"acquisition", "selection", "models", "tasks"},
     {"learners", "signals"},
     {"strategies", "project"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,6 +32,18 @@ class FolderStore:
     committed: Callable[[], tuple[int, str] | None]
     commit: Callable[[int, str, bool], None]
 
+    def unrecorded(self) -> FolderStore:
+        """Return the same files without the record, for a process that does not keep it."""
+        return replace(self, committed=_nothing, commit=_nowhere)
+
+    def recorded_by(
+        self,
+        committed: Callable[[], tuple[int, str] | None],
+        commit: Callable[[int, str, bool], None],
+    ) -> FolderStore:
+        """Return the same files with another record."""
+        return replace(self, committed=committed, commit=commit)
+
     def latest(self) -> tuple[int, Path] | None:
         """Return the last recorded epoch and its file."""
         row = self.committed()
@@ -53,3 +65,11 @@ class FolderStore:
         sync_folder(path.parent)
         failpoint("train.epoch")
         self.commit(epoch, f"{self.folder}/{name}", final)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nowhere(epoch: int, file: str, final: bool) -> None:
+    raise RuntimeError(f"epoch {epoch} has no record to go to")

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import drop_files
+from rayal.engine.member import torch_threads
 from rayal.engine.pool import Pool
 from rayal.engine.rounds import INITIAL, Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import torch_threads, train_committee
-from rayal.engine.trainset import Training, check_needs, task_of
-from rayal.errors import BudgetError, LabelError, NeedsError, UnknownNameError
+from rayal.engine.train import train_committee
+from rayal.engine.trainset import Training, check_spec, task_of
+from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import LabelEntry, LabelResult, Lease, Ledger
-from rayal.registry import strategies
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,24 @@ class Project(Stages):
         ledger: the storage root's ledger.
         name: the project's name in it.
         report: called with (stage, done, total) while work goes on.
+        executor: where the work runs; by default in this process.
     """
 
-    def __init__(self, ledger: Ledger, name: str, *, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        *,
+        report: Report | None = None,
+        executor: Executor = LOCAL,
+    ) -> None:
         row = ledger.project(name)
         self.ledger, self.name = ledger, name
         self.root = Path(ledger.root)
         self.spec = ProjectSpec.from_json(row.settings)
         self.pool = Pool.open(self.root, row.pool)
         self.task = task_of(self.pool, self.spec.task)
+        self.executor = executor
         self._report = report or (lambda stage, done, total: None)
 
     @classmethod
@@ -67,6 +77,7 @@ class Project(Stages):
         spec: ProjectSpec,
         *,
         report: Report | None = None,
+        executor: Executor = LOCAL,
     ) -> Project:
         """Enter a project in the ledger, or open it when it is there with the same settings.
 
@@ -76,6 +87,7 @@ class Project(Stages):
             pool: an ingested pool of the same root.
             spec: what the project's rounds do.
             report: called with (stage, done, total) while work goes on.
+            executor: where the work runs.
 
         Raises:
             BudgetError: the rounds would label more items than the pool has.
@@ -84,12 +96,19 @@ class Project(Stages):
         """
         check_spec(pool, spec)
         ledger.create_project(name, pool.name, spec.to_json())
-        return cls(ledger, name, report=report)
+        return cls(ledger, name, report=report, executor=executor)
 
     @classmethod
-    def open(cls, root: str | Path, name: str, *, report: Report | None = None) -> Project:
-        """Open a project of a storage root."""
-        return cls(Ledger(root, create=False), name, report=report)
+    def open(
+        cls,
+        root: str | Path,
+        name: str,
+        *,
+        report: Report | None = None,
+        executor: Executor = LOCAL,
+    ) -> Project:
+        """Open a project of a storage root; ``rayal.connect`` gives an executor on Ray."""
+        return cls(Ledger(root, create=False), name, report=report, executor=executor)
 
     def __enter__(self) -> Self:
         return self
@@ -259,37 +278,18 @@ class Project(Stages):
         training = Training.of(self, labels, round)
         self._stage_once(round, "prepare", {"labels": len(training.ids)})
         started = time.perf_counter()
+        done = self.ledger.stage(self.name, round, "train")
         committee = train_committee(
             **training.arguments(),
             threads_per_model=self.spec.threads_per_model,
             progress=self._report,
+            train=self.executor.train_members,
+            quorum=self.spec.quorum,
+            used=None if done is None else done.output.get("used"),
         )
-        if self.ledger.stage(self.name, round, "train") is None:
-            output = {"model": committee.hash, "members": committee.size}
+        if done is None:
+            output = {"model": training.hash, "members": self.spec.committee_size}
+            if committee.members != tuple(range(self.spec.committee_size)):
+                output["used"] = list(committee.members)  # the others were lost
             self._finish(round, "train", output, started)
         return committee
-
-
-def check_spec(pool: Pool, spec: ProjectSpec) -> None:
-    """Check that a pool has enough items, and that the strategy gets what it asks for.
-
-    Raises:
-        BudgetError: the rounds would label more items than the pool has.
-        NeedsError: the strategy asks for what network and learner do not give, or the initial
-            strategy asks a model.
-        LabelError: a known label of the pool is not among the given classes.
-    """
-    initial = strategies[spec.initial.strategy]()
-    if initial.signals():
-        raise NeedsError(
-            f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
-            "use random"
-        )
-    wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
-    if wanted > len(pool):
-        raise BudgetError(
-            f"{wanted} labels are asked for ({spec.initial.count} at first, then "
-            f"{spec.rounds or 0} x {spec.batch}), but pool {pool.name!r} has {len(pool)} "
-            "items; lower initial.count, batch or rounds"
-        )
-    check_needs(pool, spec)

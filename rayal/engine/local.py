@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+from rayal.engine.pool import Part
 from rayal.engine.shards import open_tiles
 from rayal.selection.greedy import LocalShards, Shard
 from rayal.selection.objective import Objective, Tile
 from rayal.types import Keys
 
-A = TypeVar("A")
-B = TypeVar("B")
 
+def map_parts(
+    job: Any, parts: Sequence[Part], *, threads: int, report: Callable[[int], None]
+) -> Iterator[Any]:
+    """Yield the job's result for each part, as it is done.
 
-def map_parts(function: Callable[[A], B], parts: Sequence[A]) -> Iterator[B]:
-    """Yield the function's result for each part, as it is done."""
-    yield from map(function, parts)
+    Args:
+        job: what is done with a part.
+        parts: the parts.
+        threads: the caller has set them.
+        report: called with the rows of each finished batch.
+    """
+    for part in parts:
+        yield job.part(part, report)
 
 
 def start_shards(
-    objective: Objective, paths: Sequence[Path], excluded: Keys, *, seed: int, count: int
+    objective: Objective,
+    paths: Sequence[Path],
+    excluded: Keys,
+    *,
+    seed: int,
+    count: int,
+    threads: int,
 ) -> LocalShards:
     """Return ``count`` shards in this process, each holding whole parts.
 
@@ -31,8 +45,12 @@ def start_shards(
         excluded: uint64, keys of items that may not be chosen.
         seed: the query seed.
         count: number of shards; the picks do not depend on it.
+        threads: the caller has set them.
     """
-    held: list[list[Tile]] = [[] for _ in range(count)]
-    for index, path in enumerate(paths):
-        held[index % count] += open_tiles(path, objective.needs, excluded)
-    return LocalShards([Shard(objective, tiles, seed) for tiles in held if tiles])
+    shares = [open_share(objective, paths[n::count], excluded) for n in range(count)]
+    return LocalShards([Shard(objective, tiles, seed) for tiles in shares if tiles])
+
+
+def open_share(objective: Objective, paths: Sequence[Path], excluded: Keys) -> list[Tile]:
+    """Return the tiles of the parts of one shard."""
+    return [tile for path in paths for tile in open_tiles(path, objective.needs, excluded)]

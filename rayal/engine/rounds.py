@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayal.engine.local import map_parts, start_shards
-from rayal.engine.pool import Pool
-from rayal.engine.scan import Scan, ScannedPart, options_record, run_signals
+from rayal.engine.evaluate import Evaluation
+from rayal.engine.executor import Executor, PartJob
+from rayal.engine.pool import Part, Pool
+from rayal.engine.scan import Scan, ScannedPart, options_record
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
@@ -28,7 +30,6 @@ from rayal.project import ColumnsPart, Ledger, Pick
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen, choose
 from rayal.selection.objective import Objective, Proposal
-from rayal.signals import LogProbs
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
 from rayal.types import Keys, id_keys
@@ -48,6 +49,7 @@ class Stages:
     spec: ProjectSpec
     pool: Pool
     task: Task
+    executor: Executor
     _report: Report
 
     def _finish(self, round: int, stage: str, output: Mapping[str, Any], started: float) -> None:
@@ -72,26 +74,35 @@ class Stages:
         if self.ledger.stage(self.name, round, "evaluate") is not None:
             return
         started = time.perf_counter()
-        log_probs, targets = [], []
         known = truth or self._ledger_truth()
-        parts = self.pool.parts_of("test")
-        done, total = 0, sum(part.rows for part in parts)
+        parts = () if known is None else self.pool.parts_of("test")
+        job = Evaluation(self.pool, committee, self.spec.scan)
+        made = dict(self._map("evaluate", job, parts, parts))
+        log_probs, targets = [], []
         for part in parts:
-            if known is None:
-                break
-            table = self.pool.read(part)
-            ids = table.column("id").to_pylist()
-            keys = table.column("key").to_numpy()
-            made = run_signals(committee, (LogProbs(),), table, keys=keys, options=self.spec.scan)
-            log_probs.append(made["log_probs"])
-            targets.append(self.task.targets(list(known(ids))))
-            done += len(ids)
-            self._report("evaluate", done, total)
+            ids = self.pool.read(part).column("id").to_pylist()
+            log_probs.append(made[part.part])
+            targets.append(self.task.targets(list(known(ids)) if known else []))
         failpoint("evaluate")
         metrics: Mapping[str, float] = {}
         if targets:
             metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
-        self._finish(round, "evaluate", {"metrics": dict(metrics), "items": done}, started)
+        items = sum(part.rows for part in parts)
+        self._finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
+
+    def _map(
+        self, stage: str, job: PartJob[Any], parts: Sequence[Part], every: Sequence[Part]
+    ) -> Iterator[Any]:
+        """Let the executor work on parts, those of ``every`` that are not done yet."""
+        total = sum(part.rows for part in every)
+        done = total - sum(part.rows for part in parts)
+
+        def tick(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self._report(stage, done, total)
+
+        return self.executor.map_parts(job, parts, threads=self.spec.threads_per_model, report=tick)
 
     def _ledger_truth(self) -> Truth | None:
         """Return the ledger's labels of the test items, if it has all of them."""
@@ -115,33 +126,27 @@ class Stages:
         done = self.ledger.columns(hash)
         started = time.perf_counter()
         missing = [part for part in parts if part.part not in done]
-        scanned = sum(part.rows for part in parts) - sum(part.rows for part in missing)
-        total = sum(part.rows for part in parts)
-
-        def tick(rows: int) -> None:
-            nonlocal scanned
-            scanned += rows
-            self._report("scan", scanned, total)
-
-        results = list(self._commit_parts(round, scan, missing, tick))
+        results = list(self._commit_parts(round, scan, missing, parts))
         if self.ledger.stage(self.name, round, "scan") is None:
             spread = _spread(results) if len(results) == len(parts) else {}
-            output = {"columns": hash, "rows": total, **spread}
+            rows = sum(part.rows for part in parts)
+            output = {"columns": hash, "rows": rows, **spread}
             self._finish(round, "scan", output, started)
         committed = self.ledger.columns(hash)
         return scan, [self.root / committed[part.part].file for part in parts]
 
     def _commit_parts(
-        self, round: int, scan: Scan, parts: Sequence[Any], tick: Callable[[int], None]
-    ) -> Any:
-        for part, result in zip(parts, map_parts(lambda p: scan.part(p, tick), parts), strict=True):
-            _reconcile(part, result)
+        self, round: int, scan: Scan, missing: Sequence[Part], parts: Sequence[Part]
+    ) -> Iterator[ScannedPart]:
+        hash, of = scan.columns_hash(), {part.part: part for part in missing}
+        for result in self._map("scan", scan, missing, parts):
+            _reconcile(of.pop(result.part), result)
             failpoint("scan.commit")
-            row = ColumnsPart(
-                scan.columns_hash(), result.part, result.file, result.rows, result.key_sum
-            )
+            row = ColumnsPart(hash, result.part, result.file, result.rows, result.key_sum)
             self.ledger.commit_columns(self.name, round, row)
             yield result
+        if of:
+            raise StorageError(f"the scan gave nothing for parts {sorted(of)}; run it again")
 
     def _stage_once(self, round: int, stage: str, output: Mapping[str, Any]) -> None:
         if self.ledger.stage(self.name, round, stage) is None:
@@ -208,16 +213,24 @@ class Stages:
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
         objective: Objective = strategy.objective(ctx)
-        shards = start_shards(objective, paths, excluded, seed=seed, count=self.spec.shards)
-        result = choose(
+        shards = self.executor.start_shards(
             objective,
-            shards,
-            min(k, n),
+            paths,
+            excluded,
             seed=seed,
-            context=context,
-            runners_up=RUNNERS_UP,
-            report=lambda done, total: self._report("select", done, total),
+            count=self.spec.shards,
+            threads=self.spec.threads_per_model,
         )
+        with closing(shards):
+            result = choose(
+                objective,
+                shards,
+                min(k, n),
+                seed=seed,
+                context=context,
+                runners_up=RUNNERS_UP,
+                report=lambda done, total: self._report("select", done, total),
+            )
         return result, n
 
     def _named(self, chosen: Chosen, probability: float | None) -> tuple[list[Pick], list[Pick]]:
@@ -255,7 +268,7 @@ class Stages:
         )
 
 
-def _reconcile(part: Any, result: ScannedPart) -> None:
+def _reconcile(part: Part, result: ScannedPart) -> None:
     if (result.rows, result.key_sum) != (part.rows, part.key_sum):
         raise StorageError(
             f"the scan of part {part.part} gave {result.rows} rows, the part has {part.rows}; "

@@ -8,7 +8,7 @@ What is committed for (part, columns hash) is not computed again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from rayal.engine.pool import Part, Pool
-from rayal.engine.shards import column_array
-from rayal.engine.storage import write_part
+from rayal.engine.shards import column_array, column_tensor
+from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError, ScoreError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
@@ -125,15 +125,64 @@ class Scan:
 
     def part(self, part: Part, report: Callable[[int], None] | None = None) -> ScannedPart:
         """Scan one part and write its columns; retry-safe, since the name is unique."""
-        columns = self.columns_of(part, report)
+        return self._write(part, self.columns_of(part, report))
+
+    def columns_of(self, part: Part, report: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """Return the part's keys, signals and score, without writing them."""
+        table = self.pool.read(part)
+        keys = table.column("key").to_numpy()
+        self.committee.move(self.options.device)
+        signals = run_signals(
+            self.committee, self.signals, table, keys=keys, options=self.options, report=report
+        )
+        return self._scored(table, signals)
+
+    # -- the same in three steps, where decoding and forward passes have workers of their own ------
+
+    def decode(self, part: Part, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the decoded rows of a part, some at a time, each with its first row."""
+        table = self.pool.read(part)
+        for start in range(0, table.num_rows, rows):
+            yield start, self.committee.task.decode(table.slice(start, rows))
+
+    def forward(self, part: Part, start: int, raw: Tensor) -> str:
+        """Compute the signals of decoded rows, write them as a piece and return its file."""
+        rows = self.pool.read(part).slice(start, len(raw))
+        ids, keys = rows.column("id").to_pylist(), rows.column("key").to_numpy()
+        self.committee.move(self.options.device)
+        made = signals_of(self.committee, self.signals, raw, ids, keys, options=self.options)
+        table = pa.table({name: column_array(column) for name, column in made.items()})
+        file = self._name(part, f"{start}.piece")
+        write_part(Path(self.pool.root) / file, table, {"part": part.part})
+        return file
+
+    def assemble(self, part: Part, pieces: Mapping[int, str]) -> ScannedPart:
+        """Join the pieces of a part, by first row, to its columns, and remove them."""
+        paths = [Path(self.pool.root) / pieces[start] for start in sorted(pieces)]
+        joined = pa.concat_tables([read_mapped(path) for path in paths]).combine_chunks()
+        signals = {n: column_tensor(joined.column(n).chunk(0)) for n in joined.column_names}
+        scanned = self._write(part, self._scored(self.pool.read(part), signals))
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return scanned
+
+    def _scored(self, table: pa.Table, signals: Mapping[str, Tensor]) -> dict[str, Any]:
+        score = _score_tiles(self.strategy, Columns(signals, table.column("id").to_pylist()))
+        keys = table.column("key").to_numpy()
+        return {"key": keys, **signals, **({} if score is None else {"score": score})}
+
+    def _name(self, part: Part, kind: str) -> str:
+        unique = uuid.uuid4().hex[:8]
+        return f"columns/{self.pool.name}/{part.part}.{self.columns_hash()}.{kind}{unique}.arrow"
+
+    def _write(self, part: Part, columns: dict[str, Any]) -> ScannedPart:
         score = columns.pop("score", None)
         keys = columns.pop("key")
         table = {"key": pa.array(keys)}
         if score is not None:
             table["score"] = column_array(score)
         table |= {name: column_array(columns[name]) for name in self.kept}
-        name = f"{part.part}.{self.columns_hash()}.{uuid.uuid4().hex[:8]}.arrow"
-        file = f"columns/{self.pool.name}/{name}"
+        file = self._name(part, "")
         failpoint("scan.write")
         metadata = {"version": FORMAT_VERSION, "part": part.part, "columns": self.columns_hash()}
         write_part(Path(self.pool.root) / file, pa.table(table), metadata)
@@ -142,17 +191,6 @@ class Scan:
             lead = score.reshape(len(score), -1)[:, 0]
             low, high = lead.min().item(), lead.max().item()
         return ScannedPart(part.part, file, len(keys), key_sum(keys), low, high)
-
-    def columns_of(self, part: Part, report: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Return the part's keys, signals and score, without writing them."""
-        table = self.pool.read(part)
-        ids = table.column("id").to_pylist()
-        keys = table.column("key").to_numpy()
-        signals = run_signals(
-            self.committee, self.signals, table, keys=keys, options=self.options, report=report
-        )
-        score = _score_tiles(self.strategy, Columns(signals, ids))
-        return {"key": keys, **signals, **({} if score is None else {"score": score})}
 
 
 def run_signals(
@@ -175,22 +213,41 @@ def run_signals(
         report: called with the rows of each finished batch.
     """
     collected: dict[str, list[Tensor]] = {}
-    device = torch.device(options.device)
-    bf16 = options.precision == "bf16"
-    width = -(-options.batch // PAD) * PAD
     for start in range(0, table.num_rows if signals else 0, options.batch):
         rows = table.slice(start, options.batch)
-        count = rows.num_rows
-        raw = _padded(committee.task.decode(rows), width).to(device)
-        here = np.pad(keys[start : start + count], (0, width - count))
-        ids = rows.column("id").to_pylist()
-        x = committee.task.transform(raw, committee.statistics)
+        raw, ids = committee.task.decode(rows), rows.column("id").to_pylist()
+        here = keys[start : start + len(ids)]
+        for name, value in signals_of(committee, signals, raw, ids, here, options=options).items():
+            collected.setdefault(name, []).append(value)
+        if report is not None:
+            report(len(ids))
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def signals_of(
+    committee: Committee,
+    signals: Sequence[Signal],
+    raw: Tensor,
+    ids: Sequence[str],
+    keys: Keys,
+    *,
+    options: ScanOptions,
+) -> dict[str, Tensor]:
+    """Compute signals of decoded rows ``[N, …]``, in batches padded to one width."""
+    width = -(-options.batch // PAD) * PAD
+    device = torch.device(options.device)
+    bf16 = options.precision == "bf16"
+    collected: dict[str, list[Tensor]] = {}
+    for start in range(0, len(ids), options.batch):
+        at = slice(start, start + options.batch)
+        count = len(ids[at])
+        padded = _padded(raw[at], width).to(device)
+        here = np.pad(keys[at], (0, width - count))
+        x = committee.task.transform(padded, committee.statistics)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            batch = Forward(committee, x, ids, here, raw=raw, rows=count)
+            batch = Forward(committee, x, list(ids[at]), here, raw=padded, rows=count)
             for name, value in compute(signals, batch).items():
                 collected.setdefault(name, []).append(value[:count].cpu())
-        if report is not None:
-            report(count)
     return {name: torch.cat(parts) for name, parts in collected.items()}
 
 

@@ -40,6 +40,7 @@ class ProjectSpec:
         strategy: how items are chosen.
         task: settings of the task (kind, classes, size, …).
         members: committee size; the strategy may ask for more.
+        quorum: members that suffice where others are lost with their workers; None: all.
         threads_per_model: torch threads per model, the same on every executor.
         initial: the first labeled set.
         batch: items per query.
@@ -55,6 +56,7 @@ class ProjectSpec:
     strategy: Strategy
     task: Mapping[str, Any] = field(default_factory=dict)
     members: int = 1
+    quorum: int | None = None
     threads_per_model: int = 1
     initial: Initial = field(default_factory=Initial)
     batch: int = 100
@@ -85,13 +87,14 @@ class ProjectSpec:
                 name: getattr(self, name)
                 for name in ("members", "threads_per_model", "batch", "rounds", "shards", "keep")
             },
+            **({} if self.quorum is None else {"quorum": self.quorum}),
             **{name: asdict(getattr(self, name)) for name in ("initial", "seeds", "scan")},
         }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ProjectSpec:
         """Return the value that ``to_json`` described."""
-        values = {f.name: stored[f.name] for f in fields(cls)}
+        values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
         values["network"] = NetworkSpec(**stored["network"])
         values["learner"] = _built(learners, stored["learner"])
         values["strategy"] = _built(strategies, stored["strategy"])

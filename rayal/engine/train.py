@@ -1,14 +1,13 @@
 """Training of a committee: each member once, epoch by epoch, into checkpoints that count.
 
-Nothing here knows who calls: this process, or an actor elsewhere that trains one member with
-``train_member``. A member is a pure function of what ``model_hash`` digests, so what is committed
-under a hash is never trained again.
+Nothing here knows where members train: in this process, or in actors elsewhere. A member is a
+pure function of what ``model_hash`` digests, so what is committed under a hash is never trained
+again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rayal.errors import StorageError
+from rayal.engine.member import Fit, is_final, torch_threads, train_members
+from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
-from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, read_checkpoint
-from rayal.learners.loop import Progress, fit, keyed
+from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
+from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
-from rayal.models.committee import Committee
+from rayal.models.committee import Committee, home_of
 from rayal.types import FORMAT_VERSION, Columns, digest
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def model_hash(
     round: int,
     threads_per_model: int = 1,
     unlabeled: tuple[int, int] | None = None,
+    device: str = "cpu",
 ) -> str:
     """Return the digest of everything that a committee's weights depend on.
 
@@ -77,6 +78,7 @@ def model_hash(
         round: the round.
         threads_per_model: torch threads, which decide the order of sums.
         unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
+        device: type of the device, whose sums differ.
     """
     kind = type(learner)
     return digest(
@@ -91,6 +93,7 @@ def model_hash(
             "round": round,
             "threads": threads_per_model,
             "unlabeled": unlabeled,
+            **({} if device == "cpu" else {"device": device}),
         }
     )
 
@@ -111,6 +114,9 @@ def train_committee(
     columns: Columns | None = None,
     scan: ScanRows | None = None,
     progress: Progress | None = None,
+    train: Callable[..., Sequence[int]] = train_members,
+    quorum: int | None = None,
+    used: Sequence[int] | None = None,
 ) -> Committee:
     """Train what is not committed yet of a committee, and return it.
 
@@ -132,40 +138,40 @@ def train_committee(
         columns: what the learner ``reads`` of the previous round's scan.
         scan: the learner's way to ask signals of unlabeled rows while training.
         progress: called with ("train", steps done, steps of all members).
+        train: the executor's ``train_members``; it returns the members whose workers were lost
+            again and again.
+        quorum: members that suffice when others are lost; by default all are needed.
+        used: the members that make it up, where a round went on without the others.
+
+    Raises:
+        WorkerError: fewer members than the quorum could be trained.
     """
-    stores = [store(member) for member in range(members)]
+    stores = {member: store(member) for member in (range(members) if used is None else used)}
     ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
-    waiting = [member for member in range(members) if not _final(stores[member])]
+    waiting = [member for member in stores if not is_final(stores[member])]
+    lost: Sequence[int] = ()
     if waiting:
         everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
         ctx = replace(ctx, statistics=task.fit(everything), columns=columns, scan=scan)
         with torch_threads(threads_per_model):
             ctx = replace(ctx, weights=learner.prepare(ctx, data))
-    for member in waiting:
-        train_member(
-            learner,
-            data,
-            replace(ctx, member=member),
-            stores[member],
-            threads_per_model=threads_per_model,
-            progress=_of_all(progress, member, members),
-        )
-    return _collect(learner, ctx, stores, hash)
+        fit = Fit(learner, data, ctx, members, threads_per_model)
+        needed = min(quorum or members, len(stores))
+        lost = train(fit, waiting, stores, quorum=needed, progress=progress)
+        if len(stores) - len(lost) < needed:
+            raise WorkerError(
+                f"members {sorted(lost)} of {members} were lost with their workers, and {needed} "
+                "are needed; look at the memory of the nodes, run the same command again (it goes "
+                "on from the last epochs), or set model.quorum lower"
+            )
+    kept = {member: at for member, at in stores.items() if member not in lost}
+    home = _context(learner, network, task, data, seed=seed, round=round, device=home_of(device))
+    return _collect(learner, home, kept, committee_hash(hash, list(kept), members))
 
 
-def train_member(
-    learner: Learner,
-    data: TrainData,
-    ctx: TrainContext,
-    store: CheckpointStore,
-    *,
-    threads_per_model: int,
-    progress: Progress | None = None,
-) -> None:
-    """Train one member to its end; a member that is committed already is left alone."""
-    if not _final(store):
-        with torch_threads(threads_per_model):
-            fit(learner, data, ctx, checkpoint=store, progress=progress)
+def committee_hash(hash: str, used: Sequence[int], members: int) -> str:
+    """Return the hash of a committee; one of some members only has a hash of its own."""
+    return hash if len(used) == members else digest([hash, list(used)])
 
 
 def load_committee(
@@ -187,18 +193,7 @@ def load_committee(
         StorageError: a member is not trained to its end.
     """
     ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
-    return _collect(learner, ctx, [store(member) for member in range(members)], hash)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _collect(learner, ctx, {member: store(member) for member in range(members)}, hash)
 
 
 def _context(
@@ -227,16 +222,11 @@ def _context(
     )
 
 
-def _final(store: CheckpointStore) -> bool:
-    latest = store.latest()
-    return latest is not None and checkpoint_kind(latest[1]) == "predictor"
-
-
 def _collect(
-    learner: Learner, ctx: TrainContext, stores: Sequence[CheckpointStore], hash: str
+    learner: Learner, ctx: TrainContext, stores: Mapping[int, CheckpointStore], hash: str
 ) -> Committee:
     nets, statistics = [], {}
-    for member, store in enumerate(stores):
+    for member, store in stores.items():
         latest = store.latest()
         stored = None if latest is None else read_checkpoint(latest[1], ctx.device)
         if stored is None or stored.kind != "predictor":
@@ -253,6 +243,7 @@ def _collect(
         seed=ctx.seed,
         round=ctx.round,
         extras=learner.extras,
+        members=tuple(stores),
     )
 
 
@@ -265,14 +256,3 @@ def _predictor(
     for name, net in nets.items():
         net.load_state_dict(weights[name])
     return nets.eval()
-
-
-def _of_all(progress: Progress | None, member: int, members: int) -> Progress | None:
-    """Return a progress that counts the steps of all members."""
-    if progress is None:
-        return None
-
-    def report(stage: str, done: int, total: int) -> None:
-        progress(stage, member * total + done, members * total)
-
-    return report

@@ -16,11 +16,12 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import model_hash
-from rayal.errors import LabelError, SettingsError
+from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
-from rayal.models.committee import Committee
+from rayal.models.committee import Committee, home_of
+from rayal.registry import strategies
 from rayal.tasks import Task, task_for
 from rayal.types import Keys, digest, id_keys, key_sum
 
@@ -47,6 +48,31 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     return task_for(payload, kind=kind, classes=tuple(classes), **given)
 
 
+def check_spec(pool: Pool, spec: ProjectSpec) -> None:
+    """Check that a pool has enough items, and that the strategy gets what it asks for.
+
+    Raises:
+        BudgetError: the rounds would label more items than the pool has.
+        NeedsError: the strategy asks for what network and learner do not give, or the initial
+            strategy asks a model.
+        LabelError: a known label of the pool is not among the given classes.
+    """
+    initial = strategies[spec.initial.strategy]()
+    if initial.signals():
+        raise NeedsError(
+            f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
+            "use random"
+        )
+    wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
+    if wanted > len(pool):
+        raise BudgetError(
+            f"{wanted} labels are asked for ({spec.initial.count} at first, then "
+            f"{spec.rounds or 0} x {spec.batch}), but pool {pool.name!r} has {len(pool)} "
+            "items; lower initial.count, batch or rounds"
+        )
+    check_needs(pool, spec)
+
+
 def check_needs(pool: Pool, spec: ProjectSpec) -> None:
     """Build the network once and ask every signal whether it can be computed.
 
@@ -63,7 +89,7 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
-    net = spec.network.build(task, torch.device(spec.scan.device), seed=0)
+    net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
     nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
     committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
     Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
@@ -110,6 +136,7 @@ class Training:
             round=round,
             threads_per_model=spec.threads_per_model,
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
+            device=spec.scan.device,
         )
         data = TrainData(LabeledRows(rows, targets), unlabeled)
         return cls(project, round, ids, hash, data)

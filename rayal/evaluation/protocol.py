@@ -7,23 +7,29 @@ items, the initial weights and the batch order, so that their differences are pa
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rayal.config import Cell, LearnerSettings, Settings
-from rayal.engine.driver import Project, RoundSummary, check_spec
+from rayal.engine.driver import Project, RoundSummary
+from rayal.engine.estimate import estimate
+from rayal.engine.executor import Executor, RayOptions, open_executor
 from rayal.engine.pool import Pool
 from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
+from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import versions, write_outputs
 from rayal.evaluation.sources import pool_of
 from rayal.learners import Learner
+from rayal.models.committee import home_of
 from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
@@ -35,6 +41,9 @@ class Observer:
 
     def pool(self, done: int, total: int | None) -> None:
         """Rows of the pool are being read."""
+
+    def note(self, text: str) -> None:
+        """Something was decided that people should know."""
 
     def cell(self, cell: Cell, index: int, total: int) -> None:
         """A curve begins."""
@@ -84,26 +93,60 @@ def run(
         if fresh and root.exists():
             shutil.rmtree(root)
         raise
+    with ledger, _executor(settings, cells, told) as executor:
+        for _, project in cells:
+            project.executor = executor
+        return _run(settings, cells, out or root, told)
+
+
+def _executor(
+    settings: Settings, cells: Sequence[tuple[Cell, Project]], told: Observer
+) -> AbstractContextManager[Executor]:
+    """Return the executor that the settings name, or the faster one by an estimate."""
+    options = RayOptions(**settings.ray.model_dump())
+    name: str = settings.executor
+    if name == "auto":
+        made = estimate([(project.spec, project.pool) for _, project in cells], options)
+        name = made.executor
+        told.note(str(made))
+    if name == "local" and home_of(settings.scan.device) != settings.scan.device:
+        raise SettingsError(
+            f"scan.device is {settings.scan.device!r}, and torch sees none in this process; set it "
+            "to cpu, or use executor ray with ray.member_gpus and ray.scanner_gpus"
+        )
+    return open_executor(
+        name,
+        options,
+        threads=settings.model.threads_per_model,
+        shared=Path(settings.storage),
+    )
+
+
+def _run(
+    settings: Settings,
+    cells: Sequence[tuple[Cell, Project]],
+    folder: Path,
+    told: Observer,
+) -> Outcome:
+    """Run cell after cell, and write the outputs after each."""
     waiting: dict[str, int] = {}
-    folder = out or root
-    with ledger:
-        tables = [_tables(project, cell, settings.oracle.cost) for cell, project in cells]
-        for index, (cell, project) in enumerate(cells):
-            told.cell(cell, index, len(cells))
-            if settings.oracle.name == "hidden":
-                _simulate(project, settings, cell, told)
-            else:
-                waiting |= _live(project)
-            tables[index] = _tables(project, cell, settings.oracle.cost)
-            points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
-            write_outputs(
-                folder,
-                settings_yaml=settings.to_yaml(),
-                points=points,
-                rounds=rounds,
-                picks=picks,
-                versions=versions(),
-            )
+    tables = [_tables(project, cell, settings.oracle.cost) for cell, project in cells]
+    for index, (cell, project) in enumerate(cells):
+        told.cell(cell, index, len(cells))
+        if settings.oracle.name == "hidden":
+            _simulate(project, settings, cell, told)
+        else:
+            waiting |= _live(project)
+        tables[index] = _tables(project, cell, settings.oracle.cost)
+        points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
+        write_outputs(
+            folder,
+            settings_yaml=settings.to_yaml(),
+            points=points,
+            rounds=rounds,
+            picks=picks,
+            versions=versions(),
+        )
     return Outcome(folder, points, waiting)
 
 
@@ -131,12 +174,13 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
         strategy=strategy,
         task=task,
         members=settings.model.members,
+        quorum=settings.model.quorum,
         threads_per_model=settings.model.threads_per_model,
         initial=Initial(**settings.initial.model_dump()),
         batch=settings.batch,
         rounds=settings.rounds,
         seeds=cell.seeds,
-        scan=ScanOptions(batch=settings.scan.batch, precision=settings.scan.precision),
+        scan=ScanOptions(**settings.scan.model_dump()),
         shards=settings.shards,
         keep=settings.keep,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
 from rayal.errors import NeedsError
@@ -51,6 +52,11 @@ class TaskLike(Protocol):
         """Return the task as JSON."""
 
 
+def home_of(device: str) -> str:
+    """Return the device if this process has it, else the CPU, where weights wait for one."""
+    return device if device != "cuda" or torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True, eq=False)
 class Committee:
     """Trained members; one member is the ordinary case.
@@ -63,6 +69,8 @@ class Committee:
         seed: the model seed.
         round: the round it was trained in.
         extras: (a member's networks, transformed rows) to the learner's own columns ``[N, …]``.
+        members: the number of each member; by default 0, 1, …; some are left out where a round
+            went on without them.
 
     Raises:
         NeedsError: there is no member, or one without a TaskNet under "task".
@@ -75,8 +83,11 @@ class Committee:
     seed: int
     round: int
     extras: Extras | None = None
+    members: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.members:
+            object.__setattr__(self, "members", tuple(range(len(self.nets))))
         for member, nets in enumerate(self.nets):
             if "task" not in nets or not isinstance(nets["task"], TaskNet):
                 raise NeedsError(
@@ -85,6 +96,11 @@ class Committee:
                 )
         if not self.nets:
             raise NeedsError("a committee needs at least one member, 0 were given")
+
+    def move(self, device: str) -> None:
+        """Have the networks on a device: that of the process which is to run them."""
+        for nets in self.nets:
+            nets.to(device)
 
     @property
     def n_outputs(self) -> int:

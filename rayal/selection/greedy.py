@@ -51,6 +51,12 @@ class Shards(Protocol):
     def ask(self, request: bytes) -> list[bytes]:
         """Send one request to every shard and return their answers, in any order."""
 
+    def tell(self, request: bytes) -> None:
+        """Send one request whose answers nobody wants; later ones see what it did."""
+
+    def close(self) -> None:
+        """Let go of the tiles."""
+
 
 class Shard:
     """One holder of whole tiles; it speaks bytes, wherever it runs.
@@ -133,7 +139,7 @@ def choose(
 
     _exchange_sums(objective, ask, progress)
     for opening in objective.open(context or {}, progress):
-        ask("commit", opening)
+        shards.tell(pickle.dumps(("commit", opening), protocol=5))
     while progress.left > 0:
         m = objective.block(progress)
         answers = ask("propose", m, progress.step)
@@ -147,7 +153,7 @@ def choose(
         progress.keys.extend(decided.keys.tolist())
         progress.scores.extend(decided.scores.tolist())
         progress.step += 1
-        ask("commit", decided)
+        shards.tell(pickle.dumps(("commit", decided), protocol=5))
         if report is not None:
             report(len(progress.keys), k)
     rest = ask("runners_up", runners_up)
@@ -182,3 +188,11 @@ class LocalShards:
     def ask(self, request: bytes) -> list[bytes]:
         """Ask each shard in turn."""
         return [shard.answer(request) for shard in self._shards]
+
+    def tell(self, request: bytes) -> None:
+        """Tell each shard in turn."""
+        self.ask(request)
+
+    def close(self) -> None:
+        """Let go of the shards."""
+        self._shards = ()

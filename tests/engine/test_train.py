@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rayal.engine.checkpoints import FolderStore
+from rayal.engine.member import torch_threads
 from rayal.engine.train import (
     NetworkSpec,
     load_committee,
     model_hash,
-    torch_threads,
     train_committee,
 )
 from rayal.errors import StorageError

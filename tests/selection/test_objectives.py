@@ -91,6 +91,12 @@ class Recorder:
         self.largest = max(self.largest, len(request), *map(len, answers))
         return answers
 
+    def tell(self, request: bytes) -> None:
+        self.ask(request)
+
+    def close(self) -> None:
+        self.shards.close()
+
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_messages_do_not_grow_with_the_pool(name: str) -> None:
@@ -195,6 +201,11 @@ class _Channel:
         message = pickle.dumps(("summarize", (self.index, request)))
         parts = [pickle.loads(a) for a in self.shards.ask(message)]
         return [answer for part in parts if part for _, answer in part]
+
+    def tell(self, request: bytes) -> None:
+        self.ask(request)
+
+    def close(self) -> None: ...
 
 
 @pytest.mark.processes

@@ -1,0 +1,38 @@
+"""Evaluation: the log-probabilities of a committee on the test items, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rayal.engine.pool import Part, Pool
+from rayal.engine.scan import ScanOptions, run_signals
+from rayal.models.committee import Committee
+from rayal.signals import LogProbs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a worker needs to evaluate one part of the test items.
+
+    Args:
+        pool: the pool's snapshot.
+        committee: the trained members.
+        options: how the network is run.
+    """
+
+    pool: Pool
+    committee: Committee
+    options: ScanOptions
+
+    def part(self, part: Part, report: Callable[[int], None] | None = None) -> tuple[str, Tensor]:
+        """Return the part's name and its log-probabilities ``[N, C]``."""
+        table = self.pool.read(part)
+        keys = table.column("key").to_numpy()
+        self.committee.move(self.options.device)
+        made = run_signals(
+            self.committee, (LogProbs(),), table, keys=keys, options=self.options, report=report
+        )
+        return part.part, made["log_probs"]

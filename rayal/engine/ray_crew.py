@@ -1,0 +1,197 @@
+"""The crew: long-lived actors that train members and hold shards.
+
+A fresh process pays seconds for loading torch, so workers stay from round to round. One that
+stays reserves no core, or the scan between trainings could never run; instead the crew counts
+slots itself: as many workers on a node as its cores and GPUs allow.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayal.engine.checkpoints import FolderStore
+from rayal.engine.executor import RayOptions
+from rayal.engine.local import open_share
+from rayal.engine.member import Fit
+from rayal.errors import ClusterError, RayalError
+from rayal.failpoints import failpoint
+from rayal.selection.greedy import Shard
+from rayal.selection.objective import Objective
+from rayal.types import Keys
+
+Lost = RayActorError  # what a call gives when its worker, or the worker's node, is gone
+_STEPS_EVERY = 10  # training steps between two reports
+
+
+class Worker:
+    """What one process of the crew can do."""
+
+    def __init__(self) -> None:
+        self._shard: Shard | None = None
+        weight = torch.zeros(
+            1, requires_grad=True
+        )  # torch loads seconds of modules at a first step
+        torch.optim.SGD([weight], lr=0.1).step()
+
+    def train(
+        self, fit: Fit, store: FolderStore, resume: tuple[int, str] | None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Train one member; yield ("step", done, total) and ("epoch", epoch, file, final).
+
+        The ledger is the driver's: a file counts once the driver has recorded it.
+        """
+        events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        held = [resume]
+
+        def commit(epoch: int, file: str, final: bool) -> None:
+            held[0] = (epoch, file)
+            events.put(("epoch", epoch, file, final))
+
+        def report(stage: str, done: int, total: int) -> None:
+            if done % _STEPS_EVERY == 0 or done == total:
+                events.put(("step", done, total))
+
+        def run() -> None:
+            try:
+                fit.train(store.member, store.recorded_by(lambda: held[0], commit), report)
+                events.put(None)
+            except BaseException as error:
+                events.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def open(
+        self, objective: Objective, paths: Sequence[Path], excluded: Keys, seed: int, threads: int
+    ) -> None:
+        """Hold the tiles of column parts, memory-mapped, until the next selection."""
+        torch.set_num_threads(threads)
+        self._shard = Shard(objective, open_share(objective, paths, excluded), seed)
+
+    def answer(self, request: bytes) -> bytes:
+        """Answer one request of the greedy."""
+        failpoint("shard.answer")
+        if self._shard is None:
+            raise RuntimeError("no shard is open on this worker")
+        return self._shard.answer(request)
+
+    def tell(self, request: bytes) -> None:
+        """Take in one request of the greedy."""
+        self.answer(request)
+
+    def close(self) -> None:
+        """Let go of the tiles."""
+        self._shard = None
+
+
+class Crew:
+    """The workers of a run, by slot.
+
+    Args:
+        options: how Ray is used.
+        threads: torch threads of a model: the cores of a slot, unless ``member_cpus`` says other.
+
+    Raises:
+        ClusterError: no node has room for one worker.
+    """
+
+    def __init__(self, options: RayOptions, threads: int) -> None:
+        self.options = options
+        self._cpus = options.member_cpus or threads
+        self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        if not len(self):
+            raise ClusterError(
+                f"a worker needs {self._cpus:g} CPUs and {options.member_gpus:g} GPUs, and no node "
+                f"has them: the cluster has {_resources()}; lower model.threads_per_model, "
+                "ray.member_cpus or ray.member_gpus, or add nodes"
+            )
+
+    def __len__(self) -> int:
+        """Return how many workers there may be: the slots of all nodes that live."""
+        return sum(self._slots().values())
+
+    def start(self, count: int) -> None:
+        """Have the first ``count`` workers, starting those that are missing."""
+        for slot in range(count):
+            if slot not in self._actors:
+                self.replace(slot)
+
+    def __getitem__(self, slot: int) -> Any:
+        """Return the actor of a slot."""
+        return self._actors[slot]
+
+    def replace(self, slot: int) -> None:
+        """End a slot's worker, if it lives, and start another where there is most room."""
+        self.end(slot)
+        room = self._slots()
+        room.subtract(node for node in self._nodes.values() if node in room)
+        node = max(room, key=lambda name: (room[name], name))
+        self._nodes[slot] = node
+        self._actors[slot] = (
+            ray.remote(Worker)
+            .options(
+                num_cpus=0,
+                num_gpus=self.options.member_gpus,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+            )
+            .remote()
+        )
+
+    def end(self, slot: int) -> None:
+        """End a slot's worker."""
+        actor = self._actors.pop(slot, None)
+        self._nodes.pop(slot, None)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
+    def release(self) -> None:
+        """End workers that hold a GPU, which the next stage may want."""
+        if self.options.member_gpus:
+            self.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        for slot in list(self._actors):
+            self.end(slot)
+
+    def _slots(self) -> Counter[str]:
+        """Return how many workers each living node has room for."""
+        slots: Counter[str] = Counter()
+        for node in ray.nodes():
+            held = node["Resources"]
+            room = math.floor(held.get("CPU", 0.0) / self._cpus)
+            if self.options.member_gpus:
+                room = min(room, math.floor(held.get("GPU", 0.0) / self.options.member_gpus))
+            if node["Alive"] and room:
+                slots[node["NodeID"]] = room
+        return slots
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return rayal's own error behind what Ray raised, else the error itself."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, RayalError):
+        cause = seen.cause if isinstance(seen, RayTaskError) else None
+        seen = cause if cause is not None and cause is not seen else seen.__cause__
+    return seen if seen is not None else error
+
+
+def _resources() -> str:
+    held = ray.cluster_resources()
+    return f"{held.get('CPU', 0):g} CPUs and {held.get('GPU', 0):g} GPUs in all"
