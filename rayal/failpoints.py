@@ -1,7 +1,8 @@
 """Named points at which a test can end this process, as a power cut would.
 
 ``RAYAL_FAILPOINT=train.epoch:3`` sends SIGKILL to the process the third time it passes the point
-``train.epoch``. Unset, a point costs one dictionary look-up.
+``train.epoch``. With ``train.epoch:3@FILE`` only the first process of many that gets there dies: it
+makes the file. Unset, a point costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ NAMES = (
     "label.insert",
     "evaluate",
 )
+WORKERS = ("scan.write", "train.epoch", "shard.answer")  # passed by workers, where Ray runs them
 _passed: Counter[str] = Counter()
 
 
@@ -32,6 +34,16 @@ def failpoint(name: str) -> None:
     point, _, count = wanted.partition(":")
     if point != name:
         return
+    count, _, file = count.partition("@")
     _passed[name] += 1
-    if _passed[name] == int(count or 1):
+    if _passed[name] == int(count or 1) and (not file or _first(file)):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first(file: str) -> bool:
+    """Make the file; return whether it was not there."""
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

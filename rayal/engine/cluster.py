@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,26 +22,28 @@ from rayal.engine.executor import Executor, RayOptions
 from rayal.errors import ClusterError
 
 if TYPE_CHECKING:
-    pass
+    from rayal.engine.ray_crew import Crew
 
 _STARTED = {  # the environment of clusters that rayal starts
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this environment, and build none
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch that keeps a cluster on loopback
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
-_PRESTARTED = 4  # workers that load torch while the pool is still being read
 
 
 @contextmanager
 def connect(
-    options: RayOptions | None = None, *, threads: int = 1, shared: Path | None = None
+    options: RayOptions | None = None,
+    *,
+    threads: int = 1,
+    members: int = 1,
+    shared: Path | None = None,
 ) -> Iterator[Executor]:
     """Give an executor on Ray; on leaving, its workers end, and the cluster if it was started here.
 
     Args:
         options: address and resources.
         threads: torch threads of a model, by which cores are counted.
+        members: of a committee: so many workers are started at once, further ones when needed.
         shared: the storage root, which every node of a running cluster must see.
 
     Raises:
@@ -56,8 +59,8 @@ def connect(
             _check_nodes(shared)
         crew = Crew(options, threads)
         try:
-            crew.start(min(len(crew), _PRESTARTED))
-            _in_background(partial(ray_scan.warm_up, options))
+            crew.start(min(len(crew), members))
+            _in_background(partial(_warm_up, crew, partial(ray_scan.warm_up, options)))
             yield Executor(
                 "ray",
                 partial(ray_scan.map_parts, options),
@@ -72,21 +75,22 @@ def connect(
 @contextmanager
 def _session(options: RayOptions) -> Iterator[None]:
     """Hold a connection to Ray: one that is there is used and left as it was."""
-    local = options.address == "local"
-    with _environment(_STARTED if local else {}):
-        import ray
+    import ray
 
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        mine = not ray.is_initialized()
-        if mine and local:
-            ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, **quiet)
-        elif mine:
+    mine = not ray.is_initialized()
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address != "local":
+        if mine:
             _attach(ray, options.address, quiet)
-        elif local:
-            raise ClusterError(
-                "this process is connected to Ray already, so no cluster of its own can be "
-                "started; give address 'auto' to use that one, or call ray.shutdown() first"
-            )
+    elif mine:
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        with _environment({**_STARTED, "PYTHONPATH": path}), _switches(ray):
+            ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, **quiet)
+    else:
+        raise ClusterError(
+            "this process is connected to Ray already, so no cluster of its own can be started; "
+            "give address 'auto' to use that one, or call ray.shutdown() first"
+        )
     try:
         yield
     finally:
@@ -102,6 +106,25 @@ def _attach(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
             f"no Ray cluster at address {address!r} ({str(error).splitlines()[0]}); start one "
             "(`ray start --head`), give HOST:PORT of its head, or address local"
         ) from error
+
+
+@contextmanager
+def _switches(ray: Any) -> Iterator[None]:
+    """Set what Ray reads from the environment when it is imported, which may be long ago.
+
+    Without clusters, as on some systems, it takes 127.0.0.1 for this host's address; and its
+    workers use this environment instead of building one for ``uv run``.
+    """
+    constants = ray._private.ray_constants
+    names = ("ENABLE_RAY_CLUSTER", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
+    before = {name: getattr(constants, name) for name in names}
+    for name in names:
+        setattr(constants, name, False)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(constants, name, value)
 
 
 @contextmanager
@@ -156,6 +179,12 @@ def _check_nodes(shared: Path | None) -> None:
 def _look(root: str | None) -> tuple[str, bool]:
     """Tell a node's version of rayal, and whether it sees the storage root."""
     return __version__, root is None or Path(root).is_dir()
+
+
+def _warm_up(crew: Crew, scan: Callable[[], None]) -> None:
+    """Let scanning processes start once the first worker is there: they contend for the cores."""
+    crew.wait()
+    scan()
 
 
 def _in_background(work: Callable[[], None]) -> None:

@@ -112,7 +112,12 @@ class RayOptions:
 
 
 def open_executor(
-    name: str, options: RayOptions, *, threads: int = 1, shared: Path | None = None
+    name: str,
+    options: RayOptions,
+    *,
+    threads: int = 1,
+    members: int = 1,
+    shared: Path | None = None,
 ) -> AbstractContextManager[Executor]:
     """Return a context manager that gives an executor: ``local`` or ``ray``.
 
@@ -120,10 +125,11 @@ def open_executor(
         name: which one.
         options: how Ray is used.
         threads: torch threads of a model.
+        members: of the largest committee.
         shared: the storage root, which every node of a cluster must see.
     """
     if name == "local":
         return nullcontext(LOCAL)
     from rayal.engine.cluster import connect
 
-    return connect(options, threads=threads, shared=shared)
+    return connect(options, threads=threads, members=members, shared=shared)

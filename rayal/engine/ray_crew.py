@@ -44,6 +44,10 @@ class Worker:
         )  # torch loads seconds of modules at a first step
         torch.optim.SGD([weight], lr=0.1).step()
 
+    def ready(self) -> bool:
+        """Answer once torch is loaded."""
+        return True
+
     def train(
         self, fit: Fit, store: FolderStore, resume: tuple[int, str] | None
     ) -> Iterator[tuple[Any, ...]]:
@@ -130,6 +134,10 @@ class Crew:
         for slot in range(count):
             if slot not in self._actors:
                 self.replace(slot)
+
+    def wait(self) -> None:
+        """Wait until the workers that were started can work."""
+        ray.get([actor.ready.remote() for actor in list(self._actors.values())])
 
     def __getitem__(self, slot: int) -> Any:
         """Return the actor of a slot."""

@@ -104,8 +104,8 @@ class RayShards:
             )
         self._crew.replace(n)
         worker = self._crew[n]
-        told = [worker.tell.remote(request) for request in self._log]
-        self._told[n] = [worker.open.remote(*self._openings[n]), *told]
+        opened = worker.open.remote(*self._openings[n])
+        self._told[n] = [opened, *(worker.tell.remote(request) for request in self._log)]
         return worker.answer.remote(sent)
 
 

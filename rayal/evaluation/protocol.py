@@ -118,6 +118,7 @@ def _executor(
         name,
         options,
         threads=settings.model.threads_per_model,
+        members=max(project.spec.committee_size for _, project in cells),
         shared=Path(settings.storage),
     )
 

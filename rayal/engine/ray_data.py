@@ -1,0 +1,83 @@
+"""What both forms of the scan ask of Ray Data, and what their tasks do alike."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import Dataset
+
+from rayal.engine.executor import RayOptions
+from rayal.engine.pool import Part
+from rayal.errors import ClusterError, RayalError, WorkerError
+
+_KEPT = 2  # jobs that a process holds: that of the scan, and that of the evaluation
+_JOBS: dict[str, Any] = {}  # the jobs of this process, the latest one last
+
+
+def dataset_of(parts: Sequence[Part]) -> Dataset:
+    """Return a dataset of one block a part."""
+    rows = [{"part": pickle.dumps(part)} for part in parts]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def tables_of(data: Dataset, options: RayOptions) -> Iterator[pa.Table]:
+    """Yield the blocks of a dataset as they are made, without a word on the terminal."""
+    data.context.enable_progress_bars = False
+    data.context.print_on_execution_start = False
+    data.context.execution_no_progress_timeout_s = options.stall
+    yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def check_room(options: RayOptions, cpus: float, what: str) -> None:
+    """Raise ClusterError where no node has the cores and GPUs of one worker: it would wait."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = options.scanner_gpus
+    if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
+        most = max((n.get("CPU", 0) for n in nodes), default=0)
+        raise ClusterError(
+            f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (the largest of "
+            f"{len(nodes)} has {most:g} CPUs); lower model.threads_per_model, ray.scanner_cpus or "
+            "ray.scanner_gpus, or add nodes"
+        )
+
+
+def tried(work: Callable[[], Any], restarts: int) -> Any:
+    """Return what work gives, or rayal's own error as a value: Ray Data would bury its cause."""
+    try:
+        bounded(restarts)
+        return work()
+    except RayalError as error:
+        return error
+
+
+def raised(made: Any) -> Any:
+    """Return what was made, or raise it if it is an error."""
+    if isinstance(made, RayalError):
+        raise made
+    return made
+
+
+def bounded(restarts: int) -> None:
+    """Raise WorkerError if the worker of this task was lost too often; Ray Data never gives up."""
+    attempt = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
+    if attempt > restarts:
+        raise WorkerError(
+            f"the workers of one part were lost {attempt} times, {restarts} are allowed "
+            "(ray.restarts); look at the memory of the nodes, and run the same command again: "
+            "finished parts are kept"
+        )
+
+
+def job_of(refs: list[Any]) -> Any:
+    """Return the job, which this process fetches once."""
+    key = refs[0].hex()
+    job = _JOBS.pop(key, None) or ray.get(refs[0])
+    _JOBS[key] = job
+    while len(_JOBS) > _KEPT:
+        del _JOBS[next(iter(_JOBS))]
+    return job
