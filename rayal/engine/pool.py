@@ -14,9 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayal.engine.arrays import array_source, idx_source
+from rayal.engine.datasets import dataset_source
 from rayal.engine.images import image_source
 from rayal.engine.ingest import IngestOptions, PlainOptions, ingest
 from rayal.engine.lookup import Lookup, verify
+from rayal.engine.options import DatasetOptions, FileOptions, TableOptions
 from rayal.engine.rows import Role, Source, StrPath
 from rayal.engine.storage import read_mapped
 from rayal.engine.tables import (
@@ -35,26 +37,6 @@ from rayal.project.records import Snapshot
 __all__ = ["Part", "Pool"]
 
 _Maker = Callable[..., Source]
-
-
-class TableOptions(IngestOptions, total=False):
-    """What ingest of tables takes besides.
-
-    ``id``, ``label`` and ``features`` name columns; ``missing`` is what a NaN, inf or null
-    feature does, ``error`` or ``quarantine``; ``role`` is that of the items.
-    """
-
-    id: str | None
-    label: str | None
-    features: Sequence[str] | None
-    missing: Missing
-    role: Role
-
-
-class FileOptions(TableOptions, total=False):
-    """What ingest of files of tables takes besides: ``test``, a path of items for the test."""
-
-    test: StrPath | None
 
 
 class Pool:
@@ -240,6 +222,17 @@ class Pool:
     ) -> Self:
         """Ingest Arrow tables or record batches, each read once."""
         return cls._tables(table_source, root, name, tables, cast(FileOptions, options))
+
+    @classmethod
+    def from_dataset(
+        cls, root: StrPath, name: str, dataset: Any, **options: Unpack[DatasetOptions]
+    ) -> Self:
+        """Ingest a Ray Dataset of numbers or images; ``id`` must name its column of ids."""
+        own = set(DatasetOptions.__annotations__) - set(IngestOptions.__annotations__)
+        made = {key: value for key, value in options.items() if key in own}
+        rest = {key: value for key, value in options.items() if key not in own}
+        source = dataset_source(dataset, **cast(Any, made))
+        return cls.ingest(root, name, [source], **cast(IngestOptions, rest))
 
     @classmethod
     def from_arrays(

@@ -1,0 +1,35 @@
+"""What ingest takes besides the source, by kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayal.engine.ingest import IngestOptions
+from rayal.engine.rows import Role, StrPath
+from rayal.engine.tables import Missing
+
+
+class TableOptions(IngestOptions, total=False):
+    """What ingest of tables takes besides.
+
+    ``id``, ``label`` and ``features`` name columns; ``missing`` is what a NaN, inf or null
+    feature does, ``error`` or ``quarantine``; ``role`` is that of the items.
+    """
+
+    id: str | None
+    label: str | None
+    features: Sequence[str] | None
+    missing: Missing
+    role: Role
+
+
+class FileOptions(TableOptions, total=False):
+    """What ingest of files of tables takes besides: ``test``, a path of items for the test."""
+
+    test: StrPath | None
+
+
+class DatasetOptions(TableOptions, total=False):
+    """What ingest of a Ray Dataset takes besides: ``image``, the column of images."""
+
+    image: str | None
