@@ -89,10 +89,9 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run strategies x seeds, or go on where the same command stopped."""
-    from rayal.commands import outcome_json, run_settings, where_to_run
-    from rayal.config import load
+    from rayal.commands import outcome_json, run_settings, settings_of
 
-    settings = where_to_run(load(config, set_ or ()), executor, address)
+    settings = settings_of(config, set_ or (), executor, address)
     outcome = run_settings(settings, out, verbose=verbose, quiet=json_)
     if json_:
         typer.echo(json.dumps(outcome_json(outcome), indent=2))

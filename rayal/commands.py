@@ -60,25 +60,29 @@ def run_settings(
     return outcome
 
 
-def where_to_run(settings: Settings, executor: str | None, address: str | None) -> Settings:
-    """Return settings with the executor of the command line, and storage that outlives a job.
+def settings_of(
+    config: Path, overrides: Sequence[str], executor: str | None, address: str | None
+) -> Settings:
+    """Read settings, with the executor of the command line, and a storage that outlives a job.
 
     A Ray job runs in a copy of the working folder, which goes with the cluster's session; a
     relative storage root is taken from the home folder of the head node there, and said.
     """
-    changes = [] if address is None else [f"ray.address={address}", "executor=ray"]
-    changes += [] if executor is None else [f"executor={executor}"]
-    if _in_ray_job() and not Path(settings.storage).is_absolute():
-        home = Path.home() / settings.storage
-        console.err.print(
-            f"storage {settings.storage!r} is relative, and the working folder of a job is a copy: "
-            f"taken as {home}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        changes.append(f"storage={home}")
-    return load(settings.model_dump(), changes) if changes else settings
+    given = [*overrides]
+    given += [] if address is None else [f"ray.address={address}", "executor=ray"]
+    given += [] if executor is None else [f"executor={executor}"]
+    settings = load(config, given)
+    if not _in_ray_job() or Path(settings.storage).is_absolute():
+        return settings
+    home = Path.home() / settings.storage
+    console.err.print(
+        f"storage {settings.storage!r} is relative, and the working folder of a job is a copy: "
+        f"taken as {home}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return load(config, [*given, f"storage={home}"])
 
 
 def _in_ray_job() -> bool:

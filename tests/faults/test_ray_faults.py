@@ -175,7 +175,8 @@ def submitted(head: str, config: Path, repository: Path, *options: str) -> str:
         "--working-dir", str(repository), "--",
         sys.executable, "-m", "rayal", "run", str(config), "--address", "auto", *options,
     ]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # a new cluster asks for its token
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
