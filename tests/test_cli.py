@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from rayal.cli import main
+from rayal.commands import settings_of
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, Any] = {
@@ -325,3 +326,27 @@ def test_offered_items_are_exported_in_the_order_of_their_rank(rayal: Run, tmp_p
         for item in offered[1:]
     ]
     assert ranks == sorted(ranks) and len(ranks) == 10
+
+
+def test_executor_and_address_come_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tmp_path, {"storage": "runs/mine"})
+    assert settings_of(config, (), None, None).executor == "local"
+    chosen = settings_of(config, (), None, "127.0.0.1:6379")
+    assert (chosen.executor, chosen.ray.address) == ("ray", "127.0.0.1:6379")
+    assert settings_of(config, ("executor=ray",), "auto", None).executor == "auto"
+    assert settings_of(config, (), None, None).storage == "runs/mine"
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "copy"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert settings_of(config, (), None, None).storage == str(Path.home() / "runs" / "mine")
+    assert "working folder of a job is a copy" in capsys.readouterr().err
+    assert settings_of(config, (f"storage={tmp_path}",), None, None).storage == str(tmp_path)
+
+
+def test_a_cluster_that_is_not_there_is_said(rayal: Run, tmp_path: Path) -> None:
+    code, _, error = rayal("run", settings(tmp_path, {}), "--address", "127.0.0.1:1")
+    assert code == 2
+    assert "no Ray cluster at address '127.0.0.1:1'" in error and "ray start --head" in error

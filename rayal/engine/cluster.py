@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ _STARTED = {  # the environment of clusters that rayal starts
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+_SECONDS_TO_CONNECT = 10
 
 
 @contextmanager
@@ -99,9 +101,12 @@ def _session(options: RayOptions) -> Iterator[None]:
 
 
 def _attach(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if address != "auto":  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster at address {address!r} ({str(error).splitlines()[0]}); start one "
             "(`ray start --head`), give HOST:PORT of its head, or address local"

@@ -145,7 +145,8 @@ def head(tmp_path: Path) -> Iterator[str]:
         f"--ray-client-server-port={ports['client']}", "--disable-usage-stats", "--num-cpus=2",
     ]  # fmt: skip
     log = (tmp_path / "head.log").open("w")
-    process = subprocess.Popen(argv, stdout=log, stderr=log)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job's python
+    process = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, "PATH": path})
     address = f"http://127.0.0.1:{ports['dashboard']}"
     try:
         _wait(lambda: _answers(ports["dashboard"]), 90)
@@ -169,13 +170,12 @@ def _wait(ready: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-def submitted(head: str, config: Path, repository: Path, *options: str) -> str:
-    argv = [
-        str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head,
-        "--working-dir", str(repository), "--",
-        sys.executable, "-m", "rayal", "run", str(config), "--address", "auto", *options,
-    ]  # fmt: skip
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # a new cluster asks for its token
+def submitted(head: str, *argv: str) -> str:
+    environment = {  # a new cluster asks for its token
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_API_SERVER_ADDRESS": head,
+    }
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -189,10 +189,19 @@ def test_a_job_runs_and_submitting_again_continues(
         ["git", "clone", "-q", str(Path(__file__).parents[2]), str(repository)], check=True
     )
     config = prepared(tmp_path / "run")
-    short = submitted(head, config, repository, "--set", "strategies=[badge]")
+    ray = str(Path(sys.executable).with_name("ray"))
+    short = submitted(
+        head,
+        *(ray, "job", "submit", "--working-dir", str(repository), "--"),
+        *("python", "-m", "rayal", "run", str(config), "--address", "auto"),
+        *("--set", "strategies=[badge]"),
+    )
     assert "badge" in short
     before = events(tmp_path / "run")
-    again = submitted(head, config, repository)
+    script = repository / "examples" / "submit_job.py"
+    again = submitted(
+        head, sys.executable, str(script), str(config), "--working-dir", str(repository)
+    )
     assert "ensemble_bald" in again
     assert picks(tmp_path / "run") == picks(unbroken[0])
     trained = [e for e in events(tmp_path / "run")[len(before) :] if e.kind == "checkpoint"]
