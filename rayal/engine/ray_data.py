@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +16,9 @@ from rayal.engine.executor import RayOptions
 from rayal.engine.pool import Part
 from rayal.errors import ClusterError, RayalError, WorkerError
 
-_KEPT = 2  # jobs that a process holds: that of the scan, and that of the evaluation
-_JOBS: dict[str, Any] = {}  # the jobs of this process, the latest one last
+_KEPT = 3  # values that a process holds: a committee, and the jobs of its evaluation and scan
+_HELD: dict[str, Any] = {}  # what this process has fetched, the latest one last
+_SENT: dict[tuple[str, str], Any] = {}  # the committee that this driver has put, by its hash
 
 
 def dataset_of(parts: Sequence[Part]) -> Dataset:
@@ -73,11 +75,31 @@ def bounded(restarts: int) -> None:
         )
 
 
+def sent(job: Any) -> list[Any]:
+    """Put a job into the object store, its committee apart and once: weights are what weighs.
+
+    So the scan and the evaluation of a round send the weights to a node once between them.
+    """
+    committee = getattr(job, "committee", None)
+    if committee is None:
+        return [ray.put(job)]
+    key = (ray.get_runtime_context().get_job_id(), committee.hash)
+    if key not in _SENT:
+        _SENT.clear()
+        _SENT[key] = ray.put(committee)
+    return [ray.put(replace(job, committee=None)), _SENT[key]]
+
+
 def job_of(refs: list[Any]) -> Any:
-    """Return the job, which this process fetches once."""
-    key = refs[0].hex()
-    job = _JOBS.pop(key, None) or ray.get(refs[0])
-    _JOBS[key] = job
-    while len(_JOBS) > _KEPT:
-        del _JOBS[next(iter(_JOBS))]
-    return job
+    """Return the job with its committee, each of which this process fetches once."""
+    job, *committee = [_fetched(ref) for ref in refs]
+    return replace(job, committee=committee[0]) if committee else job
+
+
+def _fetched(ref: Any) -> Any:
+    key = ref.hex()
+    value = _HELD.pop(key, None) or ray.get(ref)
+    _HELD[key] = value
+    while len(_HELD) > _KEPT:
+        del _HELD[next(iter(_HELD))]
+    return value

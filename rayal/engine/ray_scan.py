@@ -20,7 +20,7 @@ from rayal.engine.executor import RayOptions
 from rayal.engine.member import torch_threads
 from rayal.engine.pool import Part
 from rayal.engine.ray_crew import cause_of
-from rayal.engine.ray_data import check_room, dataset_of, job_of, raised, tables_of, tried
+from rayal.engine.ray_data import check_room, dataset_of, job_of, raised, sent, tables_of, tried
 from rayal.engine.ray_staged import map_staged
 from rayal.errors import WorkerError
 
@@ -37,7 +37,7 @@ def map_parts(
 
     Args:
         options: how Ray is used.
-        job: what is done with a part; it travels once to each node.
+        job: what is done with a part; its weights travel once to each node.
         parts: the parts; the largest are begun first.
         threads: torch threads of a worker.
         report: called with the rows of each finished part.
@@ -54,7 +54,7 @@ def map_parts(
     staged = options.staged if options.staged is not None else options.scanner_gpus > 0
     run = map_staged if staged and hasattr(job, "forward") else _fused
     try:
-        for name, result in run(options, [ray.put(job)], job, ordered, threads):
+        for name, result in run(options, sent(job), job, ordered, threads):
             report(rows[name])
             yield result
     except ray.exceptions.RayError as error:

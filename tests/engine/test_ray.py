@@ -18,8 +18,10 @@ import torch
 from rayal.engine.arrays import array_source
 from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
+from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
+from rayal.engine.ray_data import sent
 from rayal.engine.ray_scan import map_parts
 from rayal.engine.scan import Scan, ScanOptions
 from rayal.engine.shards import open_tiles
@@ -270,6 +272,20 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
     with pytest.raises(ClusterError, match="decoding needs 1 CPUs beside the 2"):
         options = RayOptions(staged=True, scanner_cpus=2)
         list(map_parts(options, scan, parts, threads=1, report=lambda rows: None))
+
+
+def test_the_weights_of_a_round_are_sent_once(on_ray: Executor, tmp_path: Path) -> None:
+    project = Project.create(
+        Ledger(tmp_path), "p", pool_of(tmp_path, 1), spec(strategies["margin"](), rounds=0)
+    )
+    simulated(project)
+    committee = project._train(0)
+    scan = Scan(project.pool, committee, project.spec.strategy, LEARNER, project.spec.scan)
+    test = Evaluation(project.pool, committee, project.spec.scan)
+    (job, weights), (other, same) = sent(scan), sent(test)
+    assert weights == same and job != other
+    assert ray.get(job).committee is None
+    assert ray.get(weights).hash == committee.hash
 
 
 # ---- members ------------------------------------------------------------------------------------
