@@ -89,7 +89,8 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run strategies x seeds, or go on where the same command stopped."""
-    from rayal.commands import outcome_json, run_settings, settings_of
+    from rayal.commands import outcome_json, run_settings
+    from rayal.jobs import settings_of
 
     settings = settings_of(config, set_ or (), executor, address)
     outcome = run_settings(settings, out, verbose=verbose, quiet=json_)

@@ -27,7 +27,7 @@ LAYERS = [
     {"strategies", "project"},
     {"engine"},
     {"evaluation"},
-    {"cli", "commands", "console", "service", "testing", "__main__"},
+    {"cli", "commands", "jobs", "console", "service", "testing", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 RAY = {"engine", "evaluation/sweep", "service/deployment"}

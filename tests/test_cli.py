@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from rayal.cli import main
-from rayal.commands import settings_of
+from rayal.jobs import settings_of
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, Any] = {

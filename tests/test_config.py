@@ -121,7 +121,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest(
 
 
 def test_unknown_key_lists_all_of_its_level() -> None:
-    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, precision")
+    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, device, precision")
     assert "seeds.0.modell: unknown key" in refusal(BASE, "seeds=[{modell: 3}]")
 
 
@@ -135,7 +135,9 @@ def test_unknown_key_lists_all_of_its_level() -> None:
         ("rounds=true", "rounds: given True, allowed: a valid integer"),
         ("rounds='3'", "rounds: given '3', allowed: a valid integer"),
         ("model.members=1.5", "model.members: given 1.5, allowed: a valid integer"),
-        ("executor=ray", "executor: given 'ray', allowed: 'local'"),
+        ("executor=rey", "executor: given 'rey', allowed: 'local', 'ray' or 'auto'"),
+        ("ray.restarts=-1", "ray.restarts: given -1, allowed: greater than or equal to 0"),
+        ("ray={adress: auto}", "ray.adress: unknown key; did you mean 'address'?"),
         ("keep=none", "keep: given 'none', allowed: 'last', 'all' or 'picks'"),
         ("oracle=me", "oracle.name: given 'me', allowed: 'hidden' or 'none'"),
         ("oracle.noise=1.5", "oracle.noise: given 1.5, allowed: less than or equal to 1"),

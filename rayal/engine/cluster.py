@@ -82,8 +82,7 @@ def _session(options: RayOptions) -> Iterator[None]:
     mine = not ray.is_initialized()
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address != "local":
-        if mine:
-            _attach(ray, options.address, quiet)
+        _attach(ray, options.address, quiet)
     elif mine:
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with _environment({**_STARTED, "PYTHONPATH": path}), _switches(ray):
@@ -101,16 +100,25 @@ def _session(options: RayOptions) -> Iterator[None]:
 
 
 def _attach(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
+    """Connect to the cluster at an address, unless this process is connected to it."""
     host, _, port = address.rpartition(":")
     try:
         if address != "auto":  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
-        ray.init(address=address, **quiet)
+        if not ray.is_initialized():
+            ray.init(address=address, **quiet)
+            return
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster at address {address!r} ({str(error).splitlines()[0]}); start one "
             "(`ray start --head`), give HOST:PORT of its head, or address local"
         ) from error
+    there = ray.get_runtime_context().gcs_address
+    if address not in ("auto", there):
+        raise ClusterError(
+            f"this process is connected to the Ray cluster at {there}, not to {address}; give that "
+            "address, or call ray.shutdown() first"
+        )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import Any
 
 from rayal.config import Cell, LearnerSettings, Settings
 from rayal.engine.driver import Project, RoundSummary
-from rayal.engine.estimate import estimate
-from rayal.engine.executor import Executor, RayOptions, open_executor
 from rayal.engine.pool import Pool
 from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
@@ -25,11 +22,11 @@ from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
+from rayal.evaluation.executors import executor_of
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import versions, write_outputs
 from rayal.evaluation.sources import pool_of
 from rayal.learners import Learner
-from rayal.models.committee import home_of
 from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
@@ -93,34 +90,11 @@ def run(
         if fresh and root.exists():
             shutil.rmtree(root)
         raise
-    with ledger, _executor(settings, cells, told) as executor:
-        for _, project in cells:
+    projects = [project for _, project in cells]
+    with ledger, executor_of(settings, projects, told.note) as executor:
+        for project in projects:
             project.executor = executor
         return _run(settings, cells, out or root, told)
-
-
-def _executor(
-    settings: Settings, cells: Sequence[tuple[Cell, Project]], told: Observer
-) -> AbstractContextManager[Executor]:
-    """Return the executor that the settings name, or the faster one by an estimate."""
-    options = RayOptions(**settings.ray.model_dump())
-    name: str = settings.executor
-    if name == "auto":
-        made = estimate([(project.spec, project.pool) for _, project in cells], options)
-        name = made.executor
-        told.note(str(made))
-    if name == "local" and home_of(settings.scan.device) != settings.scan.device:
-        raise SettingsError(
-            f"scan.device is {settings.scan.device!r}, and torch sees none in this process; set it "
-            "to cpu, or use executor ray with ray.member_gpus and ray.scanner_gpus"
-        )
-    return open_executor(
-        name,
-        options,
-        threads=settings.model.threads_per_model,
-        members=max(project.spec.committee_size for _, project in cells),
-        shared=Path(settings.storage),
-    )
 
 
 def _run(

@@ -1,0 +1,47 @@
+"""Where a run works: what its settings name, or what an estimate says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rayal.config import Settings
+from rayal.engine.driver import Project
+from rayal.engine.estimate import estimate
+from rayal.engine.executor import Executor, RayOptions, open_executor
+from rayal.errors import SettingsError
+from rayal.models.committee import home_of
+
+
+def executor_of(
+    settings: Settings, projects: Sequence[Project], note: Callable[[str], None]
+) -> AbstractContextManager[Executor]:
+    """Return the executor that the settings name, or for ``auto`` the faster one by an estimate.
+
+    Args:
+        settings: of the run.
+        projects: its cells.
+        note: told which one ``auto`` chose, and why.
+
+    Raises:
+        SettingsError: the device is not to be had in this process.
+    """
+    options = RayOptions(**settings.ray.model_dump())
+    name: str = settings.executor
+    if name == "auto":
+        made = estimate([(project.spec, project.pool) for project in projects], options)
+        name = made.executor
+        note(str(made))
+    if name == "local" and home_of(settings.scan.device) != settings.scan.device:
+        raise SettingsError(
+            f"scan.device is {settings.scan.device!r}, and torch sees none in this process; set it "
+            "to cpu, or use executor ray with ray.member_gpus and ray.scanner_gpus"
+        )
+    return open_executor(
+        name,
+        options,
+        threads=settings.model.threads_per_model,
+        members=max(project.spec.committee_size for project in projects),
+        shared=Path(settings.storage),
+    )
