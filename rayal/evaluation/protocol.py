@@ -98,10 +98,7 @@ def run(
 
 
 def _run(
-    settings: Settings,
-    cells: Sequence[tuple[Cell, Project]],
-    folder: Path,
-    told: Observer,
+    settings: Settings, cells: Sequence[tuple[Cell, Project]], folder: Path, told: Observer
 ) -> Outcome:
     """Run cell after cell, and write the outputs after each."""
     waiting: dict[str, int] = {}
@@ -114,14 +111,13 @@ def _run(
             waiting |= _live(project)
         tables[index] = _tables(project, cell, settings.oracle.cost)
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
-        write_outputs(
-            folder,
-            settings_yaml=settings.to_yaml(),
-            points=points,
-            rounds=rounds,
-            picks=picks,
-            versions=versions(),
-        )
+        made: dict[str, Any] = {
+            "points": points,
+            "rounds": rounds,
+            "picks": picks,
+            "versions": versions(),
+        }
+        write_outputs(folder, settings_yaml=settings.to_yaml(), **made)
     return Outcome(folder, points, waiting)
 
 
