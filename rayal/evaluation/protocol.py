@@ -111,13 +111,8 @@ def _run(
             waiting |= _live(project)
         tables[index] = _tables(project, cell, settings.oracle.cost)
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
-        made: dict[str, Any] = {
-            "points": points,
-            "rounds": rounds,
-            "picks": picks,
-            "versions": versions(),
-        }
-        write_outputs(folder, settings_yaml=settings.to_yaml(), **made)
+        made: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
+        write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **made)
     return Outcome(folder, points, waiting)
 
 
