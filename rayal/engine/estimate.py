@@ -20,7 +20,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 
-RAY_START = 25.0  # seconds until a started cluster scans: measured 15 to 35 on two cores
+RAY_START = 30.0  # seconds until a started cluster trains: measured 20 to 40 on two cores
 RAY_ROUND = 1.0  # seconds that a round costs more there
 _TRIES = 3
 

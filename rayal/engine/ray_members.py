@@ -31,7 +31,7 @@ def train_members(
         fit: what the members have in common; it travels once to each node.
         members: those to train.
         stores: member to its checkpoints; recorded here, as the workers write them.
-        quorum: members that suffice: no more are given up than it allows.
+        quorum: members that suffice; the caller counts those that are returned as lost.
         progress: called with ("train", steps done, steps of all members).
 
     Returns:

@@ -364,7 +364,7 @@ def test_a_quorum_goes_on_without_a_member_and_says_so(
 
 @dataclass(frozen=True)
 class Mortal(KCenter):
-    """K-center whose first shard dies at its third commit."""
+    """K-center, of which one shard dies in the middle of a selection."""
 
     killed: str = ""
 
