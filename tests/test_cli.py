@@ -350,3 +350,12 @@ def test_a_cluster_that_is_not_there_is_said(rayal: Run, tmp_path: Path) -> None
     code, _, error = rayal("run", settings(tmp_path, {}), "--address", "127.0.0.1:1")
     assert code == 2
     assert "no Ray cluster at address '127.0.0.1:1'" in error and "ray start --head" in error
+
+
+def test_a_run_with_nothing_to_do_needs_no_cluster(rayal: Run, tmp_path: Path) -> None:
+    config = settings(tmp_path, {})
+    assert rayal("run", config)[0] == 0
+    code, out, _ = rayal("run", config, "--address", "127.0.0.1:1")
+    assert code == 0 and "accuracy" in out
+    code, _, error = rayal("run", config, "--address", "127.0.0.1:1", "--set", "seeds=[0, 1]")
+    assert code == 2 and "no Ray cluster" in error

@@ -118,12 +118,7 @@ class Crew:
         self._cpus = options.member_cpus or threads
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
-        if not len(self):
-            raise ClusterError(
-                f"a worker needs {self._cpus:g} CPUs and {options.member_gpus:g} GPUs, and no node "
-                f"has them: the cluster has {_resources()}; lower model.threads_per_model, "
-                "ray.member_cpus or ray.member_gpus, or add nodes"
-            )
+        self._slots()
 
     def __len__(self) -> int:
         """Return how many workers there may be: the slots of all nodes that live."""
@@ -179,7 +174,7 @@ class Crew:
             self.end(slot)
 
     def _slots(self) -> Counter[str]:
-        """Return how many workers each living node has room for."""
+        """Return how many workers each living node has room for; at least one has."""
         slots: Counter[str] = Counter()
         for node in ray.nodes():
             held = node["Resources"]
@@ -188,6 +183,12 @@ class Crew:
                 room = min(room, math.floor(held.get("GPU", 0.0) / self.options.member_gpus))
             if node["Alive"] and room:
                 slots[node["NodeID"]] = room
+        if not slots:
+            raise ClusterError(
+                f"a worker needs {self._cpus:g} CPUs and {self.options.member_gpus:g} GPUs, and no "
+                f"node has them: the cluster has {_resources()}; lower model.threads_per_model, "
+                "ray.member_cpus or ray.member_gpus, or add nodes"
+            )
         return slots
 
 

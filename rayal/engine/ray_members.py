@@ -69,8 +69,9 @@ class _Training:
 
     def run(self, members: Sequence[int]) -> tuple[int, ...]:
         self._waiting.extend(members)
-        self._crew.start(min(len(self._crew), len(members)))
-        free = list(range(min(len(self._crew), len(members))))
+        slots = min(len(self._crew), len(members))
+        self._crew.start(slots)
+        free = list(range(slots))
         self._steps = dict.fromkeys(range(self._members), 0)
         while self._waiting or self._running:
             while free and self._waiting:

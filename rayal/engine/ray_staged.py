@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,9 @@ def map_staged(
                 joining[assemble.remote(refs, by_name[row["part"]], files)] = row["part"]
         yield from _joined(joining, wait=False)
     yield from _joined(joining, wait=True)
+    for of in pieces.values():
+        for _, file in of.values():
+            (Path(job.pool.root) / file).unlink(missing_ok=True)
 
 
 def _joined(joining: dict[Any, str], *, wait: bool) -> Iterator[tuple[str, Any]]:

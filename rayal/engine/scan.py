@@ -157,14 +157,11 @@ class Scan:
         return file
 
     def assemble(self, part: Part, pieces: Mapping[int, str]) -> ScannedPart:
-        """Join the pieces of a part, by first row, to its columns, and remove them."""
+        """Join the pieces of a part, by first row, to its columns; retry-safe, so they stay."""
         paths = [Path(self.pool.root) / pieces[start] for start in sorted(pieces)]
         joined = pa.concat_tables([read_mapped(path) for path in paths]).combine_chunks()
         signals = {n: column_tensor(joined.column(n).chunk(0)) for n in joined.column_names}
-        scanned = self._write(part, self._scored(self.pool.read(part), signals))
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return scanned
+        return self._write(part, self._scored(self.pool.read(part), signals))
 
     def _scored(self, table: pa.Table, signals: Mapping[str, Tensor]) -> dict[str, Any]:
         score = _score_tiles(self.strategy, Columns(signals, table.column("id").to_pylist()))
