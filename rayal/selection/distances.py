@@ -1,12 +1,13 @@
-"""Squared distances from the rows of a tile to a few centres, by matrix products.
+"""Squared distances from the rows of a tile to their nearest of a few centres, by one product.
 
 The product form |x|² + |c|² - 2 x·c loses all digits where x is close to c. Such pairs are found
 by their size and computed again from differences, so that equal rows are at distance exactly 0.
-Centres are padded to a fixed number of rows: every product has the same shape, hence the same bits.
+Nothing of the size of a tile is copied: what a tile keeps is a norm per row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,52 +15,134 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Floats = npt.NDArray[np.float64]
+Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]
 CLOSE = 1e-3  # relative size under which float32 products have fewer than three digits left
+TIGHT = 1e-8  # the same for float64 products
+ERROR = 1e-5  # relative error that a float32 product stays below
+WIDTH = 8  # centres of a product are padded to a multiple of this: never GEMV
+ROWS = 256  # rows converted to float64 at once: they stay in the cache
+FAR = 8.0  # squared distance of the rows' mean from zero, in their spread, that costs digits
 
 
-def euclidean(x: Tensor, centres: Tensor, width: int, origin: Tensor) -> Tensor:
-    """Return |x_i - c_j|² as float64 ``[T, b]``.
+def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
+    """Return the rows' mean ``[1, D]`` where it lies so far from zero that products lose digits.
 
     Args:
         x: float32 ``[T, D]``.
-        centres: float32 ``[b, D]``.
-        width: the fixed width to which the centres are padded, at least b.
-        origin: ``[1, D]``, subtracted before products; near the rows, products keep their digits.
+        norm: float64 ``[T]``, the rows' squared lengths.
     """
-    near, to = x - origin, centres - origin
-    scale = squared_norm(near)[:, None] + squared_norm(to)[None, :]  # [T, b]
-    squared = scale - 2.0 * (near @ _padded(to, width).T).double()[:, : len(centres)]
-    close = squared <= CLOSE * scale
-    for j in torch.nonzero(close.any(dim=0)).flatten().tolist():
-        rows = torch.nonzero(close[:, j]).flatten()
-        squared[rows, j] = squared_norm(x[rows].double() - centres[j].double())
-    return squared.clamp_min_(0.0)
+    mean = x.mean(dim=0, keepdim=True)
+    far = float(squared_norm(mean))
+    return mean if far > FAR * max(float(norm.mean()) - far, 0.0) else None
 
 
-def factored(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor, width: int) -> Tensor:
-    """Return |a_i⊗h_i - ac_j⊗hc_j|² as float64 ``[T, b]`` without forming a product.
+def euclidean(
+    x: Tensor, norm: Tensor, old: Floats, centres: Tensor, *, origin: Tensor | None = None
+) -> Floats:
+    """Return min(old, min_j |x_i - c_j|²), float64 ``[T]``.
+
+    Args:
+        x: float32 ``[T, D]``.
+        norm: float64 ``[T]``, |x_i|², or |x_i - origin|².
+        old: float64 ``[T]``, squared distances so far.
+        centres: float32 ``[b, D]``.
+        origin: ``[1, D]``, subtracted before the product, see ``origin_of``.
+    """
+    near, to = (x, centres) if origin is None else (x - origin, centres - origin)
+    length = squared_norm(to)
+
+    def products(rows: Tensor | None) -> Tensor:  # |c_j|² - 2 x_i·c_j, float32 [b, n]
+        left = near if rows is None else near[rows]
+        return torch.addmm(_padded(length.float())[:, None], _padded(to), left.T, alpha=-2.0)
+
+    def pairs(rows: Tensor, which: Tensor) -> Tensor:
+        return squared_norm(x[rows].double() - centres[which].double())
+
+    return _nearest(norm, old, length, products, pairs)
+
+
+def factored(
+    a: Tensor, h: Tensor, norm: Tensor, old: Floats, centres: tuple[Tensor, Tensor]
+) -> Floats:
+    """Return min(old, min_j |a_i⊗h_i - ac_j⊗hc_j|²), float64 ``[T]``, no product formed.
 
     Args:
         a: float32 ``[T, C]``.
         h: float32 ``[T, D]``.
-        ac: float32 ``[b, C]``.
-        hc: float32 ``[b, D]``.
-        width: the fixed width to which the centres are padded, at least b.
+        norm: float64 ``[T]``, |a_i|² |h_i|².
+        old: float64 ``[T]``, squared distances so far.
+        centres: ac ``[b, C]`` and hc ``[b, D]``.
     """
-    b = len(ac)
-    dots = (a @ _padded(ac, width).T).double() * (h @ _padded(hc, width).T).double()  # [T, width]
-    norms = squared_norm(a) * squared_norm(h)
-    scale = norms[:, None] + (squared_norm(ac) * squared_norm(hc))[None, :]  # [T, b]
-    squared = scale - 2.0 * dots[:, :b]
-    close = squared <= CLOSE * scale
-    for j in torch.nonzero(close.any(dim=0)).flatten().tolist():
-        rows = torch.nonzero(close[:, j]).flatten()
-        squared[rows, j] = factored_pairs(a[rows], h[rows], ac[j], hc[j])
-    return squared.clamp_min_(0.0)
+    ac, hc = centres
+    length = squared_norm(ac) * squared_norm(hc)
+
+    def products(rows: Tensor | None) -> Tensor:
+        left, right = (a, h) if rows is None else (a[rows], h[rows])
+        made = torch.mm(_padded(hc), right.T)
+        made.mul_(torch.mm(_padded(ac), left.T))
+        return made.mul_(-2.0).add_(_padded(length.float())[:, None])
+
+    def pairs(rows: Tensor, which: Tensor) -> Tensor:
+        return factored_pairs(a[rows], h[rows], ac[which], hc[which])
+
+    return _nearest(norm, old, length, products, pairs)
+
+
+def _nearest(
+    norm: Tensor,
+    old: Floats,
+    length: Tensor,
+    products: Callable[[Tensor | None], Tensor],
+    pairs: Pairs,
+) -> Floats:
+    """Lower distances by a product, and again, from differences, where it has no digits left."""
+    b, nearest = len(length), np.array(old)
+    scale = (norm + length.max()).numpy()
+    new = products(None)[:b].amin(dim=0).double().numpy() + norm.numpy()
+    close = new <= CLOSE * scale
+    np.minimum(nearest, new, out=nearest, where=~close)
+    rows = np.flatnonzero(close & (new - ERROR * scale < nearest) & (nearest > 0.0))
+    if len(rows):
+        index = torch.from_numpy(rows)
+        lowest = torch.from_numpy(nearest[rows])
+        for start in range(0, len(rows), ROWS):
+            here = index[start : start + ROWS]
+            squared = products(here)[:b].double() + norm[here]  # [b, n]
+            error = 2.0 * ERROR * torch.from_numpy(scale)[here]
+            may = squared - error <= torch.minimum(lowest[start : start + ROWS], squared.amin(0))
+            _from_differences(lowest[start : start + ROWS], here, may, pairs)
+        nearest[rows] = lowest.numpy()
+    return nearest
+
+
+def _from_differences(lowest: Tensor, rows: Tensor, may: Tensor, pairs: Pairs) -> None:
+    """Lower ``lowest`` ``[n]`` by the distances to the centres that ``may`` ``[b, n]`` marks."""
+    which, column = torch.nonzero(may, as_tuple=True)
+    for at in range(0, len(which), ROWS):
+        part = column[at : at + ROWS]
+        found = pairs(rows[part], which[at : at + ROWS]).clamp_min(0.0)
+        lowest.scatter_reduce_(0, part, found, "amin")
+
+
+def between_rows(x: npt.NDArray[Any]) -> Floats:
+    """Return |x_i - x_j|² of a few rows ``[m, D]``, float64 ``[m, m]``; of equal rows exactly 0."""
+    return between_products(np.ones((len(x), 1)), x)
+
+
+def between_products(a: npt.NDArray[Any], h: npt.NDArray[Any]) -> Floats:
+    """Return |a_i⊗h_i - a_j⊗h_j|² of a few rows ``[m, C]``, ``[m, D]``, float64 ``[m, m]``."""
+    left, right = torch.from_numpy(a).double(), torch.from_numpy(h).double()
+    norm = squared_norm(left) * squared_norm(right)
+    scale = norm[:, None] + norm[None, :]
+    squared = scale - 2.0 * (left @ left.T) * (right @ right.T)
+    i, j = torch.nonzero(squared <= TIGHT * scale, as_tuple=True)
+    squared[i, j] = factored_pairs(left[i], right[i], left[j], right[j])
+    return squared.numpy()
 
 
 def factored_pairs(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor) -> Tensor:
-    """Return |a_i⊗h_i - ac⊗hc|² as float64 ``[n]`` from differences: no cancellation."""
+    """Return |a_i⊗h_i - ac_i⊗hc_i|² as float64 ``[n]`` from differences: no cancellation."""
     a, h, ac, hc = a.double(), h.double(), ac.double(), hc.double()
     da, dh = a - ac, h - hc
     return (
@@ -69,15 +152,18 @@ def factored_pairs(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor) -> Tensor:
     ).clamp_min(0.0)
 
 
-def squared_norm(x: Tensor) -> Tensor:
-    """Return the squared length over the last dimension, float64."""
-    x = x.double()
-    return (x * x).sum(dim=-1)
+def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
+    """Return the squared length of rows ``[…, D]``, or of their differences to ``origin``."""
+    made = []
+    for some in x.split(ROWS) if x.ndim > 1 else (x,):
+        wide = some.double() if origin is None else (some - origin).double()
+        made.append(torch.linalg.vecdot(wide, wide))
+    return torch.cat(made) if x.ndim > 1 else made[0]
 
 
-def _padded(centres: Tensor, width: int) -> Tensor:
-    missing = width - len(centres)
-    return torch.cat([centres, centres.new_zeros((missing, centres.shape[1]))])
+def _padded(centres: Tensor) -> Tensor:
+    missing = -len(centres) % WIDTH
+    return torch.cat([centres, centres.new_zeros((missing, *centres.shape[1:]))])
 
 
 def to_tensor(array: npt.NDArray[Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -176,7 +177,7 @@ def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[
 
 def as_tensor(name: str, array: Array) -> Tensor:
     """Return an array as a contiguous tensor: float64 for scores and scalars, else float32."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.asarray(array).copy())
+    tensor = array if isinstance(array, Tensor) else _over(np.asarray(array))
     tensor = tensor.detach().cpu()
     if tensor.ndim == 0:
         raise ValueError(f"column {name!r} must have a leading dimension N, got a single number")
@@ -184,8 +185,17 @@ def as_tensor(name: str, array: Array) -> Tensor:
     return tensor.double() if scalar else tensor.float().contiguous()
 
 
+def _over(array: npt.NDArray[Any]) -> Tensor:
+    """Return a tensor over an array's memory: kernels do not write to their columns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
-    flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
+    if not len(tensor) or bool(torch.isfinite(tensor.sum())):  # a sum shows NaN and inf
+        return
+    flat = tensor.reshape(len(tensor), -1)
     log = "log_probs" in name or name == "score" or tensor.ndim == 1  # -inf is legal there
     bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
     if bad.any():

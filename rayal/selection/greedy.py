@@ -96,12 +96,11 @@ class Shard:
         return total
 
     def _propose(self, m: int, step: int) -> Proposal | None:
-        proposals = [self._objective.propose(tile, m, step) for tile in self._tiles]
-        return self._objective.fold(proposals, m) if proposals else None
+        return self._objective.offer(self._tiles, m, step) if self._tiles else None
 
     def _runners_up(self, m: int) -> Proposal | None:
         rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
-        return merge_rows(rows, m) if rows else None
+        return replace(merge_rows(rows, m), columns={}) if rows else None
 
     def _commit(self, commit: Commit) -> None:
         self._objective.receive(self._shared, commit)

@@ -48,6 +48,11 @@ class JointEntropy(Objective):
         """The members' predictions."""
         return (self.column,)
 
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """The driver extends the batch by the pick's predictions."""
+        return (self.column,)
+
     def block(self, progress: Progress) -> int:
         """Return one: every pick changes every gain."""
         return 1
@@ -80,9 +85,7 @@ class JointEntropy(Objective):
                     best, slack = float(fresh.max()), 3.0 * float(error[fresh.argmax()])
         masked = np.where(tile.eligible, gain, -np.inf)
         best_row = np.lexsort((keys, -masked))[: 1 if tile.eligible.any() else 0]
-        index = torch.from_numpy(best_row)
-        sent = {self.column: tile.columns[self.column][index].numpy()}
-        return Proposal(gain[best_row][:, None], keys[best_row], sent)
+        return Proposal(gain[best_row][:, None], keys[best_row], {"row": best_row})
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take the best row and extend the configurations by its label."""

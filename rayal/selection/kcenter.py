@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from rayal.selection.distances import euclidean, factored_pairs, to_tensor
+from rayal.selection.distances import between_rows, euclidean, origin_of, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
 
-CONTEXT_ROWS = 32  # labeled rows per opening message; wider products need not be bit-stable
+CONTEXT_ROWS = 256  # labeled rows per opening message
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class KCenter(Objective):
     """
 
     column: str = "embedding"
-    rows: int = 32
+    rows: int = 128
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,13 +47,22 @@ class KCenter(Objective):
         """Labeled and pending rows are centres already."""
         return (self.column,)
 
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """The driver weighs proposed rows against each other."""
+        return (self.column,)
+
     def block(self, progress: Progress) -> int:
         """Return the proposals of the next step: one until there is a centre."""
         return self.rows if "open" in progress.state else 1
 
     def begin(self, tile: Tile, seed: int) -> None:
-        """Draw the order that stands in for distances until there is a centre."""
-        tile.state["first"] = keyed_uniform(tile.keys, seed)
+        """Compute norms; draw the order that stands in for distances until there is a centre."""
+        x = tile.columns[self.column]
+        norm = squared_norm(x)
+        origin = origin_of(x, norm)
+        norm = norm if origin is None else squared_norm(x, origin)
+        tile.state.update(norm=norm, origin=origin, first=keyed_uniform(tile.keys, seed))
 
     def gain(self, tile: Tile) -> Floats:
         """Return squared distances to the nearest centre."""
@@ -68,7 +75,7 @@ class KCenter(Objective):
             return []
         progress.state["open"] = True
         return [
-            self._commit_of(rows[start : start + CONTEXT_ROWS], CONTEXT_ROWS)
+            self._commit_of(rows[start : start + CONTEXT_ROWS])
             for start in range(0, len(rows), CONTEXT_ROWS)
         ]
 
@@ -79,8 +86,8 @@ class KCenter(Objective):
         if "open" not in progress.state:
             progress.state["open"] = True
             first = proposal.columns[self.column][:1]
-            return self._commit_of(first, self.rows, proposal.keys[:1], np.array([np.inf]))
-        vectors = to_tensor(proposal.columns[self.column])
+            return self._commit_of(first, proposal.keys[:1], np.array([np.inf]))
+        between = between_rows(proposal.columns[self.column])  # [m, m]
         squared = proposal.priority[:, 0].copy()
         taken: list[int] = []
         scores: list[float] = []
@@ -90,42 +97,32 @@ class KCenter(Objective):
                 break
             taken.append(best)
             scores.append(float(squared[best]))
-            squared = np.minimum(squared, _distances_to(vectors, best))
+            squared = np.minimum(squared, between[best])
             squared[taken] = -np.inf
-        return self._commit_of(
-            proposal.columns[self.column][taken],
-            self.rows,
-            proposal.keys[taken],
-            np.array(scores),
-        )
+        centres = proposal.columns[self.column][taken]
+        return self._commit_of(centres, proposal.keys[taken], np.array(scores))
 
     def reported(self, values: Floats) -> Floats:
         """Return distances of squared distances."""
         return np.asarray(np.sqrt(values))
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
-        """Keep the first centre as origin of products, which then lose fewer digits."""
-        shared.setdefault("origin", to_tensor(commit.columns["centres"][:1]))
-
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Lower each row's distance to that of its nearest new centre."""
-        centres, width = to_tensor(commit.columns["centres"]), int(commit.columns["width"])
-        x, origin = tile.columns[self.column], tile.shared["origin"]
-        new = euclidean(x, centres, width, origin).amin(dim=1).numpy()
-        old = tile.state.get("squared")
-        tile.state["squared"] = new if old is None else np.minimum(old, new)
+        state, centres = tile.state, to_tensor(commit.columns["centres"])
+        old = state["squared"] if "squared" in state else np.full(len(tile.keys), np.inf)
+        x, norm, origin = tile.columns[self.column], state["norm"], state["origin"]
+        state["squared"] = euclidean(x, norm, old, centres, origin=origin)
 
     def _commit_of(
         self,
         centres: npt.NDArray[Any],
-        width: int,
         keys: npt.NDArray[np.uint64] | None = None,
         scores: Floats | None = None,
     ) -> Commit:
         return Commit(
             np.zeros(0, np.uint64) if keys is None else keys,
             np.zeros(0) if scores is None else scores,
-            {"centres": centres, "width": width},
+            {"centres": centres},
         )
 
 
@@ -137,8 +134,3 @@ def _best(value: Floats, keys: npt.NDArray[np.uint64]) -> int:
 
 def _beats(value: float, key: int, bound: tuple[tuple[float, ...], int] | None) -> bool:
     return bound is None or (value, -key) > (bound[0][0], -bound[1])
-
-
-def _distances_to(vectors: Tensor, row: int) -> Floats:
-    ones = torch.ones((len(vectors), 1))
-    return factored_pairs(ones, vectors, ones[row], vectors[row]).numpy()

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from annotated_types import Ge
 
-from rayal.selection.distances import factored, factored_pairs, squared_norm, to_tensor
+from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.types import Keys
 
 First = Literal["norm", "uniform", "largest"]
 
@@ -42,7 +45,7 @@ class KMeansPP(Objective):
     embedding: str = "embedding"
     log_probs: str | None = None
     first: First = "norm"
-    rows: Annotated[int, Ge(1)] = 32
+    rows: Annotated[int, Ge(1)] = 128
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,55 +65,76 @@ class KMeansPP(Objective):
             a[np.arange(len(a)), a.argmax(dim=1)] -= 1.0
         else:
             a = h.new_ones((len(h), 1)) if self.residual is None else tile.columns[self.residual]
-        norm = (squared_norm(a) * squared_norm(h)).numpy()
-        tile.state.update(a=a, norm=norm, mass=norm, seed=seed)
+        norm = squared_norm(a) * squared_norm(h)
+        tile.state.update(a=a, norm=norm, mass=norm.numpy(), seed=seed)
         if self.first == "uniform":
             tile.state["mass"] = np.ones(len(h))
+        if self.first == "largest":
+            eligible = tile.state["mass"][tile.eligible]
+            tile.state["largest"] = eligible.max(initial=0.0)
+        self._accumulate(tile)
 
     def gain(self, tile: Tile) -> Floats:
         """Return squared distances (at first: what the first centre is drawn by)."""
         return np.asarray(tile.state["mass"])
 
-    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
-        """Draw m rows of the tile, each with the tile's time in that draw's race."""
-        flat = tile.shared.get("flat", False)
-        mass = np.ones(len(tile.keys)) if flat else tile.state["mass"]
-        mass = np.where(tile.eligible, mass, 0.0)
-        if step == 0 and self.first == "largest" and not flat:
-            mass = np.where(mass == mass.max(initial=0.0), mass, 0.0)
-        cumulative = np.cumsum(mass)
-        total = cumulative[-1]
+    def offer(self, tiles: Sequence[Tile], m: int, step: int) -> Proposal:
+        """Draw m tiles by the shard's races, and a row of each."""
         draws = np.arange(m, dtype=np.uint64)
-        salt = (tile.state["seed"], step, tile.name)
-        if total <= 0.0:
-            race, rows = np.full(m, -np.inf), np.zeros(m, dtype=np.int64)
-        else:
-            race = np.log1p(-keyed_uniform(draws, *salt, 1)) / total  # minus an Exp(total) time
-            if step == 0 and self.first == "largest" and not flat:
-                race = np.full(m, mass.max())
-            target = keyed_uniform(draws, *salt, 2) * total
-            rows = np.searchsorted(cumulative, target, side="right")
+        race = np.stack([self._race(tile, draws, step) for tile in tiles])  # [tiles, m]
+        names = np.array([tile.name for tile in tiles], dtype=np.uint64)
+        winner = _first_of(race, np.broadcast_to(names[:, None], race.shape))
+        rows = np.zeros(m, dtype=np.int64)
+        for t in np.unique(winner).tolist():
+            won = winner == t
+            rows[won] = self._rows(tiles[t], draws[won], step)
+        at = list(zip(winner.tolist(), rows.tolist(), strict=True))
         sent = {
-            "a": tile.state["a"][rows].numpy(),
-            "h": tile.columns[self.embedding][rows].numpy(),
-            "mass": mass[rows],
+            "name": names[winner],
+            "a": torch.stack([tiles[t].state["a"][r] for t, r in at]).numpy(),
+            "h": torch.stack([tiles[t].columns[self.embedding][r] for t, r in at]).numpy(),
+            "mass": np.array([tiles[t].state["mass"][r] for t, r in at]),
         }
-        return Proposal(race[:, None], tile.keys[rows], sent)
+        keys = np.array([tiles[t].keys[r] for t, r in at], dtype=np.uint64)
+        return Proposal(race[winner, draws.astype(np.int64)][:, None], keys, sent)
+
+    def _race(self, tile: Tile, draws: Keys, step: int) -> Floats:
+        """Return minus the tile's time in each draw's race: an Exp(total mass)."""
+        total = tile.state["cumulative"][-1]
+        if total <= 0.0:
+            return np.full(len(draws), -np.inf)
+        if "largest" in tile.state and step == 0:
+            return np.full(len(draws), tile.state["largest"])
+        chance = keyed_uniform(draws, tile.state["seed"], step, tile.name, 1)
+        return np.asarray(np.log1p(-chance) / total)
+
+    def _rows(self, tile: Tile, draws: Keys, step: int) -> npt.NDArray[np.int64]:
+        """Return each draw's row, in proportion to the rows' masses."""
+        cumulative = tile.state["cumulative"]
+        target = keyed_uniform(draws, tile.state["seed"], step, tile.name, 2) * cumulative[-1]
+        last = np.searchsorted(cumulative, cumulative[-1])  # the last row that has mass
+        return np.minimum(np.searchsorted(cumulative, target, side="right"), last)
+
+    def _accumulate(self, tile: Tile) -> None:
+        mass = np.ones(len(tile.keys)) if tile.shared.get("flat") else tile.state["mass"]
+        mass = np.where(tile.eligible, mass, 0.0)
+        if "largest" in tile.state and not (tile.state.get("centred") or tile.shared.get("flat")):
+            mass = np.where(mass == tile.state["largest"], mass, 0.0)
+        tile.state["cumulative"] = np.cumsum(mass)
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
         """Let the tiles race in each draw; the smaller key wins a tie."""
         if len(proposals) == 1:
             return proposals[0]
-        race = np.stack([p.priority[:, 0] for p in proposals])  # [tiles, m]
-        keys = np.stack([p.keys for p in proposals])
-        tied = np.where(race == race.max(axis=0), keys, np.iinfo(np.uint64).max)
-        winner = tied.argmin(axis=0)
+        race = np.stack([p.priority[:, 0] for p in proposals])  # [shards, m]
+        winner = _first_of(race, np.stack([p.columns["name"] for p in proposals]))
         draw = np.arange(race.shape[1])
         columns = {
             n: np.stack([p.columns[n] for p in proposals])[winner, draw]
             for n in proposals[0].columns
         }
-        return Proposal(race[winner, draw][:, None], keys[winner, draw], columns)
+        keys = np.stack([p.keys for p in proposals])[winner, draw]
+        return Proposal(race[winner, draw][:, None], keys, columns)
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Keep each draw with probability true / stale squared distance."""
@@ -125,6 +149,7 @@ class KMeansPP(Objective):
         true = proposal.columns["mass"].astype(np.float64).copy()
         stale = proposal.columns["mass"]
         flat = bool(progress.state.get("flat"))
+        between = between_products(proposal.columns["a"], proposal.columns["h"])  # [m, m]
         for s in np.flatnonzero(alive).tolist():
             if len(accepted) == progress.left:
                 break
@@ -135,7 +160,7 @@ class KMeansPP(Objective):
             accepted.append(s)
             scores.append(0.0 if flat else float(true[s]))
             if not flat:
-                true = np.minimum(true, _distances_to(proposal, s))
+                true = np.minimum(true, between[s])
         chosen = {n: proposal.columns[n][accepted] for n in ("a", "h")}
         chosen["flat"] = np.array(flat)
         return Commit(proposal.keys[accepted], np.array(scores), chosen)
@@ -146,17 +171,18 @@ class KMeansPP(Objective):
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Lower each row's squared distance to that of its nearest new centre."""
-        if tile.shared["flat"]:
-            return
-        a, h = to_tensor(commit.columns["a"]), to_tensor(commit.columns["h"])
-        new = factored(tile.state["a"], tile.columns[self.embedding], a, h, self.rows)
-        nearest = new.amin(dim=1).numpy()
-        # the first centre replaces the norms: the origin is no centre
-        old = tile.state["mass"] if tile.state.get("centred") else nearest
-        tile.state["mass"] = np.minimum(old, nearest)
-        tile.state["centred"] = True
+        state = tile.state
+        if not tile.shared["flat"]:
+            a, h = to_tensor(commit.columns["a"]), to_tensor(commit.columns["h"])
+            # the first centre replaces the norms: the origin is no centre
+            old = state["mass"] if state.get("centred") else np.full(len(tile.keys), np.inf)
+            columns = (state["a"], tile.columns[self.embedding], state["norm"])
+            state["mass"] = factored(*columns, old, (a, h))
+            state["centred"] = True
+        self._accumulate(tile)
 
 
-def _distances_to(proposal: Proposal, row: int) -> Floats:
-    a, h = to_tensor(proposal.columns["a"]), to_tensor(proposal.columns["h"])
-    return factored_pairs(a, h, a[row], h[row]).numpy()
+def _first_of(race: Floats, names: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the winner of each column of a race; the smaller name wins a tie."""
+    tied = np.where(race == race.max(axis=0), names, np.iinfo(np.uint64).max)
+    return np.asarray(tied.argmin(axis=0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rayal.types import TILE_ROWS, Keys
 
 Floats = npt.NDArray[np.float64]
 PAD = 64  # rows of a tile are a multiple of this, so that matrix products never become GEMV
+FOLD_ROWS = 1 << 16  # proposed rows above which a shard merges before it asks further tiles
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Proposal:
     Attributes:
         priority: float64 ``[m, P]``, compared from left to right, larger first.
         keys: uint64 ``[m]``; the smaller key wins a tie.
-        columns: what the driver needs of these rows, ``[m, …]``.
+        columns: what the driver needs of these rows, ``[m, …]``; on the shard, where they lie:
+            ``tile`` and ``row``.
         bound: (priority, key) of the best row that was left out; None when none was.
     """
 
@@ -130,9 +132,26 @@ class Objective(ABC):
     def gain(self, tile: Tile) -> Floats:
         """Return each row's present value, ``[T]`` or ``[T, P]`` with tie-breakers behind."""
 
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Columns that travel with proposed rows to the driver."""
+        return ()
+
     def propose(self, tile: Tile, m: int, step: int) -> Proposal:
         """Return the tile's best m eligible rows."""
-        return best_rows(tile, self.gain(tile), m, self.needs)
+        return best_rows(tile, self.gain(tile), m)
+
+    def offer(self, tiles: Sequence[Tile], m: int, step: int) -> Proposal:
+        """Return a shard's best m rows with the columns that travel."""
+        held: list[Proposal] = []
+        for number, tile in enumerate(tiles):
+            held.append(located(number, self.propose(tile, m, step)))
+            if sum(map(len, held)) > max(
+                4 * m, FOLD_ROWS
+            ):  # so that m tiles of m rows never pile up
+                held = [self.fold(held, m)]
+        folded = self.fold(held, m)
+        return replace(folded, columns=gather(tiles, folded, self.sends))
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
         """Merge proposals into one of at most m rows."""
@@ -157,7 +176,7 @@ class Objective(ABC):
         """Update the tile's running state."""
 
 
-def best_rows(tile: Tile, gain: Floats, m: int, columns: Sequence[str] = ()) -> Proposal:
+def best_rows(tile: Tile, gain: Floats, m: int) -> Proposal:
     """Return a tile's m best eligible rows by (gain, tie-breakers, key), and the bound."""
     rows = np.flatnonzero(tile.eligible)
     priority = np.asarray(gain, dtype=np.float64).reshape(len(tile.keys), -1)
@@ -171,9 +190,25 @@ def best_rows(tile: Tile, gain: Floats, m: int, columns: Sequence[str] = ()) -> 
     bound = None
     if len(rows) > m:
         bound = (tuple(priority[rows[m]].tolist()), int(tile.keys[rows[m]]))
-    index = torch.from_numpy(kept)
-    sent = {name: tile.columns[name][index].numpy() for name in columns}
-    return Proposal(priority[kept], tile.keys[kept], sent, bound)
+    return Proposal(priority[kept], tile.keys[kept], {"row": kept}, bound)
+
+
+def located(number: int, proposal: Proposal) -> Proposal:
+    """Return a tile's proposal with the tile's number on its shard."""
+    here = np.full(len(proposal), number)
+    return replace(proposal, columns={**proposal.columns, "tile": here})
+
+
+def gather(
+    tiles: Sequence[Tile], found: Proposal, names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return columns of located rows, ``[m, …]``."""
+    at = list(zip(found.columns["tile"].tolist(), found.columns["row"].tolist(), strict=True))
+    made = {}
+    for name in names:
+        rows = [tiles[t].columns[name][r] for t, r in at]
+        made[name] = torch.stack(rows).numpy() if rows else tiles[0].columns[name][:0].numpy()
+    return made
 
 
 def merge_rows(proposals: Sequence[Proposal], m: int) -> Proposal:

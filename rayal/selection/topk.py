@@ -14,7 +14,6 @@ from rayal.selection.objective import (
     Progress,
     Proposal,
     Tile,
-    best_rows,
 )
 
 
@@ -36,10 +35,6 @@ class TopK(Objective):
     def gain(self, tile: Tile) -> Floats:
         """Return the scores."""
         return np.asarray(tile.columns[self.column].double().numpy())
-
-    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
-        """Return the best m rows; no column travels with them."""
-        return best_rows(tile, self.gain(tile), m)
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take every proposed row."""
