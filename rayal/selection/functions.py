@@ -154,7 +154,9 @@ def select_rows(
     chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
-    return Selection(positions.astype(np.int64), tuple(names[p] for p in positions), chosen.scores)
+    return Selection(
+        positions.astype(np.int64), tuple(str(names[p]) for p in positions), chosen.scores
+    )
 
 
 def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> N
 
 def _keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
     if ids is None:
-        return [str(i) for i in range(n)], np.arange(n, dtype=np.uint64)
+        return range(n), np.arange(n, dtype=np.uint64)
     names = [str(i) for i in ids]
     keys = id_keys(names)
     if len(names) != n or len(np.unique(keys)) != n:

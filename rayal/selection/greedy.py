@@ -70,7 +70,7 @@ class Shard:
     def __init__(self, objective: Objective, tiles: Sequence[Tile], seed: int) -> None:
         self._objective = objective
         self._tiles = list(tiles)
-        self._shared: dict[str, Any] = {}
+        self._shared: dict[Any, Any] = {}
         for tile in self._tiles:
             tile.shared = self._shared
             tile.state = {}

@@ -21,7 +21,8 @@ from rayal.acquisition.uncertainty import probability_entropy
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
 
 ROWS = 16  # rows evaluated at once: every product has the same shape, hence the same bits
-ELEMENTS = 1 << 21  # configurations x classes held at once
+CONFIGURATIONS = 512  # of one product: it and its logarithm stay in the cache
+FLOAT32 = 4e-6  # nats: a gain computed in float32 is nearer than this to that in float64
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,38 @@ class JointEntropy(Objective):
         return np.asarray(tile.state["gain"])
 
     def propose(self, tile: Tile, m: int, step: int) -> Proposal:
-        """Return the tile's best row under the present batch, evaluating lazily."""
+        """Return the tile's best row under the present batch.
+
+        Rows are evaluated lazily, in float32; those that may be the best, again in float64.
+        """
         gain, keys = tile.state["gain"], tile.keys
-        if "weights" in tile.shared and tile.eligible.any():
-            rows = np.flatnonzero(tile.eligible)
-            rows = rows[np.lexsort((keys[rows], -gain[rows]))]
-            best, slack = -np.inf, 0.0
-            for start in range(0, len(rows), ROWS):
-                chunk = rows[start : start + ROWS]
-                if gain[chunk[0]] + slack < best - 1e-12:
-                    break
-                fresh, error = self._gains(tile, chunk)
-                gain[chunk] = fresh
-                if fresh.max() > best:
-                    best, slack = float(fresh.max()), 3.0 * float(error[fresh.argmax()])
+        if "sampled" in tile.shared and tile.eligible.any():
+            self._evaluate(tile)
         masked = np.where(tile.eligible, gain, -np.inf)
         best_row = np.lexsort((keys, -masked))[: 1 if tile.eligible.any() else 0]
         return Proposal(gain[best_row][:, None], keys[best_row], {"row": best_row})
+
+    def _evaluate(self, tile: Tile) -> None:
+        """Bring the gains of all rows that may be the best up to date."""
+        gain = tile.state["gain"]
+        rows = np.flatnonzero(tile.eligible)
+        rows = rows[np.lexsort((tile.keys[rows], -gain[rows]))]
+        best, slack, seen = -np.inf, 0.0, 0
+        for start in range(0, len(rows), ROWS):
+            chunk = rows[start : start + ROWS]
+            if gain[chunk[0]] + slack < best - FLOAT32:
+                break
+            fresh = self._gains(tile, chunk, torch.float32)
+            gain[chunk] = fresh
+            seen += len(chunk)
+            if fresh.max() > best:
+                best = float(fresh.max())
+                slack = 3.0 * self._error(tile, int(chunk[fresh.argmax()]))
+        near = rows[:seen][gain[rows[:seen]] >= best - 2.0 * FLOAT32]
+        gain[rows[:seen]] += FLOAT32  # upper bounds again
+        for start in range(0, len(near), ROWS):
+            chunk = near[start : start + ROWS]
+            gain[chunk] = self._gains(tile, chunk, torch.float64)
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take the best row and extend the configurations by its label."""
@@ -97,33 +113,41 @@ class JointEntropy(Objective):
         columns = {"weights": weights, "pi": pi, "sampled": "rng" in progress.state}
         return Commit(proposal.keys[:1], proposal.priority[:1, 0], columns)
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep the batch's configurations."""
-        shared["weights"] = torch.from_numpy(commit.columns["weights"])
-        shared["pi"] = torch.from_numpy(commit.columns["pi"])
+        for name in ("weights", "pi"):
+            value = torch.from_numpy(commit.columns[name])
+            shared[name, torch.float64], shared[name, torch.float32] = value, value.float()
         shared["sampled"] = commit.columns["sampled"]
 
-    def _gains(self, tile: Tile, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Return gains and their standard errors for at most ROWS rows."""
-        weights, pi = tile.shared["weights"], tile.shared["pi"]
-        probs = tile.columns[self.column][torch.from_numpy(rows)].double().exp()  # [R, S, C]
-        classes = probs.shape[2]
-        padded = probs.new_zeros((ROWS, *probs.shape[1:]))
-        padded[: len(rows)] = probs
-        stacked = padded.permute(1, 0, 2).reshape(probs.shape[1], -1)  # [S, R * C]
-        first, second = probs.new_zeros(ROWS), probs.new_zeros(ROWS)
-        step = max(1, ELEMENTS // (ROWS * classes))
-        for start in range(0, len(weights), step):
-            mixed = weights[start : start + step] @ stacked  # [J, R * C]
-            entropy = probability_entropy(mixed.view(-1, ROWS, classes))  # [J, R]
-            share = pi[start : start + step, None]
-            first += (share * entropy).sum(dim=0)
-            second += (share * entropy * entropy).sum(dim=0)
-        variance = (second - first * first).clamp_min(0.0)
-        error = torch.sqrt(variance / len(pi)) * float(tile.shared["sampled"])
-        n = len(rows)
-        gain = (first[:n].numpy() - tile.state["noise"][rows]).clip(0.0)
-        return gain, error[:n].numpy()
+    def _gains(self, tile: Tile, rows: npt.NDArray[np.int64], dtype: torch.dtype) -> Floats:
+        """Return the gains of at most ROWS rows."""
+        weights, pi = (tile.shared[name, dtype] for name in ("weights", "pi"))
+        probs = tile.columns[self.column][torch.from_numpy(rows)].to(dtype).exp()  # [R, S, C]
+        n, members, classes = probs.shape
+        padded = probs.new_zeros((ROWS, members, classes))
+        padded[:n] = probs
+        stacked = padded.permute(1, 0, 2).reshape(members, -1)  # [S, R * C]
+        tiny = torch.finfo(dtype).tiny  # 0 log 0 = 0
+        total = stacked.new_zeros((1, stacked.shape[1]), dtype=torch.float64)
+        mixed, logs = stacked.new_empty((2, min(len(weights), CONFIGURATIONS), stacked.shape[1]))
+        for start in range(0, len(weights), CONFIGURATIONS):
+            some = weights[start : start + CONFIGURATIONS]
+            q, log_q = mixed[: len(some)], logs[: len(some)]  # [J, R * C]
+            torch.mm(some, stacked, out=q).clamp_min_(tiny)
+            torch.log(q, out=log_q).mul_(q)
+            total += torch.mm(pi[None, start : start + len(some)], log_q)
+        entropy = -total.view(ROWS, classes).sum(dim=1)[:n].numpy()
+        return np.asarray((entropy - tile.state["noise"][rows]).clip(0.0))
+
+    def _error(self, tile: Tile, row: int) -> float:
+        """Return the standard error of a row's gain over sampled configurations."""
+        if not tile.shared["sampled"]:
+            return 0.0
+        weights, pi = (tile.shared[name, torch.float64] for name in ("weights", "pi"))
+        entropy = probability_entropy(weights @ tile.columns[self.column][row].double().exp())
+        mean = (pi * entropy).sum()
+        return float(((pi * (entropy - mean) ** 2).sum() / len(pi)).sqrt())
 
     def _extend(self, progress: Progress, log_probs: Floats) -> tuple[Floats, Floats]:
         """Return W ``[J, S]`` and pi ``[J]`` for the batch with the new pick."""

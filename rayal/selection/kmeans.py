@@ -165,7 +165,7 @@ class KMeansPP(Objective):
         chosen["flat"] = np.array(flat)
         return Commit(proposal.keys[accepted], np.array(scores), chosen)
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Learn that no mass is left, where that is so."""
         shared["flat"] = bool(commit.columns["flat"])
 

@@ -35,7 +35,7 @@ class Tile:
     columns: Mapping[str, Tensor]
     eligible: npt.NDArray[np.bool_]
     state: dict[str, Any] = field(default_factory=dict)
-    shared: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> int:
@@ -169,7 +169,7 @@ class Objective(ABC):
         """Return gains as they are recorded; by default as they are compared."""
         return values
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep, once per shard, what a commit brings."""
 
     def commit(self, tile: Tile, commit: Commit) -> None:
