@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import drop_files
-from rayal.engine.member import torch_threads
 from rayal.engine.pool import Pool
 from rayal.engine.rounds import INITIAL, Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
@@ -20,6 +19,7 @@ from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import LabelEntry, LabelResult, Lease, Ledger
+from rayal.selection.threads import torch_threads
 
 
 @dataclass(frozen=True)

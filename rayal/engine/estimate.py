@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.member import torch_threads
 from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
+from rayal.selection.threads import torch_threads
 
 RAY_START = 30.0  # seconds until a started cluster trains: measured 20 to 40 on two cores
 RAY_ROUND = 1.0  # seconds that a round costs more there

@@ -10,6 +10,7 @@ from rayal.engine.pool import Part
 from rayal.engine.shards import open_tiles
 from rayal.selection.greedy import LocalShards, Shard
 from rayal.selection.objective import Objective, Tile
+from rayal.selection.threads import cores
 from rayal.types import Keys
 
 
@@ -45,10 +46,11 @@ def start_shards(
         excluded: uint64, keys of items that may not be chosen.
         seed: the query seed.
         count: number of shards; the picks do not depend on it.
-        threads: the caller has set them.
+        threads: of a model; tiles take every core that there is.
     """
     shares = [open_share(objective, paths[n::count], excluded) for n in range(count)]
-    return LocalShards([Shard(objective, tiles, seed) for tiles in shares if tiles])
+    held = [tiles for tiles in shares if tiles]
+    return LocalShards([Shard(objective, tiles, seed, threads=cores()) for tiles in held])
 
 
 def open_share(objective: Objective, paths: Sequence[Path], excluded: Keys) -> list[Tile]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from rayal.learners.base import Learner, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind
 from rayal.learners.loop import Progress, fit
+from rayal.selection.threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,6 @@ def is_final(store: CheckpointStore) -> bool:
     """Return whether a member is trained to its end."""
     latest = store.latest()
     return latest is not None and checkpoint_kind(latest[1]) == "predictor"
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _of_all(progress: Progress | None, member: int, members: int) -> Progress | None:

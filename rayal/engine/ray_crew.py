@@ -84,7 +84,8 @@ class Worker:
     ) -> None:
         """Hold the tiles of column parts, memory-mapped, until the next selection."""
         torch.set_num_threads(threads)
-        self._shard = Shard(objective, open_share(objective, paths, excluded), seed)
+        tiles = open_share(objective, paths, excluded)
+        self._shard = Shard(objective, tiles, seed, threads=threads)
 
     def answer(self, request: bytes) -> bytes:
         """Answer one request of the greedy."""
@@ -99,6 +100,8 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the tiles."""
+        if self._shard is not None:
+            self._shard.close()
         self._shard = None
 
 

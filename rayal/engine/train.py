@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.member import Fit, is_final, torch_threads, train_members
+from rayal.engine.member import Fit, is_final, train_members
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
+from rayal.selection.threads import torch_threads
 from rayal.types import FORMAT_VERSION, Columns, digest
 
 if TYPE_CHECKING:

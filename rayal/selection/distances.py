@@ -154,11 +154,14 @@ def factored_pairs(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor) -> Tensor:
 
 def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     """Return the squared length of rows ``[…, D]``, or of their differences to ``origin``."""
-    made = []
-    for some in x.split(ROWS) if x.ndim > 1 else (x,):
+    if x.ndim == 1:
+        return (x.double() ** 2).sum()
+    made = torch.empty(len(x), dtype=torch.float64)
+    for start in range(0, len(x), ROWS):
+        some = x[start : start + ROWS]
         wide = some.double() if origin is None else (some - origin).double()
-        made.append(torch.linalg.vecdot(wide, wide))
-    return torch.cat(made) if x.ndim > 1 else made[0]
+        made[start : start + ROWS] = torch.linalg.vecdot(wide, wide)
+    return made
 
 
 def _padded(centres: Tensor) -> Tensor:

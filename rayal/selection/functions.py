@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,10 @@ def select_rows(
         keys, tensors = keys[order], {m: t[index] for m, t in tensors.items()}
     tiles = cut_tiles(keys, tensors)
     held = [tiles[s::shards] for s in range(shards)]
-    local = LocalShards([Shard(objective, part, seed) for part in held if part])
-    known = _context(context or {}, tensors)
-    chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
+    known, threads = _context(context or {}, tensors), torch.get_num_threads()
+    local = LocalShards([Shard(objective, p, seed, threads=threads) for p in held if p])
+    with closing(local):
+        chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
     return Selection(

@@ -26,6 +26,7 @@ from rayal.selection.objective import (
     best_rows,
     merge_rows,
 )
+from rayal.selection.threads import Team
 from rayal.types import Keys
 
 
@@ -65,16 +66,20 @@ class Shard:
         objective: the frozen objective.
         tiles: the tiles this shard owns.
         seed: the query seed.
+        threads: tiles worked on at once; the answers do not depend on it.
     """
 
-    def __init__(self, objective: Objective, tiles: Sequence[Tile], seed: int) -> None:
+    def __init__(
+        self, objective: Objective, tiles: Sequence[Tile], seed: int, *, threads: int = 1
+    ) -> None:
         self._objective = objective
         self._tiles = list(tiles)
         self._shared: dict[Any, Any] = {}
+        self._team = Team(threads)
         for tile in self._tiles:
             tile.shared = self._shared
             tile.state = {}
-            objective.begin(tile, seed)
+        self._team.map(lambda tile: objective.begin(tile, seed), self._tiles)
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to one encoded request."""
@@ -89,14 +94,15 @@ class Shard:
 
     def _summarize(self, message: Any) -> Any | None:
         total = None
-        for tile in self._tiles:
-            part = self._objective.summarize(tile, message)
+        for part in self._team.map(lambda t: self._objective.summarize(t, message), self._tiles):
             if part is not None:
                 total = part if total is None else self._objective.combine(total, part)
         return total
 
     def _propose(self, m: int, step: int) -> Proposal | None:
-        return self._objective.offer(self._tiles, m, step) if self._tiles else None
+        if not self._tiles:
+            return None
+        return self._objective.offer(self._tiles, m, step, self._team)
 
     def _runners_up(self, m: int) -> Proposal | None:
         rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
@@ -104,9 +110,17 @@ class Shard:
 
     def _commit(self, commit: Commit) -> None:
         self._objective.receive(self._shared, commit)
-        for tile in self._tiles:
-            tile.eligible &= ~np.isin(tile.keys, commit.keys)
+
+        def update(tile: Tile) -> None:
+            if len(commit.keys):
+                tile.eligible &= ~np.isin(tile.keys, commit.keys)
             self._objective.commit(tile, commit)
+
+        self._team.map(update, self._tiles)
+
+    def close(self) -> None:
+        """End the shard's threads."""
+        self._team.close()
 
 
 def choose(
@@ -194,4 +208,6 @@ class LocalShards:
 
     def close(self) -> None:
         """Let go of the shards."""
+        for shard in self._shards:
+            shard.close()
         self._shards = ()

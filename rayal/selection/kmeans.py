@@ -19,6 +19,7 @@ from annotated_types import Ge
 from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.selection.threads import Team
 from rayal.types import Keys
 
 First = Literal["norm", "uniform", "largest"]
@@ -78,7 +79,7 @@ class KMeansPP(Objective):
         """Return squared distances (at first: what the first centre is drawn by)."""
         return np.asarray(tile.state["mass"])
 
-    def offer(self, tiles: Sequence[Tile], m: int, step: int) -> Proposal:
+    def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Draw m tiles by the shard's races, and a row of each."""
         draws = np.arange(m, dtype=np.uint64)
         race = np.stack([self._race(tile, draws, step) for tile in tiles])  # [tiles, m]
@@ -113,7 +114,8 @@ class KMeansPP(Objective):
         cumulative = tile.state["cumulative"]
         target = keyed_uniform(draws, tile.state["seed"], step, tile.name, 2) * cumulative[-1]
         last = np.searchsorted(cumulative, cumulative[-1])  # the last row that has mass
-        return np.minimum(np.searchsorted(cumulative, target, side="right"), last)
+        rows = np.searchsorted(cumulative, target, side="right")
+        return np.asarray(np.minimum(rows, last), dtype=np.int64)
 
     def _accumulate(self, tile: Tile) -> None:
         mass = np.ones(len(tile.keys)) if tile.shared.get("flat") else tile.state["mass"]

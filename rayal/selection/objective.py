@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.threads import Team
 from rayal.types import TILE_ROWS, Keys
 
 Floats = npt.NDArray[np.float64]
@@ -141,11 +142,12 @@ class Objective(ABC):
         """Return the tile's best m eligible rows."""
         return best_rows(tile, self.gain(tile), m)
 
-    def offer(self, tiles: Sequence[Tile], m: int, step: int) -> Proposal:
+    def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Return a shard's best m rows with the columns that travel."""
         held: list[Proposal] = []
-        for number, tile in enumerate(tiles):
-            held.append(located(number, self.propose(tile, m, step)))
+        made = team.map(lambda tile: self.propose(tile, m, step), tiles)
+        for number, proposal in enumerate(made):
+            held.append(located(number, proposal))
             if sum(map(len, held)) > max(
                 4 * m, FOLD_ROWS
             ):  # so that m tiles of m rows never pile up

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rayal.engine.checkpoints import FolderStore
-from rayal.engine.member import torch_threads
 from rayal.engine.train import (
     NetworkSpec,
     load_committee,
@@ -33,6 +32,7 @@ from rayal.learners import (
 )
 from rayal.learners.base import CPU, Batches, Weights
 from rayal.models import Committee
+from rayal.selection.threads import torch_threads
 from rayal.tasks import TableTask
 
 TASK = TableTask(ClassLabel(("a", "b", "c")), ("w", "x", "y", "z"))

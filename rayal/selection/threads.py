@@ -1,0 +1,51 @@
+"""Threads: tiles in parallel, each on one core, so that their number never changes a bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Return the cores that this process may use: OMP_NUM_THREADS, else its affinity."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+
+
+class Team:
+    """Threads that each work on a tile at a time; a matrix product inside uses one core.
+
+    Args:
+        threads: how many; 1 works in the caller's thread.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def map(self, work: Callable[[Any], Any], tiles: Sequence[Any]) -> list[Any]:
+        """Return the work's result for each tile, in their order."""
+        if self._pool is None or len(tiles) < 2:
+            return [work(tile) for tile in tiles]
+        with torch_threads(1):
+            return list(self._pool.map(work, tiles))
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
