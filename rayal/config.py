@@ -103,6 +103,7 @@ class ScanSettings(Section):
     batch: Count = key(64, "rows of a forward pass; the last one is padded to it")
     precision: Literal["fp32", "bf16"] = key("fp32", "fp32 | bf16")
     device: Literal["cpu", "cuda"] = key("cpu", "where networks train and run: cpu | cuda")
+    compile: bool = key(False, "compile each committee's network: seconds first, then faster")
 
 
 class RaySettings(Section):

@@ -121,7 +121,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest(
 
 
 def test_unknown_key_lists_all_of_its_level() -> None:
-    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, device, precision")
+    assert refusal(BASE, "scan={bach: 3}").endswith("known: batch, compile, device, precision")
     assert "seeds.0.modell: unknown key" in refusal(BASE, "seeds=[{modell: 3}]")
 
 

@@ -34,5 +34,6 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 def probability_entropy(probs: Tensor) -> Tensor:
     """Return the entropy in nats over the last dimension of probabilities ``[…, C]``."""
-    each: Tensor = torch.special.entr(probs.double())
-    return each.sum(dim=-1)
+    wide = probs.double()
+    logs = wide.clamp_min(torch.finfo(torch.float64).tiny).log_()  # 0 log 0 = 0
+    return -(wide * logs).sum(dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel, Label
 from rayal.models.base import TaskNet
+from rayal.models.compiled import compiled
 from rayal.types import Keys
 
 Extras = Callable[[nn.ModuleDict, Tensor], Mapping[str, Tensor]]
@@ -84,6 +85,9 @@ class Committee:
     round: int
     extras: Extras | None = None
     members: tuple[int, ...] = ()
+    _compiled: dict[Any, Callable[[Tensor], Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -98,9 +102,23 @@ class Committee:
             raise NeedsError("a committee needs at least one member, 0 were given")
 
     def move(self, device: str) -> None:
-        """Have the networks on a device: that of the process which is to run them."""
+        """Have the networks on a device, that of the process which is to run them.
+
+        Weights of convolutions lie channels-last, as the images do.
+        """
         for nets in self.nets:
-            nets.to(device)
+            nets.to(device).to(memory_format=torch.channels_last)
+
+    def stages(self, member: int, start: int, stop: int | None) -> Callable[[Tensor], Tensor]:
+        """Return stages of a member compiled, at first use for the present weights and shape."""
+        key = (member, start, stop)
+        if key not in self._compiled:
+            self._compiled[key] = compiled(self.net(member), start, stop)
+        return self._compiled[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave compiled code behind: it belongs to one machine."""
+        return {**self.__dict__, "_compiled": {}}
 
     @property
     def n_outputs(self) -> int:

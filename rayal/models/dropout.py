@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,20 +42,22 @@ def stochastic_modules(net: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def dropout_masks(
-    net: nn.Module, *, seed: int, round: int, member: int, pass_: int
+    net: nn.Module, *, seed: int, round: int, member: int, pass_: int, passes: int = 1
 ) -> Iterator[None]:
     """Let every dropout module multiply by one fixed mask, while the network stays in eval mode.
 
     A mask lies over the feature dimensions ``x.shape[1:]`` (over channels for Dropout1d, 2d and
     3d) and is scaled by 1 / (1 - p). The first dimension of what a dropout module sees must be the
-    batch. Nothing of the network is changed; BatchNorm uses its running statistics.
+    batch: with several passes, the rows once per pass. Nothing of the network is changed;
+    BatchNorm uses its running statistics.
 
     Args:
         net: any module with dropout modules.
         seed: the model seed.
         round: the round.
         member: the member's index.
-        pass_: the index of the pass.
+        pass_: the index of the pass, the first one of several.
+        passes: how many copies of the rows the batch holds, each under the mask of its own pass.
 
     Raises:
         NeedsError: no dropout module with p > 0, or one of a kind that has no fixed mask.
@@ -63,8 +66,9 @@ def dropout_masks(
     hooks = []
     try:
         for path, module in modules.items():
-            key = _seed(seed, round, member, pass_, path)
-            hooks.append(module.register_forward_hook(_hook(module, key)))
+            several = range(pass_, pass_ + passes)
+            keys = tuple(_seed(seed, round, member, p, path) for p in several)
+            hooks.append(module.register_forward_hook(_hook(module, keys)))
         with evaluating(net):
             yield
     finally:
@@ -89,29 +93,34 @@ def maskable_modules(net: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def _hook(module: nn.Module, key: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _hook(module: nn.Module, keys: tuple[int, ...]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     p = float(module.p)  # type: ignore[arg-type]
     channels = isinstance(module, _CHANNELS)
-    drawn: dict[tuple[int, ...], Tensor] = {}
 
     def masked(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         shape = tuple(output.shape[1:])
         if channels:
             shape = (shape[0], *(1 for _ in shape[1:]))
-        if shape not in drawn:
-            drawn[shape] = _mask(shape, p, key)
-        return output * drawn[shape].to(output.device, output.dtype)
+        masks = _masks(shape, p, keys).to(output.device, output.dtype)
+        if len(keys) == 1:
+            return output * masks
+        return (output.view(len(keys), -1, *output.shape[1:]) * masks[:, None]).flatten(0, 1)
 
     return masked
 
 
-def _mask(shape: tuple[int, ...], p: float, key: int) -> Tensor:
-    """Return 0 with probability p, else 1 / (1 - p); drawn on the CPU for every device."""
-    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(key))
-    kept = (uniform >= p).float()
-    return kept / (1.0 - p) if p < 1 else torch.zeros(shape)
+@lru_cache(maxsize=64)  # the same for every batch of a scan
+def _masks(shape: tuple[int, ...], p: float, keys: tuple[int, ...]) -> Tensor:
+    """Return masks ``[passes, *shape]``, 0 with probability p, else 1 / (1 - p).
+
+    Drawn on the CPU for every device.
+    """
+    draws = [torch.rand(shape, generator=torch.Generator().manual_seed(key)) for key in keys]
+    kept = (torch.stack(draws) >= p).float()
+    return kept / (1.0 - p) if p < 1 else torch.zeros_like(kept)
 
 
+@lru_cache(maxsize=4096)
 def _seed(seed: int, round: int, member: int, pass_: int, path: str) -> int:
     text = f"dropout/{seed}/{round}/{member}/{pass_}/{path}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -19,6 +19,7 @@ from rayal.models.dropout import dropout_masks, evaluating
 from rayal.types import Keys
 
 T = TypeVar("T")
+SIDE_BY_SIDE = 10  # dropout masks for which the stages behind the trunk run at once
 
 
 class Forward:
@@ -33,6 +34,7 @@ class Forward:
         keys: uint64 ``[N]``, id keys of all rows (any for padding).
         raw: the same rows as they were decoded, for signals that normalise for themselves.
         rows: valid rows; None for all.
+        compile: run the stages before the first dropout module as compiled code.
 
     Raises:
         ValueError: lengths that do not fit each other.
@@ -47,6 +49,7 @@ class Forward:
         *,
         raw: Tensor | None = None,
         rows: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.rows = len(x) if rows is None else rows
         if len(ids) != self.rows or len(keys) != len(x):
@@ -55,6 +58,7 @@ class Forward:
                 f"rows and a key for each row; got {len(ids)} ids, {len(keys)} keys"
             )
         self.committee, self.ids, self.keys, self.raw = committee, ids, keys, raw
+        self.compile = compile
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         self._known: dict[tuple[Any, ...], Any] = {}
 
@@ -74,19 +78,25 @@ class Forward:
         return embedding
 
     def passes(self, member: int, count: int) -> Iterator[Tensor]:
-        """Yield log-probabilities ``[N, C]`` under ``count`` dropout masks, one after the other.
+        """Yield log-probabilities ``[P, N, C]`` under ``count`` dropout masks, some at a time.
 
-        What stands before the first dropout module runs once. Passes are not kept.
+        What stands before the first dropout module runs once; where its output is flat, the rest
+        runs for several masks at once. Passes are not kept.
 
         Raises:
             NeedsError: the network has no dropout module.
         """
         net, trunk = self.committee.net(member), self._trunk(member)
         seed, round, start = self.committee.seed, self.committee.round, net.stochastic_from or 0
-        for pass_ in range(count):
-            with dropout_masks(net, seed=seed, round=round, member=member, pass_=pass_):
-                logits = net.run(trunk.clone(), start)  # a stage may work in place
-            yield log_softmax(logits)
+        most = SIDE_BY_SIDE if start and trunk.ndim == 2 else 1
+        for first in range(0, count, most):
+            n = min(most, count - first)
+            x = trunk.expand(n, *trunk.shape).flatten(0, 1).clone()  # a stage may work in place
+            x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+            keys = {"seed": seed, "round": round, "member": member, "pass_": first}
+            with dropout_masks(net, **keys, passes=n):
+                logits = net.run(x, start)  # masks are hooks: not compiled
+            yield log_softmax(logits).view(n, len(trunk), -1)
 
     def view(self, view: int, member: int) -> Tensor:
         """Return a member's log-probabilities ``[N, C]`` of an augmented view."""
@@ -104,7 +114,11 @@ class Forward:
             net = self.committee.net(member)
             trunk = self._trunk(member)
             with evaluating(net):
-                return net.answer(trunk.clone(), net.stochastic_from or 0)
+                start = net.stochastic_from or 0
+                if not self._compiles:
+                    return net.answer(trunk.clone(), start)
+                embedding = self._run(member, trunk, start, -1)
+                return net.head(embedding), embedding
 
         return self._once(("answer", member), answer)
 
@@ -115,9 +129,20 @@ class Forward:
             net = self.committee.net(member)
             with evaluating(net):
                 x = _as_weights(self.x, net).clone(memory_format=torch.preserve_format)
-                return net.run(x, 0, net.stochastic_from or 0)
+                return self._run(member, x, 0, net.stochastic_from or 0)
 
         return self._once(("trunk", member), trunk)
+
+    @property
+    def _compiles(self) -> bool:
+        return self.compile and not torch.is_grad_enabled()
+
+    def _run(self, member: int, x: Tensor, start: int, stop: int | None) -> Tensor:
+        net = self.committee.net(member)
+        first, last, _ = slice(start, stop).indices(len(net.stages))
+        if not self._compiles or first == last:
+            return net.run(x, start, stop)
+        return self.committee.stages(member, start, stop)(x)
 
     def _view(self, view: int) -> Tensor:
         made = self.committee.task.view(self.x, self.keys, seed=self.committee.seed, view=view)

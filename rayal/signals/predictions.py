@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rayal.acquisition import probability_entropy
@@ -52,9 +53,9 @@ class MemberStats(Signal):
     largest class it is, ``member_stats.variance`` [N, C] the population variance of the
     probabilities.
 
-    Probabilities are rounded to float32 once; all else is float64, by Welford's recurrence, and
-    the entropy stays float64. So equal predictions give variance 0, and an entropy that equals the
-    entropy of the mean bit for bit: mutual information is exactly 0.
+    Probabilities are rounded to float32 once; all else is float64, summed as differences to the
+    first prediction, and the entropy stays float64. So equal predictions give variance 0, and an
+    entropy that equals the entropy of the mean bit for bit: mutual information is exactly 0.
 
     Args:
         passes: dropout masks per member; 0 uses the members as they are.
@@ -73,19 +74,23 @@ class MemberStats(Signal):
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the four columns."""
-        shape = (len(f.x), f.committee.n_outputs)
-        mean = torch.zeros(shape, dtype=torch.float64, device=f.x.device)  # [N, C]
-        squares, votes = torch.zeros_like(mean), torch.zeros_like(mean)
-        entropy = mean.new_zeros(len(f.x))  # [N]
+        first: Tensor | None = None  # [N, C], and its entropy [N]
+        sums: list[Tensor | float] = [0.0] * 4  # of differences, their squares, entropies, votes
         count = 0
-        for count, log_probs in enumerate(members(f, self.passes), start=1):
-            probs = log_probs.double().exp().float().double()
-            shift = probs - mean
-            mean += shift / count
-            squares += shift * (probs - mean)
-            entropy += (probability_entropy(probs) - entropy) / count
-            votes.scatter_add_(1, probs.argmax(1, keepdim=True), torch.ones_like(mean[:, :1]))
-        columns = (mean.float(), entropy, (votes / count).float(), (squares / count).float())
+        for log_probs in members(f, self.passes):  # [P, N, C]
+            probs = log_probs.double().exp_().float().double()
+            entropy = probability_entropy(probs)  # [P, N]
+            if first is None:
+                first, base = probs[0].clone(), entropy[0].clone()
+            votes = F.one_hot(probs.argmax(dim=-1), probs.shape[-1])
+            shift = probs.sub_(first)
+            made = (shift, shift * shift, entropy - base, votes)
+            sums = [total + new.sum(dim=0) for total, new in zip(sums, made, strict=True)]
+            count += len(probs)
+        assert first is not None
+        shift, squares, change, votes = (torch.as_tensor(total) / count for total in sums)
+        variance = (squares - shift * shift).clamp_min_(0.0)
+        columns = ((first + shift).float(), base + change, votes.float(), variance.float())
         return dict(zip(self.names(), columns, strict=True))
 
 
@@ -109,16 +114,17 @@ class MemberLogProbs(Signal):
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the passes of member 0, then those of member 1, and so on."""
-        return {self.names()[0]: torch.stack(list(members(f, self.passes)), dim=1).float()}
+        made = torch.cat(list(members(f, self.passes)))  # [M, N, C]
+        return {self.names()[0]: made.transpose(0, 1).float().contiguous()}
 
 
 def members(f: Forward, passes: int) -> Iterator[Tensor]:
-    """Yield log-probabilities ``[N, C]``: each member, or each member's passes."""
+    """Yield log-probabilities ``[P, N, C]``: each member, or each member's passes."""
     for member in range(f.committee.size):
         if passes:
             yield from f.passes(member, passes)
         else:
-            yield f.log_probs(member)
+            yield f.log_probs(member)[None]
 
 
 def log_mean(log_probs: list[Tensor]) -> Tensor:

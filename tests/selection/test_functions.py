@@ -266,7 +266,7 @@ def test_numpy_and_torch_give_the_same() -> None:
 def test_bad_numbers_and_budgets_are_named() -> None:
     with pytest.raises(ScoreError, match="column 'score' of item 'b' holds nan"):
         top_k([0.0, np.nan], 1, ids=["a", "b"])
-    with pytest.raises(ScoreError, match=r"'embedding' of item '1' holds inf"):
+    with pytest.raises(ScoreError, match=r"'embedding' of item 1 holds inf"):
         k_center([[0.0, 1.0], [np.inf, 1.0]], 1)
     with pytest.raises(BudgetError, match="k = 3 of 2 rows"):
         top_k([0.0, 1.0], 3)
