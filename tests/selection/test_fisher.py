@@ -311,6 +311,17 @@ def test_shards_do_not_change_a_bit_when_sums_differ_in_order() -> None:
         assert other.ids == one.ids and other.scores.tobytes() == one.scores.tobytes()
 
 
+def test_the_order_of_labeled_rows_does_not_change_a_bit() -> None:
+    lp, h = made(200, 4, 3)
+    known = np.repeat(lp[:1], 100, axis=0)  # labeled rows that differ in the embedding alone
+    scores = []
+    for order in (np.arange(100), np.arange(100)[::-1]):
+        context = {"log_probs": known[order], "embedding": h[:100][order]}
+        chosen = select_rows(Fisher(), {"log_probs": lp, "embedding": h}, 5, context=context)
+        scores.append(chosen.scores.tobytes())
+    assert scores[0] == scores[1]
+
+
 def test_the_sum_over_tiles_is_the_mean_information() -> None:
     lp, h = made(9000, 4, 3)
     objective = Fisher()
@@ -332,6 +343,8 @@ def test_what_cannot_be_is_refused() -> None:
     lp, h = made(6, 2, 3)
     with pytest.raises(NeedsError, match="belong together"):
         bait(lp, h, 1, labeled_embeddings=h)
+    with pytest.raises(NeedsError, match="same labeled rows"):
+        bait(lp, h, 1, labeled_log_probs=lp, labeled_embeddings=h[:2])
     with pytest.raises(ValueError, match="oversample must be at least 1"):
         bait(lp, h, 1, oversample=0)
     with pytest.raises(ValueError, match="ridge"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import rayal
 from rayal.errors import NeedsError, SettingsError
@@ -14,8 +15,6 @@ from rayal.types import Columns
 
 
 def test_the_score_is_the_trace_of_the_information() -> None:
-    import torch
-
     columns = {
         "log_probs.0": torch.log(torch.tensor([[0.3, 0.7], [1.0, 0.0]])),
         "embedding": torch.tensor([[2.0], [9.0]]),
@@ -41,7 +40,7 @@ def test_it_is_the_function_on_the_same_columns_with_and_without_labeled_rows() 
             9,
             labeled_log_probs=known["log_probs"],
             labeled_embeddings=5.0 * known["embedding"],
-            labeled_weight=weight,  # type: ignore[arg-type]
+            labeled_weight=weight,
         )
         assert picks.positions.tolist() == expected.tolist()
     assert rayal.select("bait", columns, 9, labeled=labeled, params={"labeled_weight": "sum"}).ids \
