@@ -1,5 +1,6 @@
 """Joint choice: which k rows together. Pure functions on arrays, and the objectives behind them."""
 
+from rayal.selection.fisher import Fisher
 from rayal.selection.functions import (
     joint_entropy,
     k_center,
@@ -7,6 +8,7 @@ from rayal.selection.functions import (
     select_rows,
     top_k,
 )
+from rayal.selection.information import bait, bait_regression
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
 from rayal.selection.kmeans import KMeansPP
@@ -18,6 +20,8 @@ __all__ = [
     "k_center",
     "kmeans_plus_plus",
     "joint_entropy",
+    "bait",
+    "bait_regression",
     "select_rows",
     "Objective",
     "TopK",
@@ -25,4 +29,5 @@ __all__ = [
     "KCenter",
     "KMeansPP",
     "JointEntropy",
+    "Fisher",
 ]

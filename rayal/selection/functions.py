@@ -174,9 +174,16 @@ def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[
             )
     if not known:
         return {}
-    first = next(iter(known.values())).numpy()
-    order = np.argsort(id_keys(row.tobytes().hex() for row in first), kind="stable")
-    return {name: tensor.numpy()[order] for name, tensor in known.items()}
+    arrays = {name: tensor.numpy() for name, tensor in known.items()}
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise NeedsError(
+            f"labeled columns have { ({n: len(a) for n, a in arrays.items()}) } rows; give all "
+            "columns of the same labeled rows"
+        )
+    rows = zip(*arrays.values(), strict=True)
+    digests = ("".join(part.tobytes().hex() for part in row) for row in rows)
+    order = np.argsort(id_keys(digests), kind="stable")
+    return {name: array[order] for name, array in arrays.items()}
 
 
 def as_tensor(name: str, array: Array) -> Tensor:

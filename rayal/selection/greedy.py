@@ -142,9 +142,9 @@ def choose(
         seed: seeds every draw.
         context: columns of labeled and pending rows, ``[L, …]``, in key order.
         runners_up: how many of the best rows not picked to return.
-        report: called with (picks done, k) after each step.
+        report: called with (picks done, picks of the greedy) after each step.
     """
-    progress = Progress(k=k, seed=seed)
+    progress = Progress(k=k, seed=seed, goal=objective.target(k))
 
     def ask(*request: Any) -> list[Any]:
         answers = shards.ask(pickle.dumps(request, protocol=5))
@@ -168,12 +168,13 @@ def choose(
         progress.step += 1
         shards.tell(pickle.dumps(("commit", decided), protocol=5))
         if report is not None:
-            report(len(progress.keys), k)
+            report(len(progress.keys), max(k, progress.goal))
+    kept = objective.finish(progress)
     rest = ask("runners_up", runners_up)
     others = merge_rows(rest, runners_up) if rest else Proposal(np.zeros((0, 1)), _NO_KEYS, {})
     return Chosen(
-        np.array(progress.keys, dtype=np.uint64),
-        objective.reported(np.array(progress.scores, dtype=np.float64)),
+        np.array(progress.keys, dtype=np.uint64)[kept],
+        objective.reported(np.array(progress.scores, dtype=np.float64)[kept]),
         replace(others, priority=objective.reported(others.priority)),
     )
 

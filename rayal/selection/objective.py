@@ -90,11 +90,12 @@ class Progress:
     keys: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    goal: int = 0  # picks of the greedy before ``finish``, where these are more than k
 
     @property
     def left(self) -> int:
         """How many picks are missing."""
-        return self.k - len(self.keys)
+        return max(self.k, self.goal) - len(self.keys)
 
 
 class Objective(ABC):
@@ -109,6 +110,10 @@ class Objective(ABC):
     def context(self) -> tuple[str, ...]:
         """Columns of labeled and pending rows that the objective reads."""
         return ()
+
+    def target(self, k: int) -> int:
+        """Return how many picks the greedy makes for k items; ``finish`` keeps k of them."""
+        return k
 
     def block(self, progress: Progress) -> int:
         """Return how many proposals the next step wants."""
@@ -166,6 +171,10 @@ class Objective(ABC):
     @abstractmethod
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Decide on the folded proposals; None ends the selection."""
+
+    def finish(self, progress: Progress) -> list[int]:
+        """Return the positions of the picks that stay, at most k of them, in order."""
+        return list(range(len(progress.keys)))
 
     def reported(self, values: Floats) -> Floats:
         """Return gains as they are recorded; by default as they are compared."""

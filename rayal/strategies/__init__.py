@@ -2,6 +2,7 @@
 
 from rayal.strategies import (
     badge,
+    bait,
     batchbald,
     bayesian,
     coreset,
@@ -17,6 +18,7 @@ __all__ = [
     "Ctx",
     "select",
     "badge",
+    "bait",
     "batchbald",
     "bayesian",
     "coreset",

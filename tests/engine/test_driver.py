@@ -86,7 +86,7 @@ def picks(project: Project) -> list[tuple[str, float | None]]:
     return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
 
 
-@pytest.mark.parametrize("name", ["margin", "coreset", "badge", "bald", "batchbald"])
+@pytest.mark.parametrize("name", ["margin", "coreset", "badge", "bald", "bait", "batchbald"])
 def test_shards_order_of_ingest_scan_batch_and_repetition_do_not_change_a_bit(
     name: str, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rayal.selection import (
+    Fisher,
     JointEntropy,
     KCenter,
     KMeansPP,
@@ -34,6 +35,8 @@ OBJECTIVES: dict[str, tuple[Objective, int]] = {
     "kmeans": (KMeansPP(), 40),
     "kmeans-largest": (KMeansPP(first="largest"), 5),
     "joint": (JointEntropy(draws=60), 5),
+    "fisher": (Fisher(), 5),
+    "fisher-regression": (Fisher(log_probs=None, oversample=1), 5),
 }
 
 
@@ -45,6 +48,7 @@ def columns(n: int, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
         "embedding": rng.normal(size=(n, 6)).astype(np.float32),
         "residual": rng.normal(size=(n, 3)).astype(np.float32),
         "member_log_probs": np.log(members),
+        "log_probs": np.log(members.mean(axis=1)),
     }
 
 

@@ -26,6 +26,7 @@ NAMES = [
     "mean_std",
     "coreset",
     "badge",
+    "bait",
     "batchbald",
     "ensemble_variation_ratio",
     "ensemble_entropy",

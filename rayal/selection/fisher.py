@@ -1,0 +1,230 @@
+"""BAIT: the batch whose Fisher information leaves the least variance over the pool.
+
+References:
+    Ash, Goel, Krishnamurthy & Kakade, NeurIPS 2021, "Gone fishing: neural active learning with
+    Fisher embeddings", algorithm 1 (forward greedy, backward removal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from rayal.selection.fisher_algebra import (
+    Information,
+    class_factors,
+    fisher_blocks,
+    forms,
+    from_blocks,
+    projected,
+    trace_decrease,
+    trace_increase,
+    updated,
+)
+from rayal.selection.objective import PAD, Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.types import TILE_ROWS
+
+LabeledWeight = Literal["sum", "mean", "release"]
+REFRESH = 64  # commits between factorisations of the explicit matrix
+BITS = 61  # of the integers in which tiles are summed
+
+
+@dataclass(frozen=True)
+class Fisher(Objective):
+    """Greedy on tr(M⁻¹ F): forward to oversample * k picks, then backward to k.
+
+    F is the mean Fisher information over candidates and context, M = ridge I + labeled + picked.
+    Each row keeps G = Vᵀ M⁻¹ V and H = Vᵀ M⁻¹ F M⁻¹ V, C x C, and updates them by the low-rank
+    change of every pick; adding the row lowers the trace by tr(H (I + G)⁻¹). This gain is not
+    submodular, so every row is evaluated at every step. Removals touch the picks alone and happen
+    on the driver. Runners-up are rows that the forward pass never took.
+
+    Args:
+        log_probs: column ``[N, C]``; None is the regression form, I(x) = h hᵀ / noise².
+        embedding: column ``[N, D]``, the input of the last linear layer.
+        oversample: forward picks per item of the batch; 1 leaves out the removals.
+        ridge: multiple of the identity in M.
+        labeled_weight: sum: labeled rows count as candidates do; mean: all of them together as
+            one row; release: mean * L / (L + k), and candidates k / (L + k), as the authors' code.
+        rank: keep this many most probable labels of each row; 0 keeps all.
+        block_diagonal: leave out the information between classes.
+        noise: standard deviation of the regression form.
+    """
+
+    log_probs: str | None = "log_probs"
+    embedding: str = "embedding"
+    oversample: Annotated[int, Ge(1)] = 2
+    ridge: Annotated[float, Gt(0)] = 1.0
+    labeled_weight: LabeledWeight = "release"
+    rank: Annotated[int, Ge(0)] = 0
+    block_diagonal: bool = False
+    noise: Annotated[float, Gt(0)] = 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The factors' columns."""
+        return (self.embedding,) if self.log_probs is None else (self.log_probs, self.embedding)
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Labeled and pending rows carry information already."""
+        return self.needs
+
+    def target(self, k: int) -> int:
+        """Return the length of the forward pass."""
+        return self.oversample * k
+
+    def block(self, progress: Progress) -> int:
+        """Return one: every pick changes every gain."""
+        return 1
+
+    def begin(self, tile: Tile, seed: int) -> None:
+        """Keep the factors of rows that may be picked, padded to a multiple of PAD."""
+        rows = np.flatnonzero(tile.eligible)
+        index = torch.from_numpy(rows)
+        pad = -len(rows) % PAD
+        factor, h = self._factors({n: tile.columns[n][index] for n in self.needs})
+        h = torch.cat([h, h.new_zeros((pad, h.shape[1]))])
+        width, size = factor.shape[2], factor.shape[1]
+        rows_first = factor.transpose(1, 2)
+        factor = torch.cat([rows_first, h.new_zeros((pad, width, size))]).transpose(1, 2)
+        tile.state.update(rows=rows, h=h, factor=factor)
+
+    def summarize(self, tile: Tile, message: Any) -> Any:
+        """Return (rows, largest |information| of a row), then the tile's sum as integers.
+
+        Floating sums depend on their order, so tiles are summed as int64 multiples of a power of
+        two agreed for the whole pool: exact, in any order. The sum of rows bounds every entry, so
+        nothing overflows; what is lost is at most 2^-61 of that bound per tile.
+        """
+        factor, h = tile.state["factor"], tile.state["h"]
+        if message is None:
+            size = (factor**2).sum(dim=(1, 2)) * (h**2).sum(dim=1)  # the trace of I(x)
+            return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
+        blocks = fisher_blocks(factor, h).numpy()
+        return np.rint(np.ldexp(blocks, message)).astype(np.int64)
+
+    def combine(self, first: Any, second: Any) -> Any:
+        """Add integers, and take the larger bound."""
+        if isinstance(first, tuple):
+            return first[0] + second[0], max(first[1], second[1])
+        return first + second
+
+    def reduce(self, total: Any, progress: Progress) -> int | None:
+        """Agree on the unit of the integers, then keep the pool's sum."""
+        state = progress.state
+        if isinstance(total, tuple):
+            state["rows"] = total[0]
+            state["unit"] = BITS - int(np.frexp(max(total[0] * total[1], 1e-300))[1])
+            return int(state["unit"])
+        state["pool"] = np.ldexp(total.astype(np.float64), -state["unit"])
+        return None
+
+    def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
+        """Form M and F, and send what the rows' first forms need."""
+        state = progress.state
+        if "pool" not in state:
+            return []
+        pool = torch.from_numpy(state["pool"])
+        size = int(np.sqrt(2 * len(pool)))
+        labeled, count = torch.zeros_like(pool), 0
+        if all(name in context for name in self.needs):
+            count = len(context[self.embedding])
+            for start in range(0, count, TILE_ROWS):
+                part = {n: context[n][start : start + TILE_ROWS] for n in self.needs}
+                labeled += fisher_blocks(*self._factors(part))
+        fisher = from_blocks((pool + labeled) / max(state["rows"] + count, 1), size)
+        known, weight = self._weights(count, progress.k)
+        matrix = from_blocks(labeled * known, size)
+        matrix.diagonal().add_(self.ridge)
+        state.update(information=Information(matrix, fisher), scale=np.sqrt(weight), picks=[])
+        return [self._restart(state["information"], scale=state["scale"])]
+
+    def gain(self, tile: Tile) -> Floats:
+        """Return by how much each row would lower the trace."""
+        state, values = tile.state, np.zeros(len(tile.keys))
+        if len(rows := state["rows"]):
+            values[rows] = trace_decrease(state["g"], state["half"])[: len(rows)].numpy()
+        return values
+
+    def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
+        """Take the row that lowers the trace most."""
+        if len(proposal) == 0:
+            return None
+        state = progress.state
+        factor, h = self._factors({n: proposal.columns[n][:1] for n in self.needs})
+        factor = factor * state["scale"]
+        state["picks"].append((factor[0], h[0]))
+        information: Information = state["information"]
+        directions = information.step(factor[0], h[0], 1.0)
+        columns: dict[str, Any] = {"directions": directions.numpy()}
+        if len(state["picks"]) % REFRESH == 0:
+            information.refreshed()
+            columns = dict(self._restart(information).columns)
+        return Commit(proposal.keys[:1], proposal.priority[:1, 0], columns)
+
+    def commit(self, tile: Tile, commit: Commit) -> None:
+        """Update each row's forms, or compute them anew."""
+        state, columns = tile.state, commit.columns
+        if len(state["rows"]) == 0:
+            return
+        if "scale" in columns:
+            state["factor"] = state["factor"] * columns["scale"]
+        factor, h = state["factor"], state["h"]
+        if "inverse" in columns:
+            state["g"] = forms(factor, h, torch.from_numpy(columns["inverse"]))
+            state["half"] = forms(factor, h, torch.from_numpy(columns["middle"]))
+            return
+        directions = torch.from_numpy(columns["directions"])
+        updated(state["g"], state["half"], projected(factor, h, directions), 1.0)
+
+    def finish(self, progress: Progress) -> list[int]:
+        """Remove picks, each time the one that raises the trace least, until k are left.
+
+        Of equals the one with the larger key goes.
+        """
+        kept = list(range(len(progress.keys)))
+        if len(kept) <= progress.k:
+            return kept
+        information: Information = progress.state["information"]
+        factor = torch.stack([f for f, _ in progress.state["picks"]])
+        h = torch.stack([x for _, x in progress.state["picks"]])
+        keys = np.array(progress.keys, dtype=np.uint64)
+        for removed in range(len(kept) - progress.k):
+            if removed % REFRESH == 0:
+                information.refreshed()
+                g = forms(factor, h, information.inverse)
+                half = forms(factor, h, information.middle())
+            cost = trace_increase(g[kept], half[kept]).numpy()
+            gone = kept.pop(int(np.lexsort((~keys[kept], cost))[0]))
+            directions = information.step(factor[gone], h[gone], -1.0)
+            # W = M⁻¹ F Z + Z K / 2, and both forms grow
+            updated(g, half, projected(factor, h, directions), -1.0)
+        return kept
+
+    def _factors(self, columns: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the class parts ``[T, Q, w]`` and the embedding ``[T, D]``, float64."""
+        h = torch.as_tensor(columns[self.embedding]).double()
+        if self.log_probs is None:
+            return h.new_full((len(h), 1, 1), 1.0 / self.noise), h
+        log_probs = torch.as_tensor(columns[self.log_probs])
+        return class_factors(log_probs, self.rank, self.block_diagonal), h
+
+    def _weights(self, labeled: int, k: int) -> tuple[float, float]:
+        """Return what one labeled row and one candidate count in M."""
+        if self.labeled_weight == "sum" or labeled == 0:
+            return 1.0, 1.0
+        if self.labeled_weight == "mean":
+            return 1.0 / labeled, 1.0
+        return 1.0 / (labeled + k), k / (labeled + k)
+
+    def _restart(self, information: Information, **more: Any) -> Commit:
+        matrices = {"inverse": information.inverse.numpy(), "middle": information.middle().numpy()}
+        return Commit(np.zeros(0, np.uint64), np.zeros(0), {**matrices, **more})

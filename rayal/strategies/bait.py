@@ -1,0 +1,76 @@
+"""BAIT: label the batch that leaves the least variance over the whole pool.
+
+Source: Ash, Goel, Krishnamurthy & Kakade, NeurIPS 2021, "Gone fishing: neural active learning with
+Fisher embeddings", algorithm 1: greedy on tr(M⁻¹ F) with the Fisher information of the last linear
+layer, forward to twice the batch, then backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from rayal.registry import strategies
+from rayal.selection.fisher import Fisher, LabeledWeight
+from rayal.signals import Embedding, LogProbs, Signal
+from rayal.strategies.base import Ctx, Strategy
+from rayal.types import Columns
+
+
+@strategies.register("bait")
+@dataclass(frozen=True)
+class BAIT(Strategy):
+    """Label the items that together lower the model's variance over the pool the most.
+
+    Pending items (offered or leased) count as labeled ones: their label is on its way, and the
+    Fisher information does not depend on it.
+
+    Args:
+        members: trained networks; probabilities and embedding are those of the first.
+        oversample: forward picks per item of the batch; the surplus is removed backward.
+        ridge: multiple of the identity in M; not transferable between labeled_weight's values.
+        labeled_weight: sum: a labeled item counts as a candidate does; mean: all of them together
+            as one; release: mean * L / (L + k), and candidates k / (L + k), as the authors' code.
+        rank: keep the information of this many most probable labels of an item; 0 keeps all.
+        block_diagonal: leave out the information between classes.
+    """
+
+    oversample: Annotated[int, Ge(1)] = 2
+    ridge: Annotated[float, Gt(0)] = 1.0
+    labeled_weight: LabeledWeight = "release"
+    rank: Annotated[int, Ge(0)] = 0
+    block_diagonal: bool = False
+
+    carry: ClassVar[tuple[str, ...]] = ("log_probs.0", "embedding")
+    context: ClassVar[tuple[str, ...]] = ("log_probs.0", "embedding")
+    taxonomy: ClassVar[str] = "informativeness"
+    source: ClassVar[str] = "Ash et al., NeurIPS 2021, algorithm 1"
+    departures: ClassVar[str] = (
+        "classes are rotated to drop the null direction of the Fisher information, and forms per "
+        "item replace its factors: the same traces; pending items count as labeled; the embedding "
+        "carries no bias column unless the network's has one, as in the authors' code"
+    )
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Return probabilities and embedding of the same member."""
+        return (LogProbs(member=0), Embedding(member=0))
+
+    def score(self, s: Columns) -> Tensor:
+        """Return the trace of the item's Fisher information, (1 - |p|²) |h|²."""
+        probs = s["log_probs.0"].double().exp()
+        spread = (1.0 - (probs * probs).sum(dim=1)).clamp_min(0.0)
+        return spread * (s["embedding"].double() ** 2).sum(dim=1)
+
+    def objective(self, ctx: Ctx) -> Fisher:
+        """Return the greedy on the trace, with labeled and pending items as information held."""
+        return Fisher(
+            log_probs="log_probs.0",
+            oversample=self.oversample,
+            ridge=self.ridge,
+            labeled_weight=self.labeled_weight,
+            rank=self.rank,
+            block_diagonal=self.block_diagonal,
+        )
