@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rayal.engine.pool import Part, Pool
-from rayal.engine.shards import column_array, column_tensor
+from rayal.engine.shards import BORROWED, borrowed_from, column_array, column_tensor
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError, ScoreError
 from rayal.failpoints import failpoint
@@ -45,6 +45,11 @@ class ScanOptions:
     batch: int = 64
     precision: str = "fp32"
     device: str = "cpu"
+
+    @property
+    def width(self) -> int:
+        """Rows of a padded pass."""
+        return -(-self.batch // PAD) * PAD
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,14 @@ class Scan:
         """The columns that are written besides the score."""
         reads = (name for signal in self.learner.reads() for name in signal.names())
         return tuple(dict.fromkeys((*self.strategy.carry, *self.strategy.context, *reads)))
+
+    @property
+    def borrowed(self) -> tuple[str, ...]:
+        """Kept columns that the pool's parts hold already: they are read there, not written."""
+        column = self.committee.task.column
+        if column not in self.kept or not self.committee.net(0).embeds_input:
+            return ()
+        return (column,)
 
     def columns_hash(self) -> str:
         """Return the hash of everything that the columns' bits depend on."""
@@ -178,10 +191,13 @@ class Scan:
         table = {"key": pa.array(keys)}
         if score is not None:
             table["score"] = column_array(score)
-        table |= {name: column_array(columns[name]) for name in self.kept}
+        written = [name for name in self.kept if name not in self.borrowed]
+        table |= {name: column_array(columns[name]) for name in written}
         file = self._name(part, "")
         failpoint("scan.write")
         metadata = {"version": FORMAT_VERSION, "part": part.part, "columns": self.columns_hash()}
+        if self.borrowed:
+            metadata[BORROWED] = borrowed_from(file, part.file, self.borrowed)
         write_part(Path(self.pool.root) / file, pa.table(table), metadata)
         low, high = (float("nan"),) * 2
         if score is not None and len(score):
@@ -231,14 +247,14 @@ def signals_of(
     options: ScanOptions,
 ) -> dict[str, Tensor]:
     """Compute signals of decoded rows ``[N, …]``, in batches padded to one width."""
-    width = -(-options.batch // PAD) * PAD
+    width = options.width
     device = torch.device(options.device)
     bf16 = options.precision == "bf16"
     collected: dict[str, list[Tensor]] = {}
     for start in range(0, len(ids), options.batch):
         at = slice(start, start + options.batch)
         count = len(ids[at])
-        padded = _padded(raw[at], width).to(device)
+        padded = padded_rows(raw[at], width).to(device)
         here = np.pad(keys[at], (0, width - count))
         x = committee.task.transform(padded, committee.statistics)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -248,7 +264,8 @@ def signals_of(
     return {name: torch.cat(parts) for name, parts in collected.items()}
 
 
-def _padded(x: Tensor, rows: int) -> Tensor:
+def padded_rows(x: Tensor, rows: int) -> Tensor:
+    """Return ``rows`` rows, zeros behind those of ``x``."""
     if len(x) == rows:
         return x
     return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
