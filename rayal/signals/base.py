@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayal.errors import NeedsError, ScoreError
-from rayal.models.base import no_embedding
+from rayal.models.base import TaskNet, no_embedding
 from rayal.models.committee import Committee
 from rayal.models.dropout import dropout_masks, evaluating
 from rayal.types import Keys
@@ -104,7 +104,7 @@ class Forward:
             net = self.committee.net(member)
             trunk = self._trunk(member)
             with evaluating(net):
-                return net.answer(trunk.clone(), net.stochastic_from or 0)
+                return net.answer(_own(trunk, net), net.stochastic_from or 0)
 
         return self._once(("answer", member), answer)
 
@@ -114,7 +114,7 @@ class Forward:
         def trunk() -> Tensor:
             net = self.committee.net(member)
             with evaluating(net):
-                x = _as_weights(self.x, net).clone(memory_format=torch.preserve_format)
+                x = _own(_as_weights(self.x, net), net)
                 return net.run(x, 0, net.stochastic_from or 0)
 
         return self._once(("trunk", member), trunk)
@@ -201,6 +201,11 @@ def _as_weights(x: Tensor, net: torch.nn.Module) -> Tensor:
     """Return rows in the type of a network's weights."""
     weight = next((p for p in net.parameters() if p.is_floating_point()), None)
     return x if weight is None else x.to(weight.dtype)
+
+
+def _own(x: Tensor, net: TaskNet) -> Tensor:
+    """Return a copy that a network's stages may work in place on; a linear model has none."""
+    return x if net.embeds_input else x.clone(memory_format=torch.preserve_format)
 
 
 @contextmanager

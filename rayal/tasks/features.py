@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ class FeaturesTask(Task):
         return (self.width,)
 
     def decode(self, rows: pa.Table) -> Tensor:
-        """Return the embeddings, float32 ``[N, D]``.
+        """Return the embeddings, float32 ``[N, D]``: of one chunk a view of the file.
 
         Raises:
             PoolError: rows have embeddings of another width.
@@ -55,8 +56,10 @@ class FeaturesTask(Task):
                 " remove the storage root's columns, and run again"
             )
         values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in column.chunks]
-        flat = np.concatenate(values) if values else np.zeros(0, np.float32)
-        return torch.from_numpy(flat.reshape(-1, self.width))
+        flat = values[0] if len(values) == 1 else np.concatenate([np.zeros(0, np.float32), *values])
+        with warnings.catch_warnings():  # read-only memory: no network works in place on its input
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(flat.reshape(-1, self.width))
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         """Return no constants: the transform is the identity.
