@@ -54,11 +54,43 @@ class TaskSettings(Section):
 class ModelSettings(Section):
     """The networks that are trained."""
 
-    network: Text = key("small_cnn", "registered network, or module:factory")
-    params: dict[str, Any] = key({}, "keyword arguments of the network's factory")
+    network: Text | None = key(None, "registered network, or module:factory; null: small_cnn")
+    params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
+    backbone: Text | None = key(
+        None, "efficientnet_lite0, torchvision:NAME, timm:NAME or module:factory, with frozen: true"
+    )
+    weights: Text | None = key(None, "local file of the backbone's weights, or random")
+    frozen: bool = key(False, "embed the pool once with the backbone, and train a head")
+    head: Literal["linear", "mlp"] | None = key(None, "on a backbone: linear | mlp; null: linear")
     members: Count = key(1, "networks in the committee")
     quorum: Count | None = key(None, "members that suffice where workers are lost; null: all")
     threads_per_model: Count = key(1, "torch threads; part of the model's hash")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSettings:
+        if self.backbone is None:
+            for name in ("weights", "frozen", "head"):
+                if getattr(self, name):
+                    raise SettingsError(
+                        f"model.{name} is {getattr(self, name)!r} without a backbone; name one: "
+                        "model: {backbone: efficientnet_lite0, …}, or leave it out"
+                    )
+        elif self.network is not None:
+            raise SettingsError(
+                f"model.network {self.network!r} and model.backbone {self.backbone!r} are both "
+                "given; a backbone is answered by a head: leave network out, and set head"
+            )
+        elif not self.frozen:
+            raise SettingsError(
+                "model.backbone trains a head on fixed embeddings, and its own weights are not "
+                "fine-tuned; set model.frozen to true, or train a network from scratch"
+            )
+        elif self.weights is None:
+            raise SettingsError(
+                "model.weights is missing; give the file of the backbone's weights, or say "
+                "`weights: random`: nothing is downloaded"
+            )
+        return self
 
 
 class LearnerSettings(Named):

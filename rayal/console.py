@@ -33,7 +33,14 @@ from rayal.strategies.base import TAXONOMY
 
 out = Console()
 err = Console(stderr=True)
-_UNITS = {"train": "steps", "scan": "rows", "evaluate": "rows", "select": "picks", "ingest": "rows"}
+_UNITS = {
+    "train": "steps",
+    "embed": "rows",
+    "scan": "rows",
+    "evaluate": "rows",
+    "select": "picks",
+    "ingest": "rows",
+}
 
 
 class _Rate(ProgressColumn):

@@ -14,6 +14,8 @@ from collections import Counter
 NAMES = (
     "ingest.part",
     "ingest.commit",
+    "embed.write",
+    "embed.commit",
     "train.epoch",
     "scan.write",
     "scan.commit",

@@ -329,3 +329,24 @@ def test_search_ranges_beside_bounds_do_no_harm() -> None:
 
     assert [p.bounds for p in parameters(Ranged)] == [("> 0",)]
     assert build(Ranged, {"rate": 0.2}, "here").rate == 0.2
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{frozen: true}", "model.frozen is True without a backbone"),
+        ("{weights: random}", "model.weights is 'random' without a backbone"),
+        ("{head: mlp}", "model.head is 'mlp' without a backbone"),
+        ("{backbone: b, weights: random, frozen: true, network: mlp}", "are both given"),
+        ("{backbone: b, weights: random}", "set model.frozen to true"),
+        ("{backbone: b, frozen: true}", "say `weights: random`: nothing is downloaded"),
+        ("{backbone: b, frozen: true, weights: random, head: deep}", "allowed: 'linear' or 'mlp'"),
+    ],
+)
+def test_backbone_settings_that_do_not_fit_are_refused(model: str, message: str) -> None:
+    assert message in refusal(BASE, f"model={model}")
+
+
+def test_backbone_settings_load_back_equal() -> None:
+    settings = load(BASE, ["model={backbone: b, frozen: true, weights: random, head: mlp}"])
+    assert load(yaml.safe_load(settings.to_yaml())) == settings

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rayal.engine.embed import Inputs, embedded
 from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
@@ -65,6 +66,7 @@ class Project(Stages):
         self.spec = ProjectSpec.from_json(row.settings)
         self.pool = Pool.open(self.root, row.pool)
         self.task = task_of(self.pool, self.spec.task)
+        self.inputs = Inputs(self.pool, self.task)
         self.executor = executor
         self._report = report or (lambda stage, done, total: None)
 
@@ -258,6 +260,7 @@ class Project(Stages):
         pool = Pool.open(self.root, self.pool.name, snapshot)
         if pool.snapshot != self.pool.snapshot:
             self.pool, self.task = pool, task_of(pool, self.spec.task)
+            self.inputs = Inputs(self.pool, self.task)
 
     def _unfinished(self, round: int) -> bool:
         return self.ledger.stage(self.name, round, "select") is None
@@ -275,6 +278,8 @@ class Project(Stages):
         begun = self.ledger.rounds(self.name)[round]
         self._reopen(begun.snapshot)
         labels = self.ledger.resolved(self.name, begun.labels_seq)
+        if self.spec.backbone is not None:
+            self.inputs = embedded(self, round)
         training = Training.of(self, labels, round)
         self._stage_once(round, "prepare", {"labels": len(training.ids)})
         started = time.perf_counter()
@@ -291,5 +296,5 @@ class Project(Stages):
             output = {"model": training.hash, "members": self.spec.committee_size}
             if committee.members != tuple(range(self.spec.committee_size)):
                 output["used"] = list(committee.members)  # the others were lost
-            self._finish(round, "train", output, started)
+            self.finish(round, "train", output, started)
         return committee

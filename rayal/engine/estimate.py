@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rayal.engine.embed import head_task
 from rayal.engine.executor import RayOptions
 from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
@@ -60,9 +61,11 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
     """
     cores = options.cpus or os.cpu_count() or 1
     times: dict[str, tuple[float, float]] = {}
+    embedded: set[tuple[str, str]] = set()
     local, ray = 0.0, RAY_START
     for spec, pool in cells:
-        key = repr((spec.network, spec.learner, spec.scan, spec.threads_per_model, pool.name))
+        key = repr((spec.network, spec.backbone, spec.learner, spec.scan, spec.threads_per_model))
+        key += pool.name
         if key not in times:
             times[key] = _measured(spec, pool)
         row, step = times[key]
@@ -77,12 +80,17 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
         parts = max(1, len(pool.parts_of("pool")))
         shared = (scan + test) * math.ceil(parts / at_once) / parts
         ray += rounds * (train * waves + shared + RAY_ROUND)
+        if spec.backbone is not None and (pool.name, spec.backbone.hash) not in embedded:
+            embedded.add((pool.name, spec.backbone.hash))
+            seconds = (len(pool) + pool.rows("test")) * _embedding_time(spec, pool)
+            local += seconds
+            ray += seconds * math.ceil(len(pool.parts) / at_once) / len(pool.parts)
     return Estimate(local, ray, cores)
 
 
 def _measured(spec: ProjectSpec, pool: Pool) -> tuple[float, float]:
     """Return the seconds of one scanned row and of one training step."""
-    task = task_of(pool, spec.task)
+    task = head_task(spec, task_of(pool, spec.task))
     net = spec.network.build(task, torch.device("cpu"), seed=0)
     with torch_threads(spec.threads_per_model):
         x = torch.zeros((spec.scan.batch, *task.input_shape))
@@ -91,6 +99,16 @@ def _measured(spec: ProjectSpec, pool: Pool) -> tuple[float, float]:
         batch = torch.zeros((spec.learner.batch, *task.input_shape))
         step = _seconds(lambda: net.train()(batch).sum().backward())
     return row, step
+
+
+def _embedding_time(spec: ProjectSpec, pool: Pool) -> float:
+    """Return the seconds in which the backbone embeds one row."""
+    assert spec.backbone is not None
+    shape = task_of(pool, spec.task).input_shape
+    backbone = spec.backbone.build(shape)
+    x = torch.zeros((spec.scan.batch, *shape))
+    with torch_threads(spec.threads_per_model), torch.inference_mode():
+        return _seconds(lambda: backbone(x)) / spec.scan.batch
 
 
 def _seconds(work: Callable[[], object]) -> float:

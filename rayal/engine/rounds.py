@@ -9,17 +9,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
 from rayal.engine.pool import Part, Pool
-from rayal.engine.scan import Scan, ScannedPart, options_record
+from rayal.engine.reconcile import reconcile, spread
+from rayal.engine.scan import Scan, ScannedPart, ScanOptions, options_record
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
@@ -32,7 +34,7 @@ from rayal.selection.greedy import Chosen, choose
 from rayal.selection.objective import Objective, Proposal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
-from rayal.types import Keys, id_keys
+from rayal.types import TILE_ROWS, Keys, id_keys
 
 Report = Callable[[str, int, int], None]
 Truth = Callable[[Sequence[str]], Sequence[Label]]
@@ -49,10 +51,18 @@ class Stages:
     spec: ProjectSpec
     pool: Pool
     task: Task
+    inputs: Inputs
     executor: Executor
     _report: Report
 
-    def _finish(self, round: int, stage: str, output: Mapping[str, Any], started: float) -> None:
+    @property
+    def options(self) -> ScanOptions:
+        """How networks run over their inputs; heads go over cached embeddings tile by tile."""
+        tiles = self.spec.backbone is not None
+        return replace(self.spec.scan, batch=TILE_ROWS) if tiles else self.spec.scan
+
+    def finish(self, round: int, stage: str, output: Mapping[str, Any], started: float) -> None:
+        """Record that a stage is done."""
         seconds = time.perf_counter() - started
         self.ledger.finish_stage(self.name, round, stage, output, seconds=seconds)
 
@@ -75,8 +85,8 @@ class Stages:
             return
         started = time.perf_counter()
         known = truth or self._ledger_truth()
-        parts = () if known is None else self.pool.parts_of("test")
-        job = Evaluation(self.pool, committee, self.spec.scan)
+        parts = () if known is None else self.inputs.pool.parts_of("test")
+        job = Evaluation(self.inputs.pool, committee, self.options)
         made = dict(self._map("evaluate", job, parts, parts))
         log_probs, targets = [], []
         for part in parts:
@@ -88,7 +98,7 @@ class Stages:
         if targets:
             metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
         items = sum(part.rows for part in parts)
-        self._finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
+        self.finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
 
     def _map(
         self, stage: str, job: PartJob[Any], parts: Sequence[Part], every: Sequence[Part]
@@ -117,8 +127,9 @@ class Stages:
 
     def _scan(self, round: int, committee: Committee) -> tuple[Scan, list[Path]]:
         """Compute and commit the columns of every part; return where they lie."""
-        scan = Scan(self.pool, committee, self.spec.strategy, self.spec.learner, self.spec.scan)
-        parts = self.pool.parts_of("pool")
+        pool, spec = self.inputs.pool, self.spec
+        scan = Scan(pool, committee, spec.strategy, spec.learner, self.options)
+        parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
             return scan, [self.root / part.file for part in parts]
@@ -126,27 +137,34 @@ class Stages:
         done = self.ledger.columns(hash)
         started = time.perf_counter()
         missing = [part for part in parts if part.part not in done]
-        results = list(self._commit_parts(round, scan, missing, parts))
+        results = list(self.commit_parts(round, "scan", scan, missing=missing, parts=parts))
         if self.ledger.stage(self.name, round, "scan") is None:
-            spread = _spread(results) if len(results) == len(parts) else {}
+            scores = spread(results) if len(results) == len(parts) else {}
             rows = sum(part.rows for part in parts)
-            output = {"columns": hash, "rows": rows, **spread}
-            self._finish(round, "scan", output, started)
+            output = {"columns": hash, "rows": rows, **scores}
+            self.finish(round, "scan", output, started)
         committed = self.ledger.columns(hash)
         return scan, [self.root / committed[part.part].file for part in parts]
 
-    def _commit_parts(
-        self, round: int, scan: Scan, missing: Sequence[Part], parts: Sequence[Part]
+    def commit_parts(
+        self,
+        round: int,
+        stage: str,
+        job: Scan | Embed,
+        *,
+        missing: Sequence[Part],
+        parts: Sequence[Part],
     ) -> Iterator[ScannedPart]:
-        hash, of = scan.columns_hash(), {part.part: part for part in missing}
-        for result in self._map("scan", scan, missing, parts):
-            _reconcile(of.pop(result.part), result)
-            failpoint("scan.commit")
+        """Let the executor work on missing parts, commit each as it is done, and yield it."""
+        hash, of = job.columns_hash(), {part.part: part for part in missing}
+        for result in self._map(stage, job, missing, parts):
+            reconcile(of.pop(result.part), result)
+            failpoint(f"{stage}.commit")
             row = ColumnsPart(hash, result.part, result.file, result.rows, result.key_sum)
             self.ledger.commit_columns(self.name, round, row)
             yield result
         if of:
-            raise StorageError(f"the scan gave nothing for parts {sorted(of)}; run it again")
+            raise StorageError(f"the {stage} gave nothing for parts {sorted(of)}; run it again")
 
     def _stage_once(self, round: int, stage: str, output: Mapping[str, Any]) -> None:
         if self.ledger.stage(self.name, round, stage) is None:
@@ -197,6 +215,8 @@ class Stages:
             "candidates": n,
             "scan": options_record(self.spec.scan),
         }
+        if self.spec.backbone is not None:
+            provenance["backbone"] = self.spec.backbone.hash
         self._commit_selection(round, picks, others, provenance, started)
 
     def _greedy(
@@ -266,24 +286,3 @@ class Stages:
             output={} if round == INITIAL else {"picks": len(picks)},
             seconds=time.perf_counter() - started,
         )
-
-
-def _reconcile(part: Part, result: ScannedPart) -> None:
-    if (result.rows, result.key_sum) != (part.rows, part.key_sum):
-        raise StorageError(
-            f"the scan of part {part.part} gave {result.rows} rows, the part has {part.rows}; "
-            "items were lost or doubled"
-        )
-
-
-def _spread(results: Sequence[ScannedPart]) -> dict[str, Any]:
-    """Return the scores' range, with a warning where all are equal."""
-    low = min((r.low for r in results if not math.isnan(r.low)), default=None)
-    high = max((r.high for r in results if not math.isnan(r.high)), default=None)
-    if low is None or high is None:
-        return {}
-    spread = {"score_low": low, "score_high": high}
-    finite: dict[str, Any] = {n: v for n, v in spread.items() if math.isfinite(v)}
-    if low == high:
-        finite["warning"] = "all scores are equal: the choice among them is by item key alone"
-    return finite

@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from rayal.engine.pool import Part, Pool
-from rayal.engine.shards import column_array, column_tensor
+from rayal.engine.score import score_tiles
+from rayal.engine.shards import BORROWED, borrowed_from, column_array, column_tensor
 from rayal.engine.storage import read_mapped, write_part
-from rayal.errors import NeedsError, ScoreError
+from rayal.errors import NeedsError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
@@ -52,6 +54,11 @@ class ScanOptions:
     precision: str = "fp32"
     device: str = "cpu"
     compile: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows of a padded pass."""
+        return -(-self.batch // PAD) * PAD
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,14 @@ class Scan:
         reads = (name for signal in self.learner.reads() for name in signal.names())
         return tuple(dict.fromkeys((*self.strategy.carry, *self.strategy.context, *reads)))
 
+    @property
+    def borrowed(self) -> tuple[str, ...]:
+        """Kept columns that the pool's parts hold already: they are read there, not written."""
+        column = self.committee.task.column
+        if column not in self.kept or not self.committee.net(0).embeds_input:
+            return ()
+        return (column,)
+
     def columns_hash(self) -> str:
         """Return the hash of everything that the columns' bits depend on."""
         return digest(
@@ -138,13 +153,15 @@ class Scan:
         return self._write(part, self.columns_of(part, report))
 
     def columns_of(self, part: Part, report: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Return the part's keys, signals and score, without writing them."""
+        """Return the part's keys, signals (but borrowed ones) and score, without writing them."""
         table = self.pool.read(part)
         keys = table.column("key").to_numpy()
-        signals = run_signals(
-            self.committee, self.signals, table, keys=keys, options=self.options, report=report
-        )
-        return self._scored(table, signals)
+        ask = partial(run_signals, self.committee, self.signals, options=self.options)
+        tiles = []
+        for start in range(0, len(keys), TILE_ROWS):  # so no more than a tile of them is held
+            rows, here = table.slice(start, TILE_ROWS), keys[start : start + TILE_ROWS]
+            tiles.append(self._scored(rows, ask(rows, keys=here, report=report)))
+        return {"key": keys, **_joined(tiles)}
 
     # -- the same in three steps, where decoding and forward passes have workers of their own ------
 
@@ -169,12 +186,14 @@ class Scan:
         paths = [Path(self.pool.root) / pieces[start] for start in sorted(pieces)]
         joined = pa.concat_tables([read_mapped(path) for path in paths]).combine_chunks()
         signals = {n: column_tensor(joined.column(n).chunk(0)) for n in joined.column_names}
-        return self._write(part, self._scored(self.pool.read(part), signals))
-
-    def _scored(self, table: pa.Table, signals: Mapping[str, Tensor]) -> dict[str, Any]:
-        score = _score_tiles(self.strategy, Columns(signals, table.column("id").to_pylist()))
+        table = self.pool.read(part)
         keys = table.column("key").to_numpy()
-        return {"key": keys, **signals, **({} if score is None else {"score": score})}
+        return self._write(part, {"key": keys, **self._scored(table, signals)})
+
+    def _scored(self, table: pa.Table, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        score = score_tiles(self.strategy, Columns(signals, table.column("id").to_pylist()))
+        written = {n: column for n, column in signals.items() if n not in self.borrowed}
+        return written if score is None else {**written, "score": score}
 
     def _name(self, part: Part, kind: str) -> str:
         unique = uuid.uuid4().hex[:8]
@@ -186,10 +205,13 @@ class Scan:
         table = {"key": pa.array(keys)}
         if score is not None:
             table["score"] = column_array(score)
-        table |= {name: column_array(columns[name]) for name in self.kept}
+        written = [name for name in self.kept if name not in self.borrowed]
+        table |= {name: column_array(columns[name]) for name in written}
         file = self._name(part, "")
         failpoint("scan.write")
         metadata = {"version": FORMAT_VERSION, "part": part.part, "columns": self.columns_hash()}
+        if self.borrowed:
+            metadata[BORROWED] = borrowed_from(file, part.file, self.borrowed)
         write_part(Path(self.pool.root) / file, pa.table(table), metadata)
         low, high = (float("nan"),) * 2
         if score is not None and len(score):
@@ -228,7 +250,7 @@ def run_signals(
             collected.setdefault(name, []).append(value)
         if report is not None:
             report(len(ids))
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+    return {name: _whole(parts) for name, parts in collected.items()}
 
 
 def signals_of(
@@ -241,7 +263,7 @@ def signals_of(
     options: ScanOptions,
 ) -> dict[str, Tensor]:
     """Compute signals of decoded rows ``[N, …]``, in batches padded to one width."""
-    width = -(-options.batch // PAD) * PAD
+    width = options.width
     device = torch.device(options.device)
     bf16 = options.precision == "bf16"
     committee.move(options.device)
@@ -249,7 +271,7 @@ def signals_of(
     for start in range(0, len(ids), options.batch):
         at = slice(start, start + options.batch)
         count = len(ids[at])
-        padded = _padded(raw[at], width).to(device)
+        padded = padded_rows(raw[at], width).to(device)
         here = np.pad(keys[at], (0, width - count))
         x = committee.task.transform(padded, committee.statistics)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -258,35 +280,22 @@ def signals_of(
             )
             for name, value in compute(signals, batch).items():
                 collected.setdefault(name, []).append(value[:count].cpu())
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+    return {name: _whole(parts) for name, parts in collected.items()}
 
 
-def _padded(x: Tensor, rows: int) -> Tensor:
+def _joined(tiles: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: _whole([tile[name] for tile in tiles]) for name in tiles[0]}
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def padded_rows(x: Tensor, rows: int) -> Tensor:
+    """Return ``rows`` rows, zeros behind those of ``x``."""
     if len(x) == rows:
         return x
     return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
-
-
-def _score_tiles(strategy: Strategy, columns: Columns) -> Tensor | None:
-    """Score tile by tile, so that the bits do not depend on the scan's batch size."""
-    if not columns:
-        return None
-    scores = []
-    for start in range(0, len(columns.ids), TILE_ROWS):
-        stop = start + TILE_ROWS
-        tile = Columns({n: c[start:stop] for n, c in columns.items()}, columns.ids[start:stop])
-        score = strategy.score(tile)
-        if score is None:
-            return None
-        bad = torch.isnan(score.reshape(len(score), -1)).any(dim=1)
-        if bad.any():
-            item = tile.ids[int(torch.nonzero(bad)[0])]
-            raise ScoreError(
-                f"{type(strategy).__name__} scored item {item!r} NaN; look at its row with "
-                "`rayal why`, and at the model's loss"
-            )
-        scores.append(score.double())
-    return torch.cat(scores)
 
 
 def options_record(options: ScanOptions) -> dict[str, Any]:

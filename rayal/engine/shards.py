@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,32 @@ from rayal.errors import StorageError
 from rayal.selection.objective import Tile, cut_tiles
 from rayal.types import Keys, key_sum
 
+BORROWED = "borrowed"  # metadata of a column part: column to the file, beside it, that holds it
+
+
+def borrowed_from(file: str, holder: str, columns: Sequence[str]) -> str:
+    """Return the metadata by which ``file`` says that ``holder`` has some of its columns.
+
+    Args:
+        file: the column part, relative to the storage root.
+        holder: a file of the same rows in the same order, relative to the storage root.
+        columns: the columns.
+    """
+    path = os.path.relpath(holder, os.path.dirname(file))
+    return json.dumps(dict.fromkeys(columns, path))
+
+
+def open_columns(path: Path) -> pa.Table:
+    """Return a column part, memory-mapped, with the columns that it borrows from another file."""
+    table = read_mapped(path)
+    borrowed = json.loads(table.schema.metadata.get(BORROWED.encode(), b"{}"))
+    for name, file in borrowed.items():
+        column = read_mapped(path.parent / file).column(name)
+        if len(column) != table.num_rows:
+            raise StorageError(f"{path} has {table.num_rows} rows, {file} has {len(column)}")
+        table = table.append_column(name, column)
+    return table
+
 
 def open_tiles(path: Path, needs: Sequence[str], excluded: Keys) -> list[Tile]:
     """Return the tiles of one committed column part; rows with an excluded key are not eligible.
@@ -28,7 +56,7 @@ def open_tiles(path: Path, needs: Sequence[str], excluded: Keys) -> list[Tile]:
         needs: columns to open; a part without one of them is a StorageError.
         excluded: uint64, keys of items that are labeled, offered or leased.
     """
-    table = read_mapped(path)
+    table = open_columns(path)
     missing = [n for n in needs if n not in table.column_names]
     if missing:
         raise StorageError(f"{path} has no column {missing}; it has {table.column_names}")
@@ -52,7 +80,7 @@ def rows_by_key(
     found: list[npt.NDArray[Any]] = []
     values: dict[str, list[Tensor]] = {n: [] for n in names}
     for path in paths:
-        for batch in read_mapped(path).to_batches():
+        for batch in open_columns(path).to_batches():
             here = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
             rows = np.flatnonzero(np.isin(here, wanted))
             found.append(here[rows])

@@ -9,6 +9,7 @@ from typing import Any
 from rayal.engine.scan import ScanOptions
 from rayal.engine.train import NetworkSpec
 from rayal.learners.base import Learner
+from rayal.models.backbone import BackboneSpec
 from rayal.parameters import build
 from rayal.registry import Table, learners, strategies
 from rayal.strategies.base import Strategy
@@ -48,6 +49,7 @@ class ProjectSpec:
         seeds: the three sources of chance.
         scan: how the network is run over the pool.
         shards: holders of the columns in this process.
+        backbone: the frozen network whose embeddings ``network`` is then a head of.
         keep: which columns and checkpoints stay: those of the last round, all, or none.
     """
 
@@ -64,6 +66,7 @@ class ProjectSpec:
     seeds: Seeds = field(default_factory=Seeds)
     scan: ScanOptions = field(default_factory=ScanOptions)
     shards: int = 1
+    backbone: BackboneSpec | None = None
     keep: str = "last"
 
     @property
@@ -87,6 +90,7 @@ class ProjectSpec:
                 name: getattr(self, name)
                 for name in ("members", "threads_per_model", "batch", "rounds", "shards", "keep")
             },
+            **({} if self.backbone is None else {"backbone": self.backbone.to_json()}),
             **({} if self.quorum is None else {"quorum": self.quorum}),
             **{name: asdict(getattr(self, name)) for name in ("initial", "seeds", "scan")},
         }
@@ -96,6 +100,8 @@ class ProjectSpec:
         """Return the value that ``to_json`` described."""
         values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
         values["network"] = NetworkSpec(**stored["network"])
+        if "backbone" in stored:
+            values["backbone"] = BackboneSpec(**stored["backbone"])
         values["learner"] = _built(learners, stored["learner"])
         values["strategy"] = _built(strategies, stored["strategy"])
         values["initial"] = Initial(**stored["initial"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rayal.engine.checkpoints import FolderStore
+from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
@@ -81,18 +82,33 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
         SettingsError: the network does not exist, or its parameters do not fit.
         LabelError: a known label is not among the given classes.
     """
-    task = task_of(pool, spec.task)
-    classes = task.labels.classes
+    items = task_of(pool, spec.task)
+    classes = items.labels.classes
     strange = [c for c in pool.classes or () if c not in classes]
     if strange:
         raise LabelError(
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
+    task = head_task(spec, items)
     net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
     nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
     committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
     Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+    if spec.backbone is not None:
+        _check_views(spec)
+
+
+def _check_views(spec: ProjectSpec) -> None:
+    """Raise NeedsError where augmented views are asked for, which embeddings do not have."""
+    views = {view for stream in spec.learner.streams() for view in stream.views}
+    names = {name for signal in spec.strategy.signals() for name in signal.names()}
+    if "weak" in views or "view_log_probs" in names:
+        raise NeedsError(
+            "a frozen backbone's embeddings are computed once and have no augmented views, which "
+            f"{'the learner' if 'weak' in views else type(spec.strategy).__name__} asks for; set "
+            "learner.augment to false, or choose another strategy"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,12 +132,12 @@ class Training:
     @classmethod
     def of(cls, project: Project, labels: Mapping[str, Label], round: int) -> Training:
         """Read the labeled pool items back by id; labels of test items are left out."""
-        task, spec = project.task, project.spec
+        pool, task, spec = project.inputs.pool, project.inputs.task, project.spec
         keys = id_keys(labels)
-        test = np.isin(keys, keys_of_tests(project.pool))
+        test = np.isin(keys, keys_of_tests(pool))
         kept = {i: labels[i] for i, out in zip(labels, test, strict=True) if not out}
         ids = tuple(sorted(kept))
-        table = project.pool.take(ids)
+        table = pool.take(ids)
         rows = TensorRows(ids, task.decode(table))
         contents = dict(zip(ids, table.column("content_hash").to_pylist(), strict=True))
         targets = task.targets([kept[i] for i in ids])
@@ -147,7 +163,7 @@ class Training:
         return {
             "learner": spec.learner,
             "network": spec.network,
-            "task": self.project.task,
+            "task": self.project.inputs.task,
             "data": self.data,
             "seed": spec.seeds.model,
             "round": self.round,
@@ -216,8 +232,9 @@ def _unlabeled(project: Project, labeled: set[str]) -> PoolRows | None:
     wanted = {stream.source for stream in project.spec.learner.streams()}
     if not wanted & set(FROM_POOL):
         return None
-    ids = tuple(sorted(i for i in project.pool.ids("pool") if i not in labeled))
-    return PoolRows(project.pool, project.task, ids)
+    inputs = project.inputs
+    ids = tuple(sorted(i for i in inputs.pool.ids("pool") if i not in labeled))
+    return PoolRows(inputs.pool, inputs.task, ids)
 
 
 def keys_of_tests(pool: Pool) -> Keys:

@@ -18,11 +18,11 @@ from rayal.engine.driver import Project, RoundSummary
 from rayal.engine.pool import Pool
 from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
+from rayal.evaluation.networks import backbone_of, network_of
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import versions, write_outputs
 from rayal.evaluation.sources import pool_of
@@ -135,7 +135,8 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     learner = strategy.learner or _learner(settings.learner)
     task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
     return ProjectSpec(
-        network=NetworkSpec(settings.model.network, settings.model.params),
+        network=network_of(settings.model),
+        backbone=backbone_of(settings.model),
         learner=learner,
         strategy=strategy,
         task=task,
@@ -267,6 +268,7 @@ def _round_rows(project: Project, cell: Cell, cost: float) -> list[dict[str, Any
             "labels": summary.labels,
             "cost": summary.labels * cost,
             "model": summary.outputs.get("train", {}).get("model"),
+            "backbone": summary.outputs.get("embed", {}).get("backbone"),
             "columns": summary.outputs.get("scan", {}).get("columns"),
             "warning": summary.outputs.get("scan", {}).get("warning"),
         }

@@ -57,6 +57,11 @@ class TaskNet(nn.Module):
         random = (i for i, stage in enumerate(self.stages) if stochastic_modules(stage))
         return next(random, None)
 
+    @property
+    def embeds_input(self) -> bool:
+        """Whether the embedding is a flat input itself: a linear model."""
+        return all(isinstance(stage, nn.Flatten) for stage in self.stages[:-1])
+
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""
         for stage in list(self.stages)[start:stop]:
@@ -124,7 +129,7 @@ class HookedNet(TaskNet):
 
     def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
         super().__init__({"network": module})
-        self._head, self._n_outputs = _probe(module, input_shape)
+        self._head, self._n_outputs = linear_output(module, input_shape)
 
     @property
     def head(self) -> nn.Linear:
@@ -149,6 +154,11 @@ class HookedNet(TaskNet):
     def has_embedding(self) -> bool:
         """Whether the network ends in a linear layer."""
         return self._head is not None
+
+    @property
+    def embeds_input(self) -> bool:
+        """Not known of a wrapped module."""
+        return False
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return what ``stages[start:stop]`` make of ``x``; there is one stage."""
@@ -188,8 +198,14 @@ def no_embedding(net: nn.Module) -> NeedsError:
     )
 
 
-def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[str | None, int]:
-    """Return the path of the linear layer that makes the output, or None, and its columns C."""
+def linear_output(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[str | None, int]:
+    """Return the path of the linear layer that makes the output, or None, and its columns C.
+
+    A probe row runs through the module in eval mode.
+
+    Raises:
+        SettingsError: the module cannot run on rows of that shape, or gives no ``[N, C]``.
+    """
     ran: list[tuple[str, tuple[int, ...], Any]] = []
 
     def watch(path: str, layer: nn.Linear) -> Any:

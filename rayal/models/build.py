@@ -42,7 +42,7 @@ def build_network(
             a network that does not fit rows or classes.
     """
     factory = find_factory(name)
-    arguments = _checked(name, factory, params)
+    arguments = checked_parameters(name, factory, params)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = factory(tuple(input_shape), n_outputs, **arguments)
@@ -70,10 +70,11 @@ def find_factory(name: str) -> Callable[..., Any]:
     if not colon:
         factory: Callable[..., Any] = networks[name]
         return factory
-    return torchvision_factory(rest) if place == "torchvision" else _imported(place, rest)
+    return torchvision_factory(rest) if place == "torchvision" else imported(place, rest)
 
 
-def _imported(module: str, attribute: str) -> Callable[..., Any]:
+def imported(module: str, attribute: str) -> Callable[..., Any]:
+    """Return a callable of a module, or raise UnknownNameError."""
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -90,7 +91,9 @@ def _imported(module: str, attribute: str) -> Callable[..., Any]:
     return factory
 
 
-def _checked(name: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+def checked_parameters(
+    name: str, factory: Callable[..., Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the parameters in their declared types, or raise SettingsError naming them all."""
     signature = inspect.signature(factory)
     known = {n: p for n, p in signature.parameters.items() if n not in _GIVEN}

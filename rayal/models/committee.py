@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import pyarrow as pa
 import torch
@@ -21,6 +21,8 @@ Extras = Callable[[nn.ModuleDict, Tensor], Mapping[str, Tensor]]
 
 class TaskLike(Protocol):
     """What a committee's user asks of its task."""
+
+    column: ClassVar[str | None]
 
     @property
     def labels(self) -> ClassLabel:

@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeDecorator
 from rayal.errors import LedgerError
 
 SCHEMA_VERSION = "1"
-STAGES = ("prepare", "train", "evaluate", "scan", "auxiliary", "select", "label")
+STAGES = ("prepare", "embed", "train", "evaluate", "scan", "auxiliary", "select", "label")
 
 
 def to_json(value: Any, *, sort_keys: bool = False) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayal.errors import NeedsError, ScoreError
-from rayal.models.base import no_embedding
+from rayal.models.base import TaskNet, no_embedding
 from rayal.models.committee import Committee
 from rayal.models.dropout import dropout_masks, evaluating
 from rayal.types import Keys
@@ -116,7 +116,7 @@ class Forward:
             with evaluating(net):
                 start = net.stochastic_from or 0
                 if not self._compiles:
-                    return net.answer(trunk.clone(), start)
+                    return net.answer(_own(trunk, net), start)
                 embedding = self._run(member, trunk, start, -1)
                 return net.head(embedding), embedding
 
@@ -128,7 +128,7 @@ class Forward:
         def trunk() -> Tensor:
             net = self.committee.net(member)
             with evaluating(net):
-                x = _as_weights(self.x, net).clone(memory_format=torch.preserve_format)
+                x = _own(_as_weights(self.x, net), net)
                 return self._run(member, x, 0, net.stochastic_from or 0)
 
         return self._once(("trunk", member), trunk)
@@ -226,6 +226,11 @@ def _as_weights(x: Tensor, net: torch.nn.Module) -> Tensor:
     """Return rows in the type of a network's weights."""
     weight = next((p for p in net.parameters() if p.is_floating_point()), None)
     return x if weight is None else x.to(weight.dtype)
+
+
+def _own(x: Tensor, net: TaskNet) -> Tensor:
+    """Return a copy that a network's stages may work in place on; a linear model has none."""
+    return x if net.embeds_input else x.clone(memory_format=torch.preserve_format)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rayal.registry import strategies
+from rayal.selection.distances import squared_norm
 from rayal.selection.kmeans import First, KMeansPP
 from rayal.signals import Embedding, LogProbs, Signal
 from rayal.strategies.base import Ctx, Strategy
@@ -47,7 +48,7 @@ class BADGE(Strategy):
         """Return the squared gradient norm (|p|² + 1 - 2 p_max) |h|²."""
         probs = s["log_probs.0"].double().exp()
         residual = (probs * probs).sum(dim=1) + 1.0 - 2.0 * probs.amax(dim=1)
-        return residual.clamp_min(0.0) * (s["embedding"].double() ** 2).sum(dim=1)
+        return residual.clamp_min(0.0) * squared_norm(s["embedding"])
 
     def objective(self, ctx: Ctx) -> KMeansPP:
         """Return k-means++ on residual ⊗ embedding, whose product is never formed."""

@@ -8,12 +8,14 @@ from typing import Any
 from rayal.errors import NeedsError, SettingsError, nearest
 from rayal.labels import ClassLabel
 from rayal.tasks.base import Task
+from rayal.tasks.features import FeaturesTask
 from rayal.tasks.image import ImageTask, decode_file
 from rayal.tasks.tabular import TableTask
 
-__all__ = ["Task", "ImageTask", "TableTask", "task_for", "task_from_json"]
+__all__ = ["Task", "ImageTask", "TableTask", "FeaturesTask", "task_for", "task_from_json"]
 
-KINDS: Mapping[str, type[Task]] = {"image": ImageTask, "table": TableTask}
+KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (ImageTask, TableTask, FeaturesTask)}
+INGESTED = ("image", "table")  # kinds of the rows that ingest writes
 
 
 def task_for(
@@ -34,10 +36,10 @@ def task_for(
         NeedsError: files without ``size`` and without ``example``.
     """
     stored = payload["kind"]
-    if stored not in KINDS or (kind is not None and kind != stored):
+    if stored not in INGESTED or (kind is not None and kind != stored):
         raise SettingsError(
             f"task.kind is {kind!r} and the pool's rows are of kind {stored!r}; known: "
-            f"{', '.join(KINDS)}; leave task.kind out, or ingest another pool"
+            f"{', '.join(INGESTED)}; leave task.kind out, or ingest another pool"
         )
     names = _class_label(classes)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -95,16 +97,16 @@ def _raw_images(
             f"raw images are {dtype} of shape {shape}; ingest uint8 images [H, W] or [H, W, C]"
         )
     height, width, channels = (*shape, 1)[:3]
-    fixed = {"size": (height, width), "channels": channels}
-    for name, value in fixed.items():
-        wanted = given.get(name, value)
-        if (tuple(wanted) if name == "size" else wanted) != value:
-            raise SettingsError(
-                f"task.{name} is {wanted}, the pool's raw images have {value}; leave it out, or "
-                "ingest them as files"
-            )
+    wanted = given.get("channels", channels)
+    if wanted != channels:
+        raise SettingsError(
+            f"task.channels is {wanted}, the pool's raw images have {channels}; leave it out, or "
+            "ingest them as files"
+        )
+    size = tuple(given.get("size", (height, width)))
+    stored = None if size == (height, width) else (height, width)
     flip = bool(given.get("flip", channels == 3))
-    return ImageTask(labels, "raw", channels, (height, width), flip=flip)
+    return ImageTask(labels, "raw", channels, size, flip=flip, stored=stored)
 
 
 def _image_files(

@@ -26,6 +26,8 @@ class Task(ABC):
     """
 
     kind: ClassVar[str]
+    #: the pool's column that is the transformed input as it stands, where there is one
+    column: ClassVar[str | None] = None
     labels: ClassLabel
 
     @property

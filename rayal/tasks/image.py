@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from rayal.errors import PoolError
 from rayal.labels import ClassLabel
@@ -36,6 +37,8 @@ class ImageTask(Task):
         size: (height, width).
         resize: whether files of another size are resized (bilinear) or refused.
         flip: whether augmentation mirrors left and right.
+        stored: (height, width) of raw bytes that are resized (bilinear, antialiased) to ``size``;
+            None where they have it already.
     """
 
     kind: ClassVar[str] = "image"
@@ -44,6 +47,7 @@ class ImageTask(Task):
     size: tuple[int, int]
     resize: bool = False
     flip: bool = False
+    stored: tuple[int, int] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -60,13 +64,17 @@ class ImageTask(Task):
                 (unless ``resize``), or of more than 8 bits a channel.
         """
         column = column_of(rows, "data")
-        pixels = np.empty((len(column), *self.size, self.channels), np.float32)  # [N, H, W, Ch]
+        size = self.stored or self.size
+        pixels = np.empty((len(column), *size, self.channels), np.float32)  # [N, H, W, Ch]
         fill = self._fill_raw if self.encoding == "raw" else self._fill_files
         start = 0
         for chunk in column.chunks:
             fill(pixels[start : start + len(chunk)], chunk, rows, start)
             start += len(chunk)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        if self.stored is None:
+            return images
+        return F.interpolate(images, self.size, mode="bilinear", antialias=True)
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return random crops of reflection-padded images, mirrored at random where ``flip``.
@@ -82,15 +90,16 @@ class ImageTask(Task):
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and all settings as JSON."""
-        labels = {"labels": self.labels.to_json(), "size": list(self.size)}
-        return {"kind": self.kind, **asdict(self), **labels}
+        values = {**asdict(self), "labels": self.labels.to_json(), "size": list(self.size)}
+        stored = values.pop("stored")
+        return {"kind": self.kind, **values, **({"stored": list(stored)} if stored else {})}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ImageTask:
         """Return the task that ``to_json`` described."""
         values = {name: value for name, value in stored.items() if name != "kind"}
         values["labels"] = ClassLabel(tuple(stored["labels"]["classes"]))
-        values["size"] = tuple(stored["size"])
+        values |= {n: tuple(stored[n]) for n in ("size", "stored") if n in stored}
         return cls(**values)
 
     def _moved(self, x: Tensor, uniforms: Tensor) -> Tensor:
@@ -112,13 +121,14 @@ class ImageTask(Task):
         wide = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
         _, ends, data = chunk.buffers()
         stops = np.frombuffer(ends, wide)[chunk.offset : chunk.offset + len(chunk) + 1]
-        wanted = self.channels * self.size[0] * self.size[1]
+        height, width = self.stored or self.size
+        wanted = self.channels * height * width
         lengths = np.diff(stops)
         if (lengths != wanted).any():
             row = int(np.flatnonzero(lengths != wanted)[0])
             raise PoolError(
                 f"{item_of(rows, start + row)} has {lengths[row]} bytes, an image of shape "
-                f"{[*self.size, self.channels]} has {wanted}; ingest the pool again"
+                f"{[height, width, self.channels]} has {wanted}; ingest the pool again"
             )
         if len(chunk):
             flat = np.frombuffer(data, np.uint8)[stops[0] : stops[-1]]

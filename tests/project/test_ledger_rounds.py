@@ -71,7 +71,7 @@ def test_stages_stand_in_the_order_of_a_round(ledger: Ledger) -> None:
 
 
 def test_stages_need_a_name_and_a_round(ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match="stage 'sleep' does not exist; stages: prepare, train"):
+    with pytest.raises(LedgerError, match="stage 'sleep' does not exist; stages: prepare, embed"):
         ledger.finish_stage("p", 0, "sleep", {}, seconds=0)
     with pytest.raises(LedgerError, match=r"round 3 of project 'p' was not begun; begun: \[0\]"):
         ledger.finish_stage("p", 3, "train", {}, seconds=0)

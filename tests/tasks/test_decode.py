@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from task_cases import CLASSES, FILES, LABELS, pixels, png, raw_payload, rows
 
 from rayal.errors import PoolError
-from rayal.tasks import TableTask, task_for
+from rayal.tasks import TableTask, task_for, task_from_json
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
@@ -107,3 +109,19 @@ def test_a_table_of_another_width_is_refused() -> None:
     features = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0]), 1)
     with pytest.raises(PoolError, match="the task has 2"):
         TableTask(LABELS, ("a", "b")).decode(pa.table({"id": ["x", "y"], "features": features}))
+
+
+def test_raw_images_are_resized_where_a_size_is_given() -> None:
+    """Halving averages with the triangle of width 4: weights 1, 3, 3, 1, cut off at the border."""
+    task = task_for(raw_payload(4, 4), kind=None, classes=CLASSES, size=[2, 2])
+    assert task.input_shape == (1, 2, 2)
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4) * 10
+    made = task.decode(rows([image.tobytes()] * 3))
+    across = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    by_hand = across @ image @ across.T / 255
+    np.testing.assert_allclose(made[1, 0].numpy(), by_hand, rtol=1e-5)
+    assert task_from_json(json.loads(json.dumps(task.to_json()))) == task
+    with pytest.raises(PoolError, match=r"image of shape \[4, 4, 1\] has 16"):
+        task.decode(rows([b"123"]))
+    same = task_for(raw_payload(4, 4), kind=None, classes=CLASSES, size=[4, 4])
+    assert same == task_for(raw_payload(4, 4), kind=None, classes=CLASSES)

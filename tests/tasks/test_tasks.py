@@ -192,7 +192,6 @@ def test_flip_is_for_colour_by_default() -> None:
         ({"kind": "sound"}, {}, "kind 'sound'; known: image, table"),
         (raw_payload(8, 8), {"classes": ["a"]}, "at least two different classes"),
         (raw_payload(8, 8), {"classes": ["a", "a"]}, "at least two different classes"),
-        (raw_payload(8, 8), {"size": [9, 8]}, "have \\(8, 8\\); leave it out"),
         (raw_payload(8, 8), {"channels": 3}, "task.channels is 3, .* have 1"),
         (raw_payload(8), {}, "ingest uint8 images"),
         (raw_payload(8, 8), {"sise": [1, 2]}, "did you mean 'size'"),

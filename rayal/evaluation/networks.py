@@ -1,0 +1,28 @@
+"""The ``model`` section of the settings: a network, or a frozen backbone with a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rayal.config import ModelSettings
+from rayal.engine.train import NetworkSpec
+from rayal.models.backbone import BackboneSpec
+
+_HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"widths": []},
+    "mlp": {"widths": [256], "dropout": 0.5},  # dropout, which some strategies ask for
+}
+
+
+def network_of(chosen: ModelSettings) -> NetworkSpec:
+    """Return the network that is trained: the chosen one, or the head of a backbone."""
+    if chosen.backbone is not None:
+        return NetworkSpec("mlp", _HEADS[chosen.head or "linear"])
+    return NetworkSpec(chosen.network or "small_cnn", chosen.params)
+
+
+def backbone_of(chosen: ModelSettings) -> BackboneSpec | None:
+    """Return the frozen backbone, if there is one."""
+    if chosen.backbone is None or chosen.weights is None:
+        return None
+    return BackboneSpec(chosen.backbone, chosen.weights, chosen.params)

@@ -1,0 +1,243 @@
+"""Backbones: networks whose embeddings are computed once, with weights read from local files.
+
+A backbone is a classification network without its classifier: the embedding is the input of the
+last linear layer. Its input are images in [0, 1]; a grey image is repeated over three channels, and
+what normalises pixels belongs to the backbone. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from rayal.errors import NeedsError, SettingsError, UnknownNameError, nearest
+from rayal.models import efficientnet
+from rayal.models.base import linear_output
+from rayal.models.build import checked_parameters, imported
+from rayal.models.image import image_shape
+from rayal.types import FORMAT_VERSION, digest
+
+RANDOM = "random"  # the weights of a backbone that was never trained
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels
+_SHOWN = 5  # names of weights in a message
+
+
+class Backbone(nn.Module):
+    """Maps images ``[N, Ch, H, W]`` in [0, 1] to embeddings ``[N, D]``.
+
+    Args:
+        network: maps normalised RGB images to embeddings.
+        mean: of the pixels of each channel, as the network was trained.
+        deviation: their standard deviation.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings ``[N, D]``; one channel broadcasts to three."""
+        x = (x - self.mean) / self.deviation
+        embedding: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return embedding
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone by name.
+
+    Args:
+        name: ``efficientnet_lite0``, ``torchvision:NAME``, ``timm:NAME``, or ``module:factory``,
+            which is called with ``params`` alone. A network whose output is made by an
+            ``nn.Linear`` loses this layer; the output ``[N, D]`` of any other is the embedding.
+        weights: a file ``*.safetensors``, or one that ``torch.save`` wrote of a state dictionary;
+            ``random`` stands for fixed random weights, the same for all seeds.
+        params: keyword arguments of the factory.
+    """
+
+    name: str
+    weights: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Digest of name, parameters and the contents of the weights.
+
+        Raises:
+            SettingsError: there is no such file.
+        """
+        weights = RANDOM if self.weights == RANDOM else _file_digest(*_file(self.weights))
+        named = {"name": self.name, "params": dict(self.params), "weights": weights}
+        return digest({"version": FORMAT_VERSION, **named})
+
+    def build(self, input_shape: tuple[int, ...]) -> Backbone:
+        """Return the backbone with its weights, in eval mode, for rows of a shape.
+
+        Raises:
+            UnknownNameError: there is no such network.
+            NeedsError: the name is ``timm:NAME`` and timm is not installed.
+            SettingsError: rows are no images, or weights do not fit; the message names them.
+        """
+        channels, height, width = image_shape(self.name, input_shape)
+        if channels not in (1, 3):
+            raise SettingsError(
+                f"{self.name} takes images of 1 or 3 channels, rows have {channels}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            network, mean, deviation = _made(self.name, self.params)
+        network.eval().requires_grad_(False)
+        head, _ = linear_output(network, (3, height, width))
+        if head is not None:
+            network.set_submodule(head, nn.Identity())
+        if self.weights != RANDOM:
+            _load(network, head, Path(self.weights))
+        return Backbone(network, mean, deviation).eval()
+
+    def width(self, input_shape: tuple[int, ...]) -> int:
+        """Return the columns of the embedding, D."""
+        backbone = self.build(input_shape)
+        with torch.inference_mode():
+            embedding = backbone(torch.zeros((1, *input_shape)))
+        if embedding.ndim != 2:
+            raise SettingsError(
+                f"backbone {self.name!r} gave {list(embedding.shape)} for one image; it must give "
+                "embeddings [N, D]"
+            )
+        return int(embedding.shape[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that is stored with a project."""
+        return {**asdict(self), "params": dict(self.params)}
+
+
+def _made(
+    name: str, params: Mapping[str, Any]
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Return a network as its factory makes it, and the mean and deviation of its pixels."""
+    place, colon, rest = name.partition(":")
+    if name == "efficientnet_lite0":
+        checked_parameters(name, efficientnet.EfficientNetLite0, params)
+        network: nn.Module = efficientnet.EfficientNetLite0()
+        return network, efficientnet.MEAN, efficientnet.DEVIATION
+    if place == "torchvision":
+        return _torchvision(rest, params), *IMAGENET
+    if place == "timm":
+        return _timm(rest, params)
+    if not colon:
+        raise UnknownNameError(
+            f"backbone {name!r} does not exist; known: efficientnet_lite0, torchvision:NAME, "
+            "timm:NAME, or module:factory of your own"
+        )
+    factory = imported(place, rest)
+    network = factory(**checked_parameters(name, factory, params))
+    if not isinstance(network, nn.Module):
+        raise SettingsError(
+            f"backbone {name!r}: the factory returned a {type(network).__name__}, it must return "
+            "an nn.Module"
+        )
+    return network, *IMAGENET
+
+
+def _torchvision(name: str, params: Mapping[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UnknownNameError(
+            f"torchvision has no classification network {name!r}; {nearest(name, known)}"
+        )
+    # without this argument they warn, and initialise for minutes
+    quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = models.get_model(name, weights=None, **{**quick, **params})
+    return network
+
+
+def _timm(
+    name: str, params: Mapping[str, Any]
+) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    try:
+        import timm
+    except ImportError:
+        raise NeedsError(
+            f"backbone 'timm:{name}' needs the package timm; install it: pip install 'rayal[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        raise UnknownNameError(f"timm has no network {name!r}; {nearest(name, timm.list_models())}")
+    network = timm.create_model(name, pretrained=False, **params)
+    return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
+
+
+def _file(weights: str) -> tuple[str, int, int]:
+    """Return a file with its time and size, by which its digest is remembered."""
+    path = Path(weights).absolute()
+    if not path.is_file():
+        raise SettingsError(
+            f"model.weights: {weights!r} is no file; give local weights (*.safetensors, or a state "
+            f"dictionary by torch.save), or say `weights: {RANDOM}`; nothing is downloaded"
+        )
+    state = path.stat()
+    return str(path), state.st_mtime_ns, state.st_size
+
+
+@lru_cache(maxsize=8)
+def _file_digest(path: str, modified: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _load(network: nn.Module, head: str | None, path: Path) -> None:
+    """Load weights strictly; those of the classifier that was removed are left out."""
+    stored = _read(path)
+    if head is not None:
+        stored = {n: v for n, v in stored.items() if not n.startswith(f"{head}.")}
+    wanted = network.state_dict()
+    missing, strange = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    shapes = [
+        f"{n} {list(stored[n].shape)} for {list(v.shape)}"
+        for n, v in wanted.items()
+        if n in stored and stored[n].shape != v.shape
+    ]
+    wrong = {"missing": missing, "unknown": strange, "of another shape": shapes}
+    told = [f"{len(v)} {n} ({', '.join(v[:_SHOWN])})" for n, v in wrong.items() if v]
+    if told:
+        raise SettingsError(
+            f"the weights {path} do not fit {type(network).__name__}: {'; '.join(told)}; give the "
+            "weights of this very network"
+        )
+    network.load_state_dict(stored)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    _file(str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise whatever their parsers do
+        raise SettingsError(
+            f"the weights {path} cannot be read ({error}); give *.safetensors, or a state "
+            "dictionary that torch.save wrote"
+        ) from error
+    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
+        raise SettingsError(
+            f"{path} holds a {type(stored).__name__} that is no state dictionary; save "
+            "network.state_dict() alone"
+        )
+    return stored

@@ -1,0 +1,337 @@
+"""A frozen backbone: embedded once, whoever asks, and then as fast as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from sklearn.datasets import load_digits
+from torch import nn
+
+from rayal.engine import embed
+from rayal.engine.arrays import array_source
+from rayal.engine.driver import Project
+from rayal.engine.embed import Embed
+from rayal.engine.estimate import estimate
+from rayal.engine.executor import LOCAL, Executor, RayOptions
+from rayal.engine.pool import Part, Pool
+from rayal.engine.scan import Scan, ScannedPart, ScanOptions
+from rayal.engine.shards import open_columns, open_tiles
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.errors import NeedsError, ScoreError, StorageError
+from rayal.evaluation.oracle import Oracle
+from rayal.learners import Supervised
+from rayal.models.backbone import BackboneSpec
+from rayal.project import Ledger
+from rayal.registry import strategies
+from rayal.strategies import Strategy
+
+PART, TEST = 300, 80
+LEARNER = Supervised(steps=20, batch=16, epoch_steps=10)
+LINEAR = NetworkSpec("mlp", {"widths": ()})
+MLP = NetworkSpec("mlp", {"widths": (16,), "dropout": 0.5})
+
+
+def tiny() -> nn.Module:
+    """A network of 8 x 8 images whose embedding has 12 columns."""
+    first = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+    trunk = nn.Sequential(first, nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(trunk, nn.Flatten(1), nn.Dropout(0.2), nn.Linear(12, 5))
+
+
+def broken() -> nn.Module:
+    """A network whose embedding is infinite where an image's first row is white."""
+    return Overflow()
+
+
+class Overflow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(400 * x.mean(dim=1)[:, 0, :3] - 880)  # white is 2.44, grey at most 2.18
+
+
+TINY = BackboneSpec(f"{__name__}:tiny", "random")
+
+
+def images(start: int, count: int) -> tuple[Any, Any, list[str]]:
+    x, y = load_digits(return_X_y=True)
+    at = slice(start, start + count)
+    pixels = (x[at].reshape(-1, 8, 8) * 15).astype(np.uint8)
+    return pixels, y[at], [f"digit-{i:04d}" for i in range(start, start + count)]
+
+
+def grow(root: Path, start: int, count: int = PART) -> Pool:
+    """Add images as a part of their own."""
+    x, y, ids = images(start, count)
+    return Pool.ingest(root, "digits", [array_source(x, y, ids=ids)])
+
+
+def made(root: Path, parts: int = 2) -> Pool:
+    """Ingest digits as several parts of the pool and one of the test."""
+    for number in range(parts):
+        grow(root, number * PART)
+    x, y, ids = images(1700, TEST)
+    return Pool.ingest(root, "digits", [array_source(x, y, ids=ids, role="test")])
+
+
+def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
+    base = ProjectSpec(
+        network=LINEAR,
+        backbone=TINY,
+        learner=LEARNER,
+        strategy=strategy,
+        initial=Initial(count=20),
+        batch=10,
+        rounds=2,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def simulate(
+    root: Path, pool: Pool, what: ProjectSpec, name: str = "p", executor: Executor = LOCAL
+) -> Project:
+    project = Project.create(Ledger(root), name, pool, what, executor=executor)
+    return finish(project)
+
+
+def finish(project: Project) -> Project:
+    oracle = Oracle(project.pool)
+    project.prepare()
+    while not project.finished:
+        oracle.work(project)
+        project.train(oracle.truth)
+    return project
+
+
+def picks(project: Project) -> list[tuple[str, float | None]]:
+    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0, 1)]
+    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The parts that were embedded, in order."""
+    seen: list[str] = []
+    real = Embed.part
+
+    def part(self: Embed, part: Part, report: Any = None) -> ScannedPart:
+        seen.append(part.part)
+        return real(self, part, report)
+
+    monkeypatch.setattr(embed.Embed, "part", part)
+    yield seen
+
+
+def test_a_grown_pool_embeds_its_new_parts_alone(tmp_path: Path, calls: list[str]) -> None:
+    pool = made(tmp_path)
+    project = Project.create(Ledger(tmp_path), "p", pool, spec(strategies["badge"](), rounds=None))
+    oracle = Oracle(pool)
+    project.prepare()
+    for round in range(3):
+        if round == 2:
+            grow(tmp_path, 900)
+        Oracle(Pool.open(tmp_path, "digits")).work(project)
+        project.train(oracle.truth)
+    old = [part.part for part in pool.parts]
+    (new,) = {part.part for part in project.pool.parts} - set(old)
+    assert calls == [*old, new]
+    outputs = [r.outputs["embed"] for r in project.rounds()]
+    assert [o["embedded"] for o in outputs] == [2 * PART + TEST, 0, PART]
+    assert [o["rows"] for o in outputs] == [2 * PART + TEST] * 2 + [3 * PART + TEST]
+
+
+def test_strategies_seeds_and_heads_of_a_storage_share_the_embeddings(
+    tmp_path: Path, calls: list[str]
+) -> None:
+    pool = made(tmp_path)
+    first = simulate(tmp_path, pool, spec(strategies["margin"]()))
+    seeds = dataclasses.replace(first.spec.seeds, model=7, query=7)
+    simulate(tmp_path, pool, spec(strategies["badge"](), seeds=seeds), "q")
+    simulate(tmp_path, pool, spec(strategies["bald"](passes=3), network=MLP), "r")
+    assert sorted(calls) == sorted(part.part for part in pool.parts)
+
+
+def test_columns_are_those_of_a_full_pass_of_backbone_and_head(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    for name, network in (("linear", LINEAR), ("mlp", MLP)):
+        what = spec(strategies["badge"](), network=network, keep="all")
+        project = simulate(tmp_path, pool, what, name)
+        committee = project._train(1)
+        scan = Scan(project.inputs.pool, committee, what.strategy, LEARNER, project.options)
+        backbone = TINY.build(project.task.input_shape)
+        for part, row in project.ledger.columns(scan.columns_hash()).items():
+            items = pool.read(next(p for p in pool.parts if p.part == part))
+            head = committee.net(0).eval()
+            with torch.inference_mode():
+                embedding = head.embed(backbone(project.task.decode(items)))
+                log_probs = head.head(embedding).log_softmax(dim=1)
+            (tile,) = open_tiles(tmp_path / row.file, scan.kept, np.zeros(0, np.uint64))
+            count = items.num_rows
+            assert tile.keys[:count].tolist() == items.column("key").to_pylist()
+            torch.testing.assert_close(
+                tile.columns["embedding"][:count], embedding, atol=1e-5, rtol=1e-5
+            )
+            torch.testing.assert_close(
+                tile.columns["log_probs.0"][:count], log_probs, atol=1e-5, rtol=1e-5
+            )
+            size = (tmp_path / row.file).stat().st_size
+            assert scan.borrowed == (("embedding",) if network is LINEAR else ())
+            assert (size < 12 * 4 * count + 10 * 4 * count) == (network is LINEAR)
+
+
+@pytest.mark.parametrize("name", ["margin", "coreset", "badge"])
+def test_shards_scan_batch_and_parts_do_not_change_a_bit(name: str, tmp_path: Path) -> None:
+    strategy = strategies[name]()
+    first = simulate(tmp_path / "a", made(tmp_path / "a"), spec(strategy))
+    assert len(set(picks(first))) == 40
+    for folder, shards, batch in (("b", 7, 256), ("c", 2, 1000)):
+        root = tmp_path / folder
+        changed = spec(strategy, shards=shards, scan=ScanOptions(batch=batch))
+        other = simulate(root, made(root), changed)
+        assert picks(other) == picks(first)
+        for one, two in zip(first.inputs.pool.parts, other.inputs.pool.parts, strict=True):
+            assert first.inputs.pool.read(one).equals(other.inputs.pool.read(two))
+
+
+def test_dropout_of_an_mlp_head_answers_strategies_that_ask_for_it(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    with pytest.raises(NeedsError, match="dropout"):
+        Project.create(Ledger(tmp_path), "p", pool, spec(strategies["bald"](passes=3)))
+    project = simulate(tmp_path, pool, spec(strategies["bald"](passes=3), network=MLP))
+    scores = [s for _, s in picks(project)[20:]]
+    assert all(s is not None and s > 0 for s in scores)
+
+
+def test_augmented_views_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    learner = dataclasses.replace(LEARNER, augment=True)
+    with pytest.raises(NeedsError, match=r"learner\.augment to false"):
+        Project.create(Ledger(tmp_path), "p", pool, spec(strategies["margin"](), learner=learner))
+
+
+def test_the_record_names_the_backbone(tmp_path: Path) -> None:
+    project = simulate(tmp_path, made(tmp_path), spec(strategies["random"]()))
+    chosen = project.ledger.selection("p", 0)
+    assert chosen is not None and chosen.provenance["backbone"] == TINY.hash
+    assert project.rounds()[1].outputs["embed"]["backbone"] == TINY.hash
+    assert Project.open(tmp_path, "p").spec == project.spec
+
+
+def test_other_weights_are_another_cache_and_another_model(
+    tmp_path: Path, calls: list[str]
+) -> None:
+    pool = made(tmp_path)
+    models = []
+    for number in range(2):
+        weights = tmp_path / f"{number}.pt"
+        torch.manual_seed(number)
+        torch.save(tiny().state_dict(), weights)
+        backbone = dataclasses.replace(TINY, weights=str(weights))
+        what = spec(strategies["margin"](), backbone=backbone)
+        project = simulate(tmp_path, pool, what, f"p{number}")
+        models.append(project.rounds()[0].outputs["train"]["model"])
+    assert len(calls) == 2 * len(pool.parts)
+    assert models[0] != models[1]
+
+
+def test_an_embedding_that_is_not_finite_names_the_item(tmp_path: Path) -> None:
+    x, y, ids = images(0, 40)
+    x[7, 0, :] = 255
+    pool = Pool.ingest(tmp_path, "digits", [array_source(x, y, ids=ids)])
+    what = spec(
+        strategies["margin"](),
+        backbone=BackboneSpec(f"{__name__}:broken", "random"),
+        initial=Initial(count=4),
+        rounds=0,
+    )
+    with pytest.raises(ScoreError, match="item 'digit-0007' is not finite"):
+        simulate(tmp_path, pool, what)
+
+
+def test_a_lost_embedding_is_an_error(tmp_path: Path) -> None:
+    project = simulate(tmp_path, made(tmp_path), spec(strategies["badge"](), keep="all"))
+    columns = project.rounds()[1].outputs["scan"]["columns"]
+    row = next(iter(project.ledger.columns(columns).values()))
+    (tmp_path / project.inputs.pool.parts[0].file).unlink()
+    (tmp_path / project.inputs.pool.parts[1].file).unlink()
+    with pytest.raises(StorageError, match="missing"):
+        open_columns(tmp_path / row.file)
+
+
+def test_the_estimate_counts_the_embedding_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayal.engine.estimate._embedding_time", lambda spec, pool: 1.0)
+    monkeypatch.setattr("rayal.engine.estimate._measured", lambda spec, pool: (0.0, 0.0))
+    pool = made(tmp_path)
+    cells = [(spec(strategies[name]()), pool) for name in ("margin", "badge")]
+    assert estimate(cells, RayOptions(cpus=3)).local == 2 * PART + TEST
+
+
+SETTINGS: dict[str, Any] = {
+    "pool": {"source": "digits-parts"},
+    "model": {"backbone": "efficientnet_lite0", "weights": "random", "frozen": True},
+    "learner": {"steps": 20, "batch": 16, "epoch_steps": 10},
+    "strategies": ["badge"],
+    "initial": {"count": 30},
+    "rounds": 1,
+    "batch": 10,
+}
+
+
+def command(folder: Path) -> list[str]:
+    root = folder / "run"
+    for role, start, count in (("pool", 0, 90), ("pool", 90, 90), ("test", 1700, 40)):
+        x, y, ids = images(start, count)
+        source = array_source(x, y, ids=ids, role=role)  # type: ignore[arg-type]
+        Pool.ingest(root, "digits-parts", [source])
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "storage": str(root)}))
+    return [sys.executable, "-m", "rayal", "run", str(config)]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("point", ["embed.write:2", "embed.commit:2"])
+def test_a_run_killed_while_it_embeds_goes_on_to_the_same_picks(point: str, tmp_path: Path) -> None:
+    tables = []
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        folder.mkdir()
+        argv = command(folder)
+        if folder.name == "killed":
+            environment = {**os.environ, "RAYAL_FAILPOINT": point}
+            killed = subprocess.run(argv, env=environment, capture_output=True, check=False)
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        table = pq.read_table(folder / "run" / "picks.parquet")
+        tables.append(table.select(["project", "round", "rank", "item", "score"]))
+    assert tables[0].equals(tables[1])
+    with Ledger(tmp_path / "killed" / "run", create=False) as ledger:
+        output = ledger.stages("badge-s0")[1].output
+        assert output["rows"] == 220 and "backbone" in output
+        others = ledger.stages("random-s0")[1].output
+    assert others["embedded"] < 220  # the part that was committed is not embedded again
+
+
+@pytest.mark.ray
+def test_ray_makes_the_same_picks(tmp_path: Path, on_ray: Executor) -> None:
+    backbone = BackboneSpec("torchvision:shufflenet_v2_x0_5", "random")
+    made_picks = []
+    for executor in (LOCAL, on_ray):
+        root = tmp_path / executor.name
+        what = spec(strategies["badge"](), backbone=backbone, rounds=1)
+        what = dataclasses.replace(what, task={"size": [32, 32]})
+        made_picks.append(picks(simulate(root, made(root), what, executor=executor)))
+    assert made_picks[0] == made_picks[1]
+    assert len(made_picks[0]) == 30
