@@ -84,7 +84,7 @@ class Worker:
     ) -> None:
         """Hold the tiles of column parts, memory-mapped, until the next selection."""
         torch.set_num_threads(threads)
-        self._shard = Shard(objective, open_share(objective, paths, excluded), seed)
+        self._shard = Shard(objective, open_share(objective, paths, excluded, seed), seed)
 
     def answer(self, request: bytes) -> bytes:
         """Answer one request of the greedy."""

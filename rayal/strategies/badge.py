@@ -8,28 +8,37 @@ cross-entropy at the predicted label with respect to the last layer, (p - e_argm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from rayal.registry import strategies
 from rayal.selection.kmeans import First, KMeansPP
+from rayal.selection.kmeans_parallel import KMeansParallel
 from rayal.signals import Embedding, LogProbs, Signal
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Joint
 from rayal.types import Columns
 
 
 @strategies.register("badge")
 @dataclass(frozen=True)
-class BADGE(Strategy):
+class BADGE(Joint):
     """Label items with large and diverse gradients at the model's own label.
 
     Args:
         members: trained networks; probabilities and embedding are those of the first.
+        candidates: None for all items, else about how many, drawn uniformly, may be chosen.
         first: the first centre: in proportion to the squared norm, uniform, or the largest norm.
+        method: exact in law, or kmeans|| (Bahmani et al., VLDB 2012): few passes, another law.
+        rounds: passes of kmeans|| that draw.
+        oversampling: rows that such a pass draws, as a multiple of the batch.
     """
 
     first: First = "norm"
+    method: Literal["exact", "kmeans||"] = "exact"
+    rounds: Annotated[int, Ge(1)] = 5
+    oversampling: Annotated[float, Gt(0)] = 2.0
 
     carry: ClassVar[tuple[str, ...]] = ("log_probs.0", "embedding")
     taxonomy: ClassVar[str] = "representativeness"
@@ -51,4 +60,13 @@ class BADGE(Strategy):
 
     def objective(self, ctx: Ctx) -> KMeansPP:
         """Return k-means++ on residual ⊗ embedding, whose product is never formed."""
-        return KMeansPP(log_probs="log_probs.0", first=self.first)
+        share = self.share(ctx)
+        if self.method == "exact":
+            return KMeansPP(log_probs="log_probs.0", first=self.first, share=share)
+        return KMeansParallel(
+            log_probs="log_probs.0",
+            first=self.first,
+            share=share,
+            rounds=self.rounds,
+            oversampling=self.oversampling,
+        )

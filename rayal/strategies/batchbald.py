@@ -16,18 +16,19 @@ from rayal import acquisition
 from rayal.registry import strategies
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.signals import MemberLogProbs, Signal
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Joint
 from rayal.strategies.bayesian import MASKS
 from rayal.types import Columns
 
 
 @strategies.register("batchbald")
 @dataclass(frozen=True)
-class BatchBALD(Strategy):
+class BatchBALD(Joint):
     """Label the batch whose labels together say most about the network's weights.
 
     Args:
         members: trained networks.
+        candidates: None for all items, else about how many, drawn uniformly, may be chosen.
         passes: dropout masks per network; 0 uses the networks as they are.
         draws: most label configurations held; up to that many the joint entropy is exact.
     """
@@ -53,4 +54,4 @@ class BatchBALD(Strategy):
 
     def objective(self, ctx: Ctx) -> JointEntropy:
         """Return the greedy on joint mutual information."""
-        return JointEntropy(draws=self.draws)
+        return JointEntropy(draws=self.draws, share=self.share(ctx))

@@ -7,18 +7,28 @@ approach", algorithm 1 (greedy k-center), Euclidean distance of the last hidden 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rayal.registry import strategies
 from rayal.selection.kcenter import KCenter
+from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.signals import Embedding, Signal
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Joint
 
 
 @strategies.register("coreset")
 @dataclass(frozen=True)
-class CoreSet(Strategy):
-    """Label the items farthest from everything that is labeled, pending or already chosen."""
+class CoreSet(Joint):
+    """Label the items farthest from everything that is labeled, pending or already chosen.
+
+    Args:
+        members: trained networks; the embedding is that of the first.
+        candidates: None for all items, else about how many, drawn uniformly, may be chosen.
+        method: exact, or two_round: greedy in every part of the pool, greedy on the union
+            (Malkomes et al., NeurIPS 2015): one round trip, within 4 times the smallest radius.
+    """
+
+    method: Literal["exact", "two_round"] = "exact"
 
     carry: ClassVar[tuple[str, ...]] = ("embedding",)
     context: ClassVar[tuple[str, ...]] = ("embedding",)
@@ -32,4 +42,5 @@ class CoreSet(Strategy):
 
     def objective(self, ctx: Ctx) -> KCenter:
         """Return greedy k-center, with labeled and pending items as centres."""
-        return KCenter()
+        kind = {"exact": KCenter, "two_round": TwoRoundKCenter}[self.method]
+        return kind(share=self.share(ctx))
