@@ -57,7 +57,5 @@ def open_share(
     """Return the tiles of the parts of one shard, of candidates alone where those are a sample."""
     needs, share = objective.needs, objective.share
     return [
-        tile
-        for path in paths
-        for tile in open_tiles(path, needs, excluded, share=share, seed=seed)
+        tile for path in paths for tile in open_tiles(path, needs, excluded, share=share, seed=seed)
     ]

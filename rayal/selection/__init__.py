@@ -9,7 +9,9 @@ from rayal.selection.functions import (
 )
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
+from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.selection.kmeans import KMeansPP
+from rayal.selection.kmeans_parallel import KMeansParallel
 from rayal.selection.objective import Objective
 from rayal.selection.topk import TopK, UniformDraw
 
@@ -23,6 +25,8 @@ __all__ = [
     "TopK",
     "UniformDraw",
     "KCenter",
+    "TwoRoundKCenter",
     "KMeansPP",
+    "KMeansParallel",
     "JointEntropy",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.errors import BudgetError, NeedsError, ScoreError
+from rayal.errors import BudgetError, NeedsError, ScoreError, SettingsError, nearest
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
@@ -71,7 +71,8 @@ def k_center(
     """
     context = None if labeled is None else {"embedding": labeled}
     columns = {"embedding": embeddings}
-    kind = {"exact": KCenter, "two_round": TwoRoundKCenter}[method]
+    _known("method", method, get_args(KCenterMethod))
+    kind = KCenter if method == "exact" else TwoRoundKCenter
     objective = kind(share=share_of(candidates, _length(embeddings), k))
     return select_rows(
         objective, columns, k, context=context, ids=ids, seed=seed, shards=shards
@@ -108,6 +109,7 @@ def kmeans_plus_plus(
         shards: number of shards in this process; the result does not depend on it.
     """
     columns = {"residual": residuals, "embedding": embeddings}
+    _known("method", method, get_args(KMeansMethod))
     share = share_of(candidates, _length(embeddings), k)
     objective = KMeansPP(first=first, share=share)
     if method == "kmeans||":
@@ -163,13 +165,13 @@ def select_rows(
     """
     tensors = {name: as_tensor(name, array) for name, array in columns.items()}
     n = len(next(iter(tensors.values())))
-    names, keys = _keys(ids, n)
+    names, keys = checked_keys(ids, n)
     if not 0 <= k <= n:
         raise BudgetError(f"k = {k} of {n} rows asked for; k must lie between 0 and {n}")
     for name, tensor in tensors.items():
         if len(tensor) != n:
             raise ValueError(f"column {name!r} has {len(tensor)} rows, others have {n}")
-        _check_numbers(name, tensor, names)
+        checked_numbers(name, tensor, names)
     order = None if ids is None else np.argsort(keys, kind="stable")
     if order is not None:
         index = torch.from_numpy(order)
@@ -214,6 +216,11 @@ def _dealt(tiles: Sequence[Tile], shards: int, *, grouped: bool) -> list[list[Ti
     return [[tile for unit in part for tile in unit] for part in dealt if part]
 
 
+def _known(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise SettingsError(f"{name} {given!r} does not exist; {nearest(given, allowed)}")
+
+
 def _length(array: Array) -> int:
     return len(array) if isinstance(array, Tensor) else len(np.asarray(array))
 
@@ -222,7 +229,7 @@ def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[
     """Return the context's rows in an order of their own, so that the given one never matters."""
     known = {name: as_tensor(name, array) for name, array in given.items()}
     for name, tensor in known.items():
-        _check_numbers(name, tensor, range(len(tensor)))
+        checked_numbers(name, tensor, range(len(tensor)))
         wanted = columns[name].shape[1:] if name in columns else tensor.shape[1:]
         if tensor.shape[1:] != wanted:
             raise NeedsError(
@@ -246,7 +253,7 @@ def as_tensor(name: str, array: Array) -> Tensor:
     return tensor.double() if scalar else tensor.float().contiguous()
 
 
-def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
+def checked_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
     flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
     log = "log_probs" in name or name == "score" or tensor.ndim == 1  # -inf is legal there
     bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
@@ -258,7 +265,7 @@ def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> N
         )
 
 
-def _keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
+def checked_keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
     if ids is None:
         return [str(i) for i in range(n)], np.arange(n, dtype=np.uint64)
     names = [str(i) for i in ids]

@@ -120,4 +120,3 @@ class TwoRoundKCenter(KCenter):
             inner, LocalShards([Shard(inner, held, seed)]), k, seed=seed, context=context,
             runners_up=0,
         )  # fmt: skip
-

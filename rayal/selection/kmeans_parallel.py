@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 
 from rayal.selection.distances import factored, factored_pairs, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
-from rayal.selection.kmeans import First, KMeansPP
+from rayal.selection.kmeans import KMeansPP
 from rayal.selection.objective import Commit, Floats, Progress, Proposal, Tile
 from rayal.types import Keys
 
@@ -32,10 +32,10 @@ _NO_KEYS: Keys = np.zeros(0, np.uint64)
 class KMeansParallel(KMeansPP):
     """k picks by k-means||, all of them rows of the pool.
 
-    After a first centre, every round takes each row by itself with probability
-    min(1, l q / sum of q), q its squared distance to the nearest candidate and l = oversampling x k.
-    A candidate weighs as many rows as it is nearest to; weighted k-means++ on the driver picks k of
-    them. Round trips: 2 rounds + 3, whatever k. The law is not that of k-means++. Where fewer than
+    After a first centre, every round takes each row by itself with probability min(1, l q / sum
+    of q), q its squared distance to the nearest candidate and l = oversampling x k. A candidate
+    weighs as many rows as it is nearest to; weighted k-means++ on the driver picks k of them.
+    Round trips: 2 rounds + 3, whatever k. The law is not that of k-means++. Where fewer than
     k candidates are distinct, k-means++ goes on from them. The driver holds about
     1 + rounds x oversampling x k rows, and one float per tile.
 
@@ -66,7 +66,7 @@ class KMeansParallel(KMeansPP):
         shared["rate"] = commit.columns.get("rate", 0.0)
 
     def commit(self, tile: Tile, commit: Commit) -> None:
-        """Lower distances to candidates and remember which is nearest; start again for the picks."""
+        """Lower distances to candidates and remember the nearest; start again for the picks."""
         columns = commit.columns
         if columns.get("flat", False):
             return
@@ -77,7 +77,10 @@ class KMeansParallel(KMeansPP):
 
     def _lower(self, tile: Tile, commit: Commit, start: int) -> None:
         stop = start + self.rows
-        a, h = to_tensor(commit.columns["a"][start:stop]), to_tensor(commit.columns["h"][start:stop])
+        a, h = (
+            to_tensor(commit.columns["a"][start:stop]),
+            to_tensor(commit.columns["h"][start:stop]),
+        )
         new = factored(tile.state["a"], tile.columns[self.embedding], a, h, self.rows)
         value, nearest = (t.numpy() for t in new.min(dim=1))
         nearest = nearest + int(commit.columns.get("first", 0)) + start
@@ -116,7 +119,9 @@ class KMeansParallel(KMeansPP):
             return super().fold(proposals, m)
         if "count" in names:
             size = max(len(p.columns["count"]) for p in proposals)
-            counts = [np.pad(p.columns["count"], (0, size - len(p.columns["count"]))) for p in proposals]
+            counts = [
+                np.pad(p.columns["count"], (0, size - len(p.columns["count"]))) for p in proposals
+            ]
             return Proposal(np.zeros((1, 1)), _NO_KEYS, {"count": np.sum(counts, axis=0)})
         keys = np.concatenate([p.keys for p in proposals])
         order = np.argsort(keys)
@@ -169,7 +174,9 @@ class KMeansParallel(KMeansPP):
         weight = np.zeros(len(found["keys"]))
         counts = proposal.columns["count"]
         weight[: len(counts)] = counts
-        start = {"norm": found["norm"], "uniform": np.ones(len(weight)), "largest": None}[self.first]
+        start = {"norm": found["norm"], "uniform": np.ones(len(weight)), "largest": None}[
+            self.first
+        ]
         if start is None:
             start = np.where(found["norm"] == found["norm"].max(), found["norm"], 0.0)
         picked, scores = weighted_plus_plus(
@@ -219,7 +226,8 @@ def weighted_plus_plus(
         count = rows if picked else 1
         draws = keyed_uniform(np.arange(count, dtype=np.uint64), seed, step, _PLUS_PLUS, 1)
         drawn = np.searchsorted(cumulative, draws * cumulative[-1], side="right")
-        true, taken = stale[drawn].copy(), []
+        true = stale[drawn].copy()
+        taken: list[int] = []
         for s, row in enumerate(drawn.tolist()):
             keep = uniform(seed, step, _PLUS_PLUS, 2, s) * stale[row] < true[s]
             if len(picked) + len(taken) == k or not keep:

@@ -42,5 +42,5 @@ class CoreSet(Joint):
 
     def objective(self, ctx: Ctx) -> KCenter:
         """Return greedy k-center, with labeled and pending items as centres."""
-        kind = {"exact": KCenter, "two_round": TwoRoundKCenter}[self.method]
+        kind = KCenter if self.method == "exact" else TwoRoundKCenter
         return kind(share=self.share(ctx))

@@ -17,6 +17,7 @@ import torch
 from rayal.selection import (
     JointEntropy,
     KCenter,
+    KMeansParallel,
     KMeansPP,
     Objective,
     TopK,
@@ -34,6 +35,7 @@ OBJECTIVES: dict[str, tuple[Objective, int]] = {
     "kmeans": (KMeansPP(), 40),
     "kmeans-largest": (KMeansPP(first="largest"), 5),
     "joint": (JointEntropy(draws=60), 5),
+    "kmeans||": (KMeansParallel(rounds=2), 20),
 }
 
 
