@@ -140,7 +140,7 @@ class Stages:
     ) -> Iterator[ScannedPart]:
         hash, of = scan.columns_hash(), {part.part: part for part in missing}
         for result in self._map("scan", scan, missing, parts):
-            _reconcile(of.pop(result.part), result)
+            reconcile(of.pop(result.part), result)
             failpoint("scan.commit")
             row = ColumnsPart(hash, result.part, result.file, result.rows, result.key_sum)
             self.ledger.commit_columns(self.name, round, row)
@@ -275,7 +275,8 @@ def _output(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) ->
     return {"picks": len(picks)} | ({} if made is None else {"approximation": made})
 
 
-def _reconcile(part: Part, result: ScannedPart) -> None:
+def reconcile(part: Part, result: ScannedPart) -> None:
+    """Raise StorageError unless a part's columns have its rows, all of them."""
     if (result.rows, result.key_sum) != (part.rows, part.key_sum):
         raise StorageError(
             f"the scan of part {part.part} gave {result.rows} rows, the part has {part.rows}; "

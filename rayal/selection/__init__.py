@@ -12,6 +12,7 @@ from rayal.selection.kcenter import KCenter
 from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.selection.kmeans import KMeansPP
 from rayal.selection.kmeans_parallel import KMeansParallel
+from rayal.selection.neighbors import nearest_neighbors
 from rayal.selection.objective import Objective
 from rayal.selection.topk import TopK, UniformDraw
 
@@ -20,6 +21,7 @@ __all__ = [
     "k_center",
     "kmeans_plus_plus",
     "joint_entropy",
+    "nearest_neighbors",
     "select_rows",
     "Objective",
     "TopK",

@@ -254,6 +254,7 @@ def as_tensor(name: str, array: Array) -> Tensor:
 
 
 def checked_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
+    """Raise ScoreError, naming item and column, where a row is not made of finite numbers."""
     flat = tensor.reshape(len(tensor), -1) if len(tensor) else tensor.new_zeros((0, 1))
     log = "log_probs" in name or name == "score" or tensor.ndim == 1  # -inf is legal there
     bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
@@ -266,6 +267,7 @@ def checked_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> 
 
 
 def checked_keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
+    """Return n names and their keys; without ids both are positions."""
     if ids is None:
         return [str(i) for i in range(n)], np.arange(n, dtype=np.uint64)
     names = [str(i) for i in ids]

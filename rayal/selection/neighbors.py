@@ -7,7 +7,7 @@ values are compared: the result is exact, equal rows are at distance 0, ties go 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,14 +61,29 @@ class Block:
             origin: float32 ``[1, D]``, near the rows: products of differences to it keep digits.
         """
         rows, others = np.nonzero(self._possible(keys, y, origin))
-        step = max(1, _PAIRS // max(1, y.shape[1]))
+        self._settle(rows, keys[others], lambda at: y[torch.from_numpy(others[at])])
+
+    def compare(self, rows: npt.NDArray[np.int64], keys: Keys, y: Tensor) -> None:
+        """Take in given pairs only: of each row's own position, another key and its row ``[P, D]``.
+
+        Args:
+            rows: int64 ``[P]``.
+            keys: uint64 ``[P]``.
+            y: float32 ``[P, D]``.
+        """
+        self._settle(rows, keys, lambda at: y[at])
+
+    def _settle(
+        self, rows: npt.NDArray[np.int64], keys: Keys, other: Callable[[slice], Tensor]
+    ) -> None:
+        """Compute the pairs' distances from differences, some at a time, and merge them."""
+        step = max(1, _PAIRS // max(1, self.x.shape[1]))
         squared = np.empty(len(rows))
         for start in range(0, len(rows), step):
             at = slice(start, start + step)
             left = self.x[torch.from_numpy(rows[at])].double()
-            right = y[torch.from_numpy(others[at])].double()
-            squared[at] = squared_norm(left - right).numpy()
-        self._merge(rows, keys[others], squared)
+            squared[at] = squared_norm(left - other(at).double()).numpy()
+        self._merge(rows, keys, squared)
 
     def _possible(self, keys: Keys, y: Tensor, origin: Tensor) -> npt.NDArray[np.bool_]:
         """Return which pairs may be among the k nearest, ``[R, M]``; never too few."""
