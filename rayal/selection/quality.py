@@ -19,6 +19,7 @@ from rayal.selection.objective import Objective, Tile, cut_tiles
 from rayal.types import Keys
 
 SAMPLE_ROWS = 20_000  # rows on which a choice is measured, at most about
+DRAWS = 5  # exact draws that a potential is compared with
 _WIDTH = 32  # centres per product
 
 
@@ -30,9 +31,9 @@ class Quality:
         measure: covering radius (largest distance to the nearest centre, labeled ones included) or
             potential (mean squared distance to the nearest pick); smaller is better.
         value: of the choice that was made.
-        reference: of an exact choice of as many rows from the sample alone. It sees the rows it is
-            measured on, so it is a strict standard: an exact choice from the whole pool is usually
-            somewhat above it too.
+        reference: of an exact choice of as many rows from the sample alone (a potential: the mean
+            of DRAWS choices, since they are drawn). It sees the rows it is measured on, so it is a
+            strict standard: an exact choice from the whole pool is usually somewhat above it too.
         rows: rows of the sample.
     """
 
@@ -110,17 +111,18 @@ def quality(
     rows = sum(int(tile.eligible.sum()) for tile in sample)
     if exact is None or rows == 0 or len(picks[0]) == 0:
         return None
-    held = [Tile(t.keys, t.columns, t.eligible.copy(), group=t.group) for t in sample]
-    shards = LocalShards([Shard(exact, held, seed)])
+    value = _measured(exact, sample, *picks, context, seed=seed)
     k = min(len(picks[0]), rows)
-    best = choose(exact, shards, k, seed=seed, context=context, runners_up=0)
-    columns = _rows_of(sample, best.keys, exact.needs)
+    draws = 1 if isinstance(exact, KCenter) else DRAWS
+    references = []
+    for draw in range(draws):
+        held = [Tile(t.keys, t.columns, t.eligible.copy(), group=t.group) for t in sample]
+        shards = LocalShards([Shard(exact, held, seed + draw)])
+        best = choose(exact, shards, k, seed=seed + draw, context=context, runners_up=0)
+        columns = _rows_of(sample, best.keys, exact.needs)
+        references.append(_measured(exact, sample, best.keys, columns, context, seed=seed))
     measure = "covering radius" if isinstance(exact, KCenter) else "potential"
-    value, reference = (
-        _measured(exact, sample, keys, found, context, seed=seed)
-        for keys, found in (picks, (best.keys, columns))
-    )
-    return Quality(measure, value, reference, rows)
+    return Quality(measure, value, sum(references) / draws, rows)
 
 
 def exact_form(objective: Objective) -> KCenter | KMeansPP | None:
