@@ -43,6 +43,10 @@ class BatchBALD(Joint):
         MASKS + "; sampled configurations are extended by each pick instead of drawn afresh; rows "
         "are evaluated lazily by their last gain, plus three standard errors once sampled"
     )
+    approximations: ClassVar[str] = (
+        "candidates. Each round's record holds the batch's joint information beside the sum of the "
+        "k largest BALD scores of all items, which no batch exceeds"
+    )
 
     def signals(self) -> tuple[Signal, ...]:
         """Return every member's log-probabilities, the same masks for all items."""

@@ -35,6 +35,11 @@ class CoreSet(Joint):
     taxonomy: ClassVar[str] = "representativeness"
     source: ClassVar[str] = "Sener & Savarese, ICLR 2018, algorithm 1 (greedy k-center)"
     departures: ClassVar[str] = "the robust (mixed-integer) form of algorithm 2 is not included"
+    approximations: ClassVar[str] = (
+        "method: two_round, candidates. Radius beside the exact greedy's, 60,000 mixture rows of "
+        "width 64, 3 seeds: k = 100: two_round 1.03, 10,000 candidates 1.01, 2,000 candidates "
+        "1.02; k = 500: two_round 1.10, 10,000 candidates 1.08. A round's own loss is in its record"
+    )
 
     def signals(self) -> tuple[Signal, ...]:
         """Return the input of the last linear layer."""
