@@ -142,8 +142,8 @@ def neighbors(
     round: int,
     source: str,
     column: str,
-    k: int,
     *,
+    k: int,
     method: Method = "exact",
 ) -> NeighborColumns:
     """Compute and commit the k nearest other items of every item of the pool, part by part.

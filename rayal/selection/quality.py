@@ -111,7 +111,7 @@ def quality(
     rows = sum(int(tile.eligible.sum()) for tile in sample)
     if exact is None or rows == 0 or len(picks[0]) == 0:
         return None
-    value = _measured(exact, sample, *picks, context, seed=seed)
+    value = _measured(exact, sample, *picks, context=context, seed=seed)
     k = min(len(picks[0]), rows)
     draws = 1 if isinstance(exact, KCenter) else DRAWS
     references = []
@@ -120,7 +120,7 @@ def quality(
         shards = LocalShards([Shard(exact, held, seed + draw)])
         best = choose(exact, shards, k, seed=seed + draw, context=context, runners_up=0)
         columns = _rows_of(sample, best.keys, exact.needs)
-        references.append(_measured(exact, sample, best.keys, columns, context, seed=seed))
+        references.append(_measured(exact, sample, best.keys, columns, context=context, seed=seed))
     measure = "covering radius" if isinstance(exact, KCenter) else "potential"
     return Quality(measure, value, sum(references) / draws, rows)
 
@@ -140,8 +140,8 @@ def _measured(
     sample: Sequence[Tile],
     keys: Keys,
     columns: Mapping[str, npt.NDArray[Any]],
-    context: Mapping[str, npt.NDArray[Any]],
     *,
+    context: Mapping[str, npt.NDArray[Any]],
     seed: int,
 ) -> float:
     if isinstance(exact, KCenter):
