@@ -43,7 +43,7 @@ def run_settings(
     if quiet:
         return outcome
     if outcome.points:
-        console.out.print(report.table(outcome.points, at=at))
+        console.out.print(report.table(outcome.points, at=at, approximate=outcome.approximate))
         console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
         console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
     for name, count in outcome.waiting.items():

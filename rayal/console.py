@@ -135,6 +135,7 @@ def strategy_json(name: str) -> dict[str, Any]:
         "taxonomy": cls.taxonomy,
         "source": cls.source,
         "departures": cls.departures,
+        "approximations": cls.approximations,
         "signals": [repr(signal) for signal in made.signals()],
         "columns": columns,
         "context": list(cls.context),
@@ -205,13 +206,23 @@ def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
+_STATED = (
+    "taxonomy",
+    "source",
+    "departures",
+    "approximations",
+    "signals",
+    "columns",
+    "context",
+    "members",
+)
 _ONE = {"strategies": "strategy", "learners": "learner", "networks": "network"}
 
 
 def print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
     """Print all that is stated of a strategy, learner or network."""
     out.print(f"[bold]{name}[/bold] ({_ONE[kind]}): {row['summary']}")
-    for key in ("taxonomy", "source", "departures", "signals", "columns", "context", "members"):
+    for key in _STATED:
         if key in row:
             value = row[key]
             text = ", ".join(value) if isinstance(value, list) else str(value)

@@ -92,8 +92,10 @@ class Selection:
         positions: int64 ``[k]``, rows of the arrays that were given.
         ids: their ids (the positions as text when none were given).
         scores: float64 ``[k]``, the strategy's value of each pick at the moment it was picked.
+        approximation: what made the choice approximate, by parameter; None when it was exact.
     """
 
     positions: npt.NDArray[np.int64]
     ids: tuple[str, ...]
     scores: npt.NDArray[np.float64]
+    approximation: Mapping[str, Any] | None = None

@@ -34,7 +34,7 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     for stage in stages:
         old = stage.round < last
         spent = old or (keep == "picks" and stage.round in chosen)
-        if stage.stage == "scan" and stage.output.get("columns") and spent:
+        if stage.stage in ("scan", "auxiliary") and stage.output.get("columns") and spent:
             files += [p.file for p in ledger.columns(stage.output["columns"]).values()]
         if stage.stage == "train" and old and stage.round > 0:  # round 0 is shared by strategies
             for member in range(stage.output["members"]):

@@ -48,11 +48,16 @@ def start_shards(
         count: number of shards; the picks do not depend on it.
         threads: of a model; tiles take every core that there is.
     """
-    shares = [open_share(objective, paths[n::count], excluded) for n in range(count)]
+    shares = [open_share(objective, paths[n::count], excluded, seed) for n in range(count)]
     held = [tiles for tiles in shares if tiles]
     return LocalShards([Shard(objective, tiles, seed, threads=cores()) for tiles in held])
 
 
-def open_share(objective: Objective, paths: Sequence[Path], excluded: Keys) -> list[Tile]:
-    """Return the tiles of the parts of one shard."""
-    return [tile for path in paths for tile in open_tiles(path, objective.needs, excluded)]
+def open_share(
+    objective: Objective, paths: Sequence[Path], excluded: Keys, seed: int
+) -> list[Tile]:
+    """Return the tiles of the parts of one shard, of candidates alone where those are a sample."""
+    needs, share = objective.needs, objective.share
+    return [
+        tile for path in paths for tile in open_tiles(path, needs, excluded, share=share, seed=seed)
+    ]

@@ -84,7 +84,7 @@ class Worker:
     ) -> None:
         """Hold the tiles of column parts, memory-mapped, until the next selection."""
         torch.set_num_threads(threads)
-        tiles = open_share(objective, paths, excluded)
+        tiles = open_share(objective, paths, excluded, seed)
         self._shard = Shard(objective, tiles, seed, threads=threads)
 
     def answer(self, request: bytes) -> bytes:

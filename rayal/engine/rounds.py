@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayal.engine.choice import Request, choose_items
 from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
@@ -30,8 +30,8 @@ from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import ColumnsPart, Ledger, Pick
 from rayal.registry import strategies
-from rayal.selection.greedy import Chosen, choose
-from rayal.selection.objective import Objective, Proposal
+from rayal.selection.greedy import Chosen
+from rayal.selection.objective import Proposal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
 from rayal.types import TILE_ROWS, Keys, id_keys
@@ -187,7 +187,7 @@ class Stages:
             self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
             return
         paths = [self.root / part.file for part in self.pool.parts_of("pool")]
-        result, n = self._greedy(INITIAL, strategy, paths, initial.count, {})
+        result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count, {})
         picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
 
@@ -201,7 +201,7 @@ class Stages:
         context = {}
         if strategy.context:
             context = rows_by_key(paths, strategy.context, self.excluded())
-        result, n = self._greedy(round, strategy, paths, self.spec.batch, context)
+        result, n, approximation = self._greedy(round, strategy, paths, self.spec.batch, context)
         uniform = not strategy.signals()
         picks, others = self._named(result, len(result.keys) / n if uniform and n else None)
         failpoint("select")
@@ -213,6 +213,7 @@ class Stages:
             "columns": scan.columns_hash() if scan.signals else None,
             "snapshot": self.pool.snapshot,
             "candidates": n,
+            "approximation": approximation,
             "scan": options_record(self.spec.scan),
         }
         if self.spec.backbone is not None:
@@ -226,32 +227,30 @@ class Stages:
         paths: Sequence[Path],
         k: int,
         context: Mapping[str, Any],
-    ) -> tuple[Chosen, int]:
+    ) -> tuple[Chosen, int, dict[str, Any] | None]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
         rows = sum(part.rows for part in self.pool.parts_of("pool"))
         n = rows - len(excluded)
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
-        objective: Objective = strategy.objective(ctx)
-        shards = self.executor.start_shards(
-            objective,
+        request = Request(
+            self.executor,
             paths,
             excluded,
-            seed=seed,
-            count=self.spec.shards,
+            n,
+            min(k, n),
+            seed,
+            shards=self.spec.shards,
             threads=self.spec.threads_per_model,
+            context=context,
         )
-        with closing(shards):
-            result = choose(
-                objective,
-                shards,
-                min(k, n),
-                seed=seed,
-                context=context,
-                runners_up=RUNNERS_UP,
-                report=lambda done, total: self._report("select", done, total),
-            )
-        return result, n
+        chosen, approximation = choose_items(
+            request,
+            strategy.objective(ctx),
+            runners_up=RUNNERS_UP,
+            report=lambda done, total: self._report("select", done, total),
+        )
+        return chosen, n, approximation
 
     def _named(self, chosen: Chosen, probability: float | None) -> tuple[list[Pick], list[Pick]]:
         """Return picks and runners-up with ids, ranks from 1, and scores where they are finite."""
@@ -283,6 +282,14 @@ class Stages:
             others,
             provenance,
             stage=None if round == INITIAL else "select",
-            output={} if round == INITIAL else {"picks": len(picks)},
+            output=_output(round, picks, provenance),
             seconds=time.perf_counter() - started,
         )
+
+
+def _output(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the output of the select stage; the initial choice has none."""
+    if round == INITIAL:
+        return {}
+    made = provenance["approximation"]
+    return {"picks": len(picks)} | ({} if made is None else {"approximation": made})

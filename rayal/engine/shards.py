@@ -19,6 +19,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
 from rayal.selection.objective import Tile, cut_tiles
+from rayal.selection.sampling import candidates_of
 from rayal.types import Keys, key_sum
 
 BORROWED = "borrowed"  # metadata of a column part: column to the file, beside it, that holds it
@@ -48,24 +49,49 @@ def open_columns(path: Path) -> pa.Table:
     return table
 
 
-def open_tiles(path: Path, needs: Sequence[str], excluded: Keys) -> list[Tile]:
+def open_tiles(
+    path: Path, needs: Sequence[str], excluded: Keys, *, share: float = 1.0, seed: int = 0
+) -> list[Tile]:
     """Return the tiles of one committed column part; rows with an excluded key are not eligible.
 
     Args:
         path: the column part, record batches in key order.
         needs: columns to open; a part without one of them is a StorageError.
         excluded: uint64, keys of items that are labeled, offered or leased.
+        share: below 1, only the candidates among the eligible rows are held, in fewer tiles.
+        seed: the query seed, which draws the candidates.
     """
     table = open_columns(path)
     missing = [n for n in needs if n not in table.column_names]
     if missing:
         raise StorageError(f"{path} has no column {missing}; it has {table.column_names}")
-    tiles = []
+    if share < 1.0:
+        return _candidate_tiles(table, needs, excluded, share, seed=seed)
+    tiles: list[Tile] = []
     for batch in table.to_batches():
         keys = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
         columns = {n: column_tensor(batch.column(n)) for n in needs}
         tiles += cut_tiles(keys, columns, ~np.isin(keys, excluded))
+    for tile in tiles:
+        tile.group = tiles[0].name
     return tiles
+
+
+def _candidate_tiles(
+    table: pa.Table, needs: Sequence[str], excluded: Keys, share: float, *, seed: int
+) -> list[Tile]:
+    """Return tiles of a part's candidates: copies of their rows alone."""
+    keys: list[Keys] = []
+    columns: dict[str, list[Tensor]] = {n: [] for n in needs}
+    for batch in table.to_batches():
+        here = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
+        rows = np.flatnonzero(candidates_of(here, share, seed) & ~np.isin(here, excluded))
+        keys.append(here[rows])
+        for name in needs:
+            columns[name].append(column_tensor(batch.column(name))[torch.from_numpy(rows)])
+    if not keys:
+        return []
+    return cut_tiles(np.concatenate(keys), {n: torch.cat(c) for n, c in columns.items()})
 
 
 def rows_by_key(

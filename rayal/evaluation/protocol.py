@@ -24,7 +24,7 @@ from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
 from rayal.evaluation.networks import backbone_of, network_of
 from rayal.evaluation.oracle import Oracle
-from rayal.evaluation.report import versions, write_outputs
+from rayal.evaluation.report import approximations, versions, write_outputs
 from rayal.evaluation.sources import pool_of
 from rayal.learners import Learner
 from rayal.parameters import build
@@ -60,11 +60,13 @@ class Outcome:
         folder: where its outputs lie.
         points: every evaluated round.
         waiting: projects that want labels from people, with the number of items.
+        approximate: label of each strategy that chose approximately, to how and with what loss.
     """
 
     folder: Path
     points: list[CurvePoint]
     waiting: dict[str, int] = field(default_factory=dict)
+    approximate: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -113,7 +115,7 @@ def _run(
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
         made: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
         write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **made)
-    return Outcome(folder, points, waiting)
+    return Outcome(folder, points, waiting, approximations(rounds))
 
 
 def project_name(cell: Cell) -> str:
@@ -271,6 +273,7 @@ def _round_rows(project: Project, cell: Cell, cost: float) -> list[dict[str, Any
             "backbone": summary.outputs.get("embed", {}).get("backbone"),
             "columns": summary.outputs.get("scan", {}).get("columns"),
             "warning": summary.outputs.get("scan", {}).get("warning"),
+            "approximation": summary.outputs.get("select", {}).get("approximation"),
         }
         row |= {f"metric.{n}": v for n, v in summary.metrics.items()}
         row |= {f"seconds.{n}": v for n, v in summary.seconds.items()}

@@ -85,7 +85,11 @@ def write_outputs(
 
 
 def table(
-    points: Sequence[CurvePoint], metric: str = "accuracy", at: Sequence[int] | None = None
+    points: Sequence[CurvePoint],
+    metric: str = "accuracy",
+    at: Sequence[int] | None = None,
+    *,
+    approximate: Mapping[str, str] | None = None,
 ) -> Table:
     """Return the comparison as a table: random first, then the strategies in their order.
 
@@ -93,13 +97,16 @@ def table(
         points: the learning curves.
         metric: the metric that is compared.
         at: label counts to show; None takes up to four that all curves have, evenly spread.
+        approximate: labels of strategies that chose approximately, which are marked ≈, to how.
     """
+    marked = approximate or {}
     columns = _spread(points, metric) if at is None else list(at)
     rows = summary(points, metric, columns)
     columns = [n for n in columns if any(n in row.at for row in rows)]
     title = f"{metric.replace('_', ' ')} by number of labels"
     view = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    view.caption = "n: seeds; bootstrap intervals over seeds are too narrow with fewer than 10"
+    notes = ["n: seeds; bootstrap intervals over seeds are too narrow with fewer than 10"]
+    view.caption = "\n".join(notes + [f"≈ {label}: {how}" for label, how in marked.items()])
     view.add_column("strategy", overflow="fold")
     for heading in (*(f"{n:,}" for n in columns), "curve mean", f"minus {BASELINE}, 90 %"):
         view.add_column(heading, justify="right", no_wrap=True)
@@ -107,13 +114,41 @@ def table(
     for row in rows:
         spread = "" if math.isnan(row.sd) else f" ± {row.sd:.3f}"
         view.add_row(
-            row.label,
+            f"≈ {row.label}" if row.label in marked else row.label,
             *(f"{row.at[n]:.3f}" if n in row.at else "–" for n in columns),
             f"{row.mean:.3f}{spread}",
             _interval(row.difference),
             str(row.n_seeds),
         )
     return view
+
+
+def approximations(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how strategies chose approximately, and the measured loss: label to one line.
+
+    Args:
+        rounds: rows of ``rounds.parquet``; ``approximation`` is None where the choice was exact.
+    """
+    made: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rounds:
+        if row.get("approximation"):
+            made.setdefault(row["strategy"], []).append(row["approximation"])
+    return {label: _how(found) for label, found in made.items()}
+
+
+def _how(found: Sequence[Mapping[str, Any]]) -> str:
+    """Describe approximate choices: parameters of the last, mean loss of all."""
+    last = found[-1]
+    said = [str(last["method"])] if "method" in last else []
+    if last["candidates"] < last["of"]:
+        said.append(f"{last['candidates']:,} candidates of {last['of']:,}")
+    losses = [one["loss"] for one in found if one["loss"] and one["loss"]["ratio"] is not None]
+    if losses:
+        ratio = math.fsum(loss["ratio"] for loss in losses) / len(losses)
+        what = "its upper bound" if losses[0]["measure"] == "joint information" else "exact"
+        on = f"{losses[0]['rows']:,} rows"
+        said.append(f"{losses[0]['measure']} {ratio:.3f} x {what} on {on}, mean of {len(losses)}")
+    return "; ".join(said)
 
 
 def versions() -> dict[str, Any]:

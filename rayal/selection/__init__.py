@@ -11,7 +11,10 @@ from rayal.selection.functions import (
 from rayal.selection.information import bait, bait_regression
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
+from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.selection.kmeans import KMeansPP
+from rayal.selection.kmeans_parallel import KMeansParallel
+from rayal.selection.neighbors import nearest_neighbors
 from rayal.selection.objective import Objective
 from rayal.selection.topk import TopK, UniformDraw
 
@@ -22,12 +25,15 @@ __all__ = [
     "joint_entropy",
     "bait",
     "bait_regression",
+    "nearest_neighbors",
     "select_rows",
     "Objective",
     "TopK",
     "UniformDraw",
     "KCenter",
+    "TwoRoundKCenter",
     "KMeansPP",
+    "KMeansParallel",
     "JointEntropy",
     "Fisher",
 ]

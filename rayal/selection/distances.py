@@ -89,6 +89,20 @@ def factored(
     return _nearest(norm, old, length, products, pairs)
 
 
+def factored_each(a: Tensor, h: Tensor, norm: Tensor, centres: tuple[Tensor, Tensor]) -> Tensor:
+    """Return |a_i⊗h_i - ac_j⊗hc_j|² of all pairs, float64 ``[T, b]``; see ``factored``."""
+    ac, hc = centres
+    length = squared_norm(ac) * squared_norm(hc)
+    dots = (a @ _padded(ac).T).double() * (h @ _padded(hc).T).double()
+    scale = norm[:, None] + length[None, :]
+    squared = scale - 2.0 * dots[:, : len(ac)]
+    rows, which = torch.nonzero(squared <= CLOSE * scale, as_tuple=True)
+    for start in range(0, len(rows), ROWS):
+        i, j = rows[start : start + ROWS], which[start : start + ROWS]
+        squared[i, j] = factored_pairs(a[i], h[i], ac[j], hc[j])
+    return squared.clamp_min_(0.0)
+
+
 def _nearest(
     norm: Tensor,
     old: Floats,

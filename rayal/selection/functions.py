@@ -5,24 +5,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.errors import BudgetError, NeedsError, ScoreError
+from rayal.errors import BudgetError, NeedsError, ScoreError, SettingsError, nearest
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
+from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.selection.kmeans import First, KMeansPP
-from rayal.selection.objective import Objective, cut_tiles
+from rayal.selection.kmeans_parallel import KMeansParallel
+from rayal.selection.objective import Objective, Tile, cut_tiles
+from rayal.selection.sampling import candidates_of, share_of, wider
 from rayal.selection.topk import TopK
 from rayal.types import Selection, id_keys
 
 Array = npt.ArrayLike | Tensor
 Positions = npt.NDArray[np.int64]
+KCenterMethod = Literal["exact", "two_round"]
+KMeansMethod = Literal["exact", "kmeans||"]
 
 
 def top_k(scores: Array, k: int, *, ids: Sequence[str] | None = None, shards: int = 1) -> Positions:
@@ -46,6 +51,8 @@ def k_center(
     k: int,
     *,
     labeled: Array | None = None,
+    method: KCenterMethod = "exact",
+    candidates: int | None = None,
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -57,14 +64,20 @@ def k_center(
         k: number of picks.
         labeled: ``[L, D]``, centres that are there already; without them the first centre is a
             uniform draw by the seed.
+        method: exact (a 2-approximation of the smallest covering radius), or two_round: greedy in
+            every run of 16,384 rows, greedy on the union (Malkomes et al. 2015), within 4 times.
+        candidates: None for all rows, else about how many, drawn uniformly, may be picked.
         ids: N distinct ids, which break ties; rows are sorted by their keys inside.
         seed: seeds the first centre.
         shards: number of shards in this process; the result does not depend on it.
     """
     context = None if labeled is None else {"embedding": labeled}
     columns = {"embedding": embeddings}
+    _known("method", method, get_args(KCenterMethod))
+    kind = KCenter if method == "exact" else TwoRoundKCenter
+    objective = kind(share=share_of(candidates, _length(embeddings), k))
     return select_rows(
-        KCenter(), columns, k, context=context, ids=ids, seed=seed, shards=shards
+        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards
     ).positions
 
 
@@ -74,6 +87,10 @@ def kmeans_plus_plus(
     k: int,
     *,
     first: First = "norm",
+    method: KMeansMethod = "exact",
+    rounds: int = 5,
+    oversampling: float = 2.0,
+    candidates: int | None = None,
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -85,12 +102,22 @@ def kmeans_plus_plus(
         embeddings: ``[N, D]``.
         k: number of picks.
         first: the first centre: in proportion to the squared norm, uniform, or the largest norm.
+        method: exact in law, or kmeans|| (Bahmani et al. 2012): few passes, another law.
+        rounds: passes of kmeans|| that draw.
+        oversampling: rows that such a pass draws, as a multiple of k.
+        candidates: None for all rows, else about how many, drawn uniformly, may be picked.
         ids: N distinct ids; draws are functions of (seed, key).
         seed: seeds the draws.
         shards: number of shards in this process; the result does not depend on it.
     """
     columns = {"residual": residuals, "embedding": embeddings}
-    objective = KMeansPP(first=first)
+    _known("method", method, get_args(KMeansMethod))
+    share = share_of(candidates, _length(embeddings), k)
+    objective = KMeansPP(first=first, share=share)
+    if method == "kmeans||":
+        objective = KMeansParallel(
+            first=first, share=share, rounds=rounds, oversampling=oversampling
+        )
     return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
 
 
@@ -99,6 +126,7 @@ def joint_entropy(
     k: int,
     *,
     draws: int = 10_000,
+    candidates: int | None = None,
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -109,12 +137,14 @@ def joint_entropy(
         member_log_probs: ``[N, S, C]``, the same S members for every row.
         k: number of picks.
         draws: most label configurations held; up to that many the result is exact.
+        candidates: None for all rows, else about how many, drawn uniformly, may be picked.
         ids: N distinct ids, which break ties.
         seed: seeds the sampled configurations.
         shards: number of shards in this process; the result does not depend on it.
     """
     columns = {"member_log_probs": member_log_probs}
-    objective = JointEntropy(draws=draws)
+    share = share_of(candidates, _length(member_log_probs), k)
+    objective = JointEntropy(draws=draws, share=share)
     return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
 
 
@@ -137,35 +167,71 @@ def select_rows(
     """
     tensors = {name: as_tensor(name, array) for name, array in columns.items()}
     n = len(next(iter(tensors.values())))
-    names, keys = _keys(ids, n)
+    names, keys = checked_keys(ids, n)
     if not 0 <= k <= n:
         raise BudgetError(f"k = {k} of {n} rows asked for; k must lie between 0 and {n}")
     for name, tensor in tensors.items():
         if len(tensor) != n:
             raise ValueError(f"column {name!r} has {len(tensor)} rows, others have {n}")
-        _check_numbers(name, tensor, names)
+        checked_numbers(name, tensor, names)
     order = None if ids is None else np.argsort(keys, kind="stable")
     if order is not None:
         index = torch.from_numpy(order)
         keys, tensors = keys[order], {m: t[index] for m, t in tensors.items()}
-    tiles = cut_tiles(keys, tensors)
-    held = [tiles[s::shards] for s in range(shards)]
+    objective, mask = _sampled(objective, keys, k, seed)
+    index = torch.from_numpy(np.flatnonzero(mask))
+    sampled = tensors if mask.all() else {m: t[index] for m, t in tensors.items()}
+    held = _dealt(cut_tiles(keys[mask], sampled), shards, grouped=objective.grouped)
     known, threads = _context(context or {}, tensors), torch.get_num_threads()
-    local = LocalShards([Shard(objective, p, seed, threads=threads) for p in held if p])
+    local = LocalShards([Shard(objective, part, seed, threads=threads) for part in held])
     with closing(local):
         chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
+    made = objective.approximation()
     return Selection(
-        positions.astype(np.int64), tuple(str(names[p]) for p in positions), chosen.scores
+        positions.astype(np.int64),
+        tuple(str(names[p]) for p in positions),
+        chosen.scores,
+        made if made is None else {**made, "candidates": int(mask.sum()), "of": n},
     )
+
+
+def _sampled(
+    objective: Objective, keys: npt.NDArray[np.uint64], k: int, seed: int
+) -> tuple[Objective, npt.NDArray[np.bool_]]:
+    """Return which rows are candidates, and the objective whose share gave at least k of them."""
+    while objective.share < 1.0:
+        mask = candidates_of(keys, objective.share, seed)
+        if np.count_nonzero(mask) >= k:
+            return objective, mask
+        objective = wider(objective)
+    return objective, np.ones(len(keys), dtype=bool)
+
+
+def _dealt(tiles: Sequence[Tile], shards: int, *, grouped: bool) -> list[list[Tile]]:
+    """Deal tiles, or whole groups of them, to shards; shards without any are left out."""
+    units: dict[int, list[Tile]] = {}
+    for tile in tiles:
+        units.setdefault(tile.group if grouped else tile.name, []).append(tile)
+    dealt = [list(units.values())[s::shards] for s in range(shards)]
+    return [[tile for unit in part for tile in unit] for part in dealt if part]
+
+
+def _known(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise SettingsError(f"{name} {given!r} does not exist; {nearest(given, allowed)}")
+
+
+def _length(array: Array) -> int:
+    return len(array) if isinstance(array, Tensor) else len(np.asarray(array))
 
 
 def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the context's rows in an order of their own, so that the given one never matters."""
     known = {name: as_tensor(name, array) for name, array in given.items()}
     for name, tensor in known.items():
-        _check_numbers(name, tensor, range(len(tensor)))
+        checked_numbers(name, tensor, range(len(tensor)))
         wanted = columns[name].shape[1:] if name in columns else tensor.shape[1:]
         if tensor.shape[1:] != wanted:
             raise NeedsError(
@@ -203,7 +269,8 @@ def _over(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
+def checked_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
+    """Raise ScoreError, naming item and column, where a row is not made of finite numbers."""
     if not len(tensor) or bool(torch.isfinite(tensor.sum())):  # a sum shows NaN and inf
         return
     flat = tensor.reshape(len(tensor), -1)
@@ -217,7 +284,8 @@ def _check_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> N
         )
 
 
-def _keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
+def checked_keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
+    """Return n names and their keys; without ids both are positions."""
     if ids is None:
         return range(n), np.arange(n, dtype=np.uint64)
     names = [str(i) for i in ids]

@@ -89,6 +89,7 @@ class Shard:
             "propose": self._propose,
             "runners_up": self._runners_up,
             "commit": self._commit,
+            "count": self._count,
         }
         return pickle.dumps(handlers[verb](*arguments), protocol=5)
 
@@ -108,6 +109,9 @@ class Shard:
         rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
         return replace(merge_rows(rows, m), columns={}) if rows else None
 
+    def _count(self) -> int:
+        return sum(int(np.count_nonzero(tile.eligible)) for tile in self._tiles)
+
     def _commit(self, commit: Commit) -> None:
         self._objective.receive(self._shared, commit)
 
@@ -121,6 +125,11 @@ class Shard:
     def close(self) -> None:
         """End the shard's threads."""
         self._team.close()
+
+
+def count(shards: Shards) -> int:
+    """Return how many rows of all shards may be chosen."""
+    return sum(map(pickle.loads, shards.ask(pickle.dumps(("count",), protocol=5))))
 
 
 def choose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayal.selection.threads import Team
-from rayal.types import TILE_ROWS, Keys
+from rayal.types import PART_ROWS, TILE_ROWS, Keys
 
 Floats = npt.NDArray[np.float64]
 PAD = 64  # rows of a tile are a multiple of this, so that matrix products never become GEMV
@@ -30,6 +30,7 @@ class Tile:
         eligible: bool ``[T]``, rows that may be picked.
         state: what the objective keeps per row.
         shared: what the objective keeps once per shard.
+        group: key of the first row of the run of tiles (a part) that one shard holds whole.
     """
 
     keys: Keys
@@ -37,6 +38,7 @@ class Tile:
     eligible: npt.NDArray[np.bool_]
     state: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
+    group: int = 0
 
     @property
     def name(self) -> int:
@@ -98,8 +100,23 @@ class Progress:
         return max(self.k, self.goal) - len(self.keys)
 
 
+@dataclass(frozen=True)
 class Objective(ABC):
-    """How k items are chosen together; frozen, its running arrays live in ``tile.state``."""
+    """How k items are chosen together; frozen, its running arrays live in ``tile.state``.
+
+    Args:
+        share: chance of each row to be a candidate, by its key and the seed; rows that are none
+            are not opened. 1 is exact.
+    """
+
+    share: float = field(default=1.0, kw_only=True)
+
+    #: whether the tiles of a group must lie on one shard
+    grouped: ClassVar[bool] = False
+
+    def approximation(self) -> dict[str, Any] | None:
+        """Return what makes the choice approximate, by parameter; None when it is exact."""
+        return None if self.share >= 1.0 else {"share": self.share}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -260,6 +277,7 @@ def cut_tiles(
                 np.pad(keys[start:stop], (0, pad)),
                 {n: _pad(c[start:stop], pad) for n, c in columns.items()},
                 np.pad(mask, (0, pad)),
+                group=int(keys[start - start % PART_ROWS]),
             )
         )
     return tiles

@@ -10,11 +10,12 @@ from rayal.strategies import (
     random,
     uncertainty,
 )
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Joint, Strategy
 from rayal.strategies.stateless import select
 
 __all__ = [
     "Strategy",
+    "Joint",
     "Ctx",
     "select",
     "badge",

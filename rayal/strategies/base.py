@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayal.learners.base import Learner
 from rayal.selection.objective import Objective
+from rayal.selection.sampling import share_of
 from rayal.selection.topk import TopK
 from rayal.signals.base import Signal
 from rayal.types import Columns
@@ -61,6 +62,8 @@ class Strategy:
     taxonomy: ClassVar[str]
     source: ClassVar[str]
     departures: ClassVar[str] = "none"
+    #: parameters that trade exactness for memory or round trips, with what was measured of them
+    approximations: ClassVar[str] = "none"
 
     def signals(self) -> tuple[Signal, ...]:
         """Return what the scan must compute, each at most once."""
@@ -76,3 +79,24 @@ class Strategy:
     def objective(self, ctx: Ctx) -> Objective:
         """Return how k items are chosen together; by default the k largest scores."""
         return TopK()
+
+
+@dataclass(frozen=True)
+class Joint(Strategy):
+    """Base of strategies that choose jointly and may do so among a sample of the rows.
+
+    Args:
+        members: committee size that the strategy asks for.
+        candidates: None runs the joint choice over all rows. A number runs it over about so many,
+            drawn uniformly by item and seed: only they are held. The record then says what it cost.
+    """
+
+    candidates: Annotated[int, Ge(1)] | None = None
+
+    def share(self, ctx: Ctx) -> float:
+        """Return the chance of an item to be a candidate; 1 without ``candidates``.
+
+        Raises:
+            BudgetError: there are fewer candidates than picks.
+        """
+        return share_of(self.candidates, ctx.n_candidates, ctx.k)

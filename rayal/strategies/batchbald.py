@@ -16,18 +16,19 @@ from rayal import acquisition
 from rayal.registry import strategies
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.signals import MemberLogProbs, Signal
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Joint
 from rayal.strategies.bayesian import MASKS
 from rayal.types import Columns
 
 
 @strategies.register("batchbald")
 @dataclass(frozen=True)
-class BatchBALD(Strategy):
+class BatchBALD(Joint):
     """Label the batch whose labels together say most about the network's weights.
 
     Args:
         members: trained networks.
+        candidates: None for all items, else about how many, drawn uniformly, may be chosen.
         passes: dropout masks per network; 0 uses the networks as they are.
         draws: most label configurations held; up to that many the joint entropy is exact.
     """
@@ -42,6 +43,10 @@ class BatchBALD(Strategy):
         MASKS + "; sampled configurations are extended by each pick instead of drawn afresh; rows "
         "are evaluated lazily by their last gain, plus three standard errors once sampled"
     )
+    approximations: ClassVar[str] = (
+        "candidates. Each round's record holds the batch's joint information beside the sum of the "
+        "k largest BALD scores of all items, which no batch exceeds"
+    )
 
     def signals(self) -> tuple[Signal, ...]:
         """Return every member's log-probabilities, the same masks for all items."""
@@ -53,4 +58,4 @@ class BatchBALD(Strategy):
 
     def objective(self, ctx: Ctx) -> JointEntropy:
         """Return the greedy on joint mutual information."""
-        return JointEntropy(draws=self.draws)
+        return JointEntropy(draws=self.draws, share=self.share(ctx))

@@ -16,7 +16,7 @@ import rayal.evaluation.report as report
 from rayal.config import load
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.curves import CurvePoint, read_curve_csv
-from rayal.evaluation.report import table, versions, write_outputs
+from rayal.evaluation.report import approximations, table, versions, write_outputs
 
 read_parquet: Any = pyarrow.parquet.read_table  # Arrow carries no types
 FILES = {
@@ -144,6 +144,25 @@ def test_table_shows_four_counts_evenly_spread_or_those_asked_for() -> None:
 def test_table_of_one_seed_shows_no_interval() -> None:
     points = [p for p in POINTS if p.seed == "0"]
     assert text(table(points))[2][5:] == ["0.650", "+0.075", "1"]
+
+
+def test_approximate_strategies_are_marked_with_their_loss() -> None:
+    loss = {"measure": "covering radius", "value": 3.0, "reference": 2.0, "rows": 900}
+    made = {"method": "two_round", "candidates": 90, "of": 1000}
+    rounds: list[dict[str, Any]] = [
+        {"strategy": "margin", "approximation": {**made, "loss": {**loss, "ratio": 1.5}}},
+        {"strategy": "margin", "approximation": {**made, "loss": {**loss, "ratio": 1.1}}},
+        {"strategy": "random", "approximation": None},
+    ]
+    how = approximations(rounds)
+    assert how == {
+        "margin": "two_round; 90 candidates of 1,000; covering radius 1.300 x exact on 900 rows, "
+        "mean of 2"
+    }
+    view = table(POINTS, approximate=how)
+    assert list(view.columns[0].cells) == ["random", "≈ margin"]
+    assert "≈ margin: two_round" in str(view.caption)
+    assert "≈" not in str(table(POINTS).caption)
 
 
 def test_versions_are_those_that_run() -> None:

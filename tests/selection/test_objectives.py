@@ -18,6 +18,7 @@ from rayal.selection import (
     Fisher,
     JointEntropy,
     KCenter,
+    KMeansParallel,
     KMeansPP,
     Objective,
     TopK,
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, tuple[Objective, int]] = {
     "joint": (JointEntropy(draws=60), 5),
     "fisher": (Fisher(), 5),
     "fisher-regression": (Fisher(log_probs=None, oversample=1), 5),
+    "kmeans||": (KMeansParallel(rounds=2), 20),
 }
 
 

@@ -1,0 +1,126 @@
+"""K-center in two rounds: the best centres of every part, then the best of those.
+
+References:
+    Malkomes, Kusner, Chen, Weinberger & Moseley, NeurIPS 2015, algorithm 1 (greedy in every
+    partition, greedy on the union: a 4-approximation, whatever the partition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rayal.selection.distances import to_tensor
+from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
+from rayal.selection.kcenter import KCenter
+from rayal.selection.objective import Commit, Progress, Proposal, Tile, cut_tiles
+from rayal.selection.threads import Team
+from rayal.types import Keys
+
+
+@dataclass(frozen=True)
+class _Squared(KCenter):
+    """K-center whose scores stay squared distances."""
+
+    def reported(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return values
+
+
+@dataclass(frozen=True)
+class TwoRoundKCenter(KCenter):
+    """Greedy k-center over the union of each part's k greedy centres: one round trip for all picks.
+
+    Both rounds start from the labeled and pending rows, which are centres already. The covering
+    radius is at most four times the optimum; the exact greedy guarantees two. A part is fixed at
+    ingest, so the picks do not depend on the number of shards. Declared gather: k rows of every
+    part come to the driver at once, and every shard keeps the labeled rows.
+    """
+
+    grouped: ClassVar[bool] = True
+
+    def approximation(self) -> dict[str, Any] | None:
+        """Return the method, with the share of candidates where they are a sample."""
+        return {"method": "two_round", **(super().approximation() or {})}
+
+    def block(self, progress: Progress) -> int:
+        """Return all that is missing: every part offers as many."""
+        return progress.left
+
+    def begin(self, tile: Tile, seed: int) -> None:
+        """Enter the tile in its group; the draw of the first centre is the same in every round."""
+        super().begin(tile, seed)
+        tile.state["seed"] = seed
+        tile.shared.setdefault("groups", {}).setdefault(tile.group, []).append(tile)
+        tile.shared.setdefault("known", [])
+
+    def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
+        """Send labeled and pending rows, and keep them for the last round."""
+        progress.state["known"] = context.get(self.column)
+        return super().open(context, progress)
+
+    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+        """Keep labeled and pending rows: a part's greedy starts from them."""
+        if len(commit.keys) == 0:
+            shared["known"].append(commit.columns["centres"])
+
+    def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
+        """Return the centres of the shard's groups."""
+        return self.fold(team.map(lambda tile: self.propose(tile, m, step), tiles), m)
+
+    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
+        """Return the greedy centres of the tile's group, once; its other tiles offer nothing."""
+        group = tile.shared["groups"][tile.group]
+        if step > 0 or tile is not group[0]:
+            empty = tile.columns[self.column][:0].numpy()
+            return Proposal(np.zeros((0, 1)), tile.keys[:0], {self.column: empty})
+        known = tile.shared["known"]
+        inner = [Tile(t.keys, {self.column: t.columns[self.column]}, t.eligible) for t in group]
+        chosen = self._greedy(
+            inner, m, tile.state["seed"], np.concatenate(known) if known else None
+        )
+        taken = [np.flatnonzero(np.isin(t.keys, chosen.keys) & t.eligible) for t in inner]
+        pairs = list(zip(inner, taken, strict=True))
+        keys = np.concatenate([t.keys[rows] for t, rows in pairs])
+        columns = [t.columns[self.column][torch.from_numpy(rows)].numpy() for t, rows in pairs]
+        sent = {self.column: np.concatenate(columns)}
+        return Proposal(np.zeros((len(keys), 1)), keys, sent)
+
+    def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
+        """Join what the parts offer, in key order; nothing is left out."""
+        keys = np.concatenate([p.keys for p in proposals])
+        order = np.argsort(keys)
+        rows = np.concatenate([p.columns[self.column] for p in proposals])[order]
+        return Proposal(np.zeros((len(keys), 1)), keys[order], {self.column: rows})
+
+    def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
+        """Run the greedy on the union, then hand out its picks a block at a time."""
+        if "plan" not in progress.state:
+            progress.state["plan"] = self._plan(proposal, progress)
+        keys, scores, rows = progress.state["plan"]
+        done = slice(len(progress.keys), len(progress.keys) + self.rows)
+        if len(keys[done]) == 0:
+            return None
+        return self._commit_of(rows[done], keys[done], scores[done])
+
+    def _plan(self, union: Proposal, progress: Progress) -> tuple[Keys, Any, npt.NDArray[Any]]:
+        tiles = cut_tiles(union.keys, {self.column: to_tensor(union.columns[self.column])})
+        chosen = self._greedy(tiles, progress.k, progress.seed, progress.state["known"])
+        rows = union.columns[self.column][np.searchsorted(union.keys, chosen.keys)]
+        return chosen.keys, chosen.scores, rows
+
+    def _greedy(
+        self, tiles: Sequence[Tile], k: int, seed: int, known: npt.NDArray[Any] | None
+    ) -> Chosen:
+        """Run the exact greedy on tiles, from the known rows."""
+        inner = _Squared(self.column, self.rows)
+        held = [Tile(t.keys, t.columns, t.eligible.copy()) for t in tiles]
+        context = {} if known is None else {self.column: known}
+        return choose(
+            inner, LocalShards([Shard(inner, held, seed)]), k, seed=seed, context=context,
+            runners_up=0,
+        )  # fmt: skip
