@@ -9,7 +9,8 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from math import prod
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from annotated_types import Ge
 
 from rayal.acquisition.disagreement import bald
 from rayal.acquisition.uncertainty import probability_entropy
+from rayal.selection.footprint import Footprint, Shapes
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 ROWS = 16  # rows evaluated at once: every product has the same shape, hence the same bits
 ELEMENTS = 1 << 21  # configurations x classes held at once
@@ -40,6 +43,8 @@ class JointEntropy(Objective):
         draws: most configurations held.
     """
 
+    title: ClassVar[str] = "BatchBALD"
+
     column: str = "member_log_probs"
     draws: Annotated[int, Ge(1)] = 10_000
 
@@ -47,6 +52,29 @@ class JointEntropy(Objective):
     def needs(self) -> tuple[str, ...]:
         """The members' predictions."""
         return (self.column,)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the greedy takes, with J configurations held by driver and shards.
+
+        A row keeps its noise and its gain, 8 bytes each. A tile's probabilities are float64, with
+        three arrays of their size while entropies are taken; an evaluation holds four arrays of
+        ``ELEMENTS``. Measured: a pick evaluates two blocks of rows in each tile.
+        """
+        s, c = shapes[self.column]
+        held = min(self.draws, c ** min(k, 20))
+        tiles = -(-rows // TILE_ROWS)
+        configurations = sum(min(self.draws, c ** min(n, 20)) for n in range(1, k))
+        pairs = 2.0 * ROWS * tiles * configurations * c  # (row, configuration, class) evaluated
+        once = TILE_ROWS * prod((s, c)) * 8
+        return Footprint(
+            row=16,
+            tile=24 + 4 * s * c,
+            transient=max(4 * once, 4 * 8 * min(ELEMENTS, held * ROWS * c)) + 8 * held * (s + 1),
+            driver=4 * 8 * held * s,
+            flops=2.0 * s * pairs,
+            read=4.0 * rows * s * c,
+            logs=2.0 * rows * s * c + pairs,
+        )
 
     def block(self, progress: Progress) -> int:
         """Return one: every pick changes every gain."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from rayal.selection.distances import euclidean, factored_pairs, to_tensor
 from rayal.selection.draws import keyed_uniform
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 CONTEXT_ROWS = 32  # labeled rows per opening message; wider products need not be bit-stable
 
@@ -36,6 +38,8 @@ class KCenter(Objective):
         rows: proposals per step.
     """
 
+    title: ClassVar[str] = "k-center"
+
     column: str = "embedding"
     rows: int = 32
 
@@ -48,6 +52,24 @@ class KCenter(Objective):
     def context(self) -> tuple[str, ...]:
         """Labeled and pending rows are centres already."""
         return (self.column,)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the traversal takes.
+
+        A row keeps the first draw and its squared distance, 8 bytes each. A tile is shifted to
+        the origin (float32) and squared (float64, twice). Measured: a block of 32 candidates
+        serves about 24 picks.
+        """
+        d = width(shapes, self.column)
+        passes = 2 + k / 24
+        return Footprint(
+            row=16,
+            tile=self.rows * (16 + 4 * d),
+            transient=TILE_ROWS * (20 * d + 24 * self.rows),
+            driver=self.rows * 24 * d,
+            flops=2.0 * rows * d * self.rows * passes,
+            read=24.0 * rows * d * passes,  # the column, its shifted copy, and their squares
+        )
 
     def block(self, progress: Progress) -> int:
         """Return the proposals of the next step: one until there is a centre."""

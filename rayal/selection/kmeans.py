@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
 
 from rayal.selection.distances import factored, factored_pairs, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 First = Literal["norm", "uniform", "largest"]
 
@@ -38,6 +40,8 @@ class KMeansPP(Objective):
         rows: draws per pass.
     """
 
+    title: ClassVar[str] = "k-means++"
+
     residual: str | None = "residual"
     embedding: str = "embedding"
     log_probs: str | None = None
@@ -49,6 +53,27 @@ class KMeansPP(Objective):
         """The factors' columns."""
         left = self.log_probs or self.residual
         return (self.embedding,) if left is None else (left, self.embedding)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the draws take.
+
+        A row keeps its squared norm and its mass, 8 bytes each, and the residual (4 C) where that
+        is formed from log-probabilities. Norms square a tile's factors in float64. Measured: a
+        block of 32 draws gives about 20 picks.
+        """
+        d = width(shapes, self.embedding)
+        left = self.log_probs or self.residual
+        c = 1 if left is None else width(shapes, left)
+        formed = 0 if left is not None and self.log_probs is None else 4 * c
+        passes = 2 + k / 20
+        return Footprint(
+            row=16 + formed,
+            tile=self.rows * (24 + 4 * (c + d)),
+            transient=TILE_ROWS * (16 * (c + d) + 40 * self.rows),
+            driver=self.rows * 24 * (c + d),
+            flops=2.0 * rows * (c + d) * self.rows * passes,
+            read=20.0 * rows * (c + d) * passes,  # the factors, and their squares
+        )
 
     def block(self, progress: Progress) -> int:
         """Return the draws of the next step: one until there is a centre."""

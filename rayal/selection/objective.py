@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.types import TILE_ROWS, Keys
 
 Floats = npt.NDArray[np.float64]
@@ -97,6 +98,9 @@ class Progress:
 class Objective(ABC):
     """How k items are chosen together; frozen, its running arrays live in ``tile.state``."""
 
+    #: what messages call it
+    title: ClassVar[str] = "the joint choice"
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns of the pool's rows that the objective reads."""
@@ -106,6 +110,20 @@ class Objective(ABC):
     def context(self) -> tuple[str, ...]:
         """Columns of labeled and pending rows that the objective reads."""
         return ()
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what a selection takes besides the mapped columns; ``rayal plan`` counts by it.
+
+        By default one pass that keeps nothing, with k whole proposals a tile.
+
+        Args:
+            shapes: shapes of one row of each column in ``needs``.
+            rows: rows of all shards.
+            k: number of picks.
+        """
+        wide = width(shapes, *self.needs)
+        sent = min(k, TILE_ROWS) * (16 + 4 * wide)  # priority, key, columns
+        return Footprint(tile=sent, transient=TILE_ROWS * 16 * wide, read=4.0 * rows * wide)
 
     def block(self, progress: Progress) -> int:
         """Return how many proposals the next step wants."""
