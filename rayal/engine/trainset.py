@@ -89,10 +89,15 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
+    committee = untrained(spec, task)
+    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+
+
+def untrained(spec: ProjectSpec, task: Task) -> Committee:
+    """Return a committee of one fresh network, which stands for every member."""
     net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
     nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
-    committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
-    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+    return Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
 
 
 @dataclass(frozen=True)

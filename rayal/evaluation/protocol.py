@@ -23,6 +23,7 @@ from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
+from rayal.evaluation.feasible import refuse
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import versions, write_outputs
 from rayal.evaluation.sources import pool_of
@@ -188,6 +189,7 @@ def _set_up(
                 oracle.check(pools[cell.seeds.pool])
     for cell, spec in zip(cells, specs, strict=True):
         check_spec(pools[cell.seeds.pool], spec)
+    refuse(settings, [(spec, pools[c.seeds.pool]) for c, spec in zip(cells, specs, strict=True)])
     ledger = Ledger(root)
     try:
         projects = [

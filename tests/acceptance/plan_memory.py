@@ -104,10 +104,11 @@ def main(folder: Path, names: list[str]) -> int:
         for what, said, took in zip(("peak memory", "disk"), expected, (peak, disk), strict=True):
             ratio = said / took
             bad += abs(ratio - 1) > BOUND
-            print(
-                f"{name:18} {what:12} predicted {said / 1e6:8.1f} MB  measured {took / 1e6:8.1f} MB"
-                f"  ratio {ratio:.2f}"
+            sys.stdout.write(
+                f"{name:18} {what:12} predicted {said / 1e6:8.1f} MB  measured {took / 1e6:8.1f} "
+                f"MB  ratio {ratio:.2f}\n"
             )
+            sys.stdout.flush()
     return int(bad > 0)
 
 
