@@ -26,8 +26,8 @@ from rayal.strategies.base import Ctx
 from rayal.tasks import Task
 from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS
 
-ITEM = 80  # bytes beside an item's payload in a part: id, key, content hash, offsets
-KNOWN = 48  # bytes of a row of the file of known labels: id and label
+ITEM = 64  # bytes beside an item's payload in a part: id of 12 letters, key, content hash, offsets
+KNOWN = 28  # bytes of a row of the file of known labels: such an id, and a label
 INDEXED = 320  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
 LEDGER = 2_048  # bytes of a label on the driver: states, leases and labels as Python objects
 ENTRY = 1_500  # bytes of a pick with its lease and label in the ledger: rows, events, indices

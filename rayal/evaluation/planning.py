@@ -163,17 +163,12 @@ def as_lines(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> dict[str, str]:
-    seconds = {f"{stage} s": f"{s:,.2f}" for stage, s in row["seconds"].items()}
-    processes = row["processes"]
-    one = (
-        size(next(iter(processes.values())))
-        if len(processes) == 1
-        else ", ".join(f"{kind} {size(count)}" for kind, count in processes.items())
-    )
+    seconds = {f"{stage} s": f"{s:,.1f}" for stage, s in row["seconds"].items()}
+    kind, most = max(row["processes"].items(), key=lambda item: item[1])
     return {
         "strategy": row["strategy"],
         "seeds": str(row["seeds"]),
-        "memory": one,
+        "memory": size(most) if kind == "process" else f"{kind} {size(most)}",
         "columns": size(row["columns"]),
         **seconds,
         "total s": f"{row['total']:,.0f}",

@@ -58,8 +58,8 @@ class JointEntropy(Objective):
 
         A row keeps its noise and its gain, 8 bytes each. A tile's probabilities are float64, with
         three arrays of their size while entropies are taken; an evaluation holds four arrays of
-        ``ELEMENTS``. Measured: a pick evaluates two blocks of rows in each tile; once configurations
-        are sampled, three standard errors let nearly all rows through.
+        ``ELEMENTS``. Measured: a pick evaluates two blocks of rows in each tile; once
+        configurations are sampled, three standard errors let nearly all rows through.
         """
         s, c = shapes[self.column]
         held = min(self.draws, c ** min(k, 20))
