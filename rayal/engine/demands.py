@@ -48,6 +48,7 @@ class PoolShape:
         classes: names of the classes.
         disk: bytes of the pool's files, where they are there; None counts them.
         ingested: whether it is there.
+        resident: bytes that its source holds in memory while it is ingested.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class PoolShape:
     classes: tuple[str, ...]
     disk: int | None = None
     ingested: bool = False
+    resident: int = 0
 
     @property
     def part_rows(self) -> int:
@@ -175,10 +177,10 @@ def objective_footprint(
 def ingesting(pool: PoolShape) -> int:
     """Return the bytes of an ingest: an index of all rows, and one part twice while it is written.
 
-    Payloads lie in a file meanwhile.
+    Payloads lie in a file meanwhile; arrays are read whole.
     """
     part = int(pool.part_rows * (pool.item + ITEM))
-    return (pool.rows + pool.tests) * INDEXED + 2 * part
+    return pool.resident + (pool.rows + pool.tests) * INDEXED + 2 * part
 
 
 def training(spec: ProjectSpec, net: NetworkShape, labels: int) -> int:

@@ -94,14 +94,12 @@ def shape_of(pool: Pool, classes: tuple[str, ...]) -> PoolShape:
     """Return the sizes of a pool that is there."""
     files = sum(part.bytes for part in pool.parts)
     rows = sum(part.rows for part in pool.parts)
-    known = pool.labels_file()
-    size = known.stat().st_size if known is not None and known.exists() else 0
     return PoolShape(
         rows=len(pool),
         tests=pool.rows("test"),
         item=max(1.0, files / max(1, rows) - ITEM),
         payload=pool.payload,
         classes=classes,
-        disk=files + size,
+        disk=pool.bytes_on_disk,
         ingested=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +21,7 @@ from rayal.evaluation.sources import pool_name, pool_there, sources_of
 from rayal.project import Ledger
 from rayal.tasks import Task, task_for
 
-READ = 200_000  # rows of a source up to which its labels are read through for their classes
+READ = 1_000_000  # rows of a source up to which its labels are read through for their classes
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     classes = settings.task.classes or _names(given.classes) or _classes(pool, sources)
     if classes is None:
         raise _no_classes(pool.source)
-    shape = PoolShape(rows, tests, _item(payload, first), payload, classes)
+    held = sum(map(_resident, (pool.source, pool.test or "")))
+    shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=held)
     return shape, _task(settings, shape, first)
 
 
@@ -124,6 +126,14 @@ def _item(payload: dict[str, Any], first: pa.Table) -> float:
         return float(prod(payload["shape"]))
     sizes = [len(p) for p in first.column("data").to_pylist()]
     return sum(sizes) / len(sizes)
+
+
+def _resident(path: str) -> int:
+    """Return the bytes of the arrays of a file, which are read whole; 0 for other files."""
+    if path.endswith(".npz"):
+        with zipfile.ZipFile(path) as held:
+            return sum(entry.file_size for entry in held.infolist())
+    return Path(path).stat().st_size if path.endswith(".npy") else 0
 
 
 def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
