@@ -22,14 +22,15 @@ from rayal.errors import SettingsError
 from rayal.selection.footprint import width
 
 BASE = 530_000_000  # private bytes of a process that has trained and drawn a report: torch 2.15
-WORKER = 430_000_000  # the same of a worker on Ray, which draws and ingests nothing
-CLUSTER = 1_200_000_000  # a cluster's own processes on this machine
+# the same of a worker on Ray: that of a process after a first training step, not taken on Ray
+WORKER = 430_000_000
+CLUSTER = 1_200_000_000  # a cluster's own processes on this machine: assumed, not measured
 EMBED = 0  # place of the frozen backbone's stage: bytes of its cache, until a run has one
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one core does in a second; the defaults are a server core of 2023, measured.
+    """What one core does in a second; the defaults are assumed, until a bench measures them.
 
     Attributes:
         gemm: operations of float32 matrix products.

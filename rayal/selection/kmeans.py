@@ -58,8 +58,9 @@ class KMeansPP(Objective):
         """Return what the draws take.
 
         A row keeps its squared norm and its mass, 8 bytes each, and the residual (4 C) where that
-        is formed from log-probabilities. Norms square a tile's factors in float64. Measured: a
-        block of 32 draws gives about 20 picks.
+        is formed from log-probabilities. Norms square a tile's factors in float64. A block of
+        32 draws is taken to give 20 picks. Pairs that are computed again from differences, where
+        many rows are close to a centre, are not counted.
         """
         d = width(shapes, self.embedding)
         left = self.log_probs or self.residual
