@@ -85,6 +85,9 @@ def run(
         str | None,
         typer.Option(help="Ray cluster: local (one for this run), auto, or HOST:PORT; means ray."),
     ] = None,
+    no_plan: Annotated[
+        bool, typer.Option("--no-plan", help="Run even what would not fit the memory.")
+    ] = False,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -92,10 +95,37 @@ def run(
     from rayal.commands import outcome_json, run_settings
     from rayal.jobs import settings_of
 
-    settings = settings_of(config, set_ or (), executor, address)
+    given = [*(set_ or ()), *(["plan=false"] if no_plan else [])]
+    settings = settings_of(config, given, executor, address)
     outcome = run_settings(settings, out, verbose=verbose, quiet=json_)
     if json_:
         typer.echo(json.dumps(outcome_json(outcome), indent=2))
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML settings.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Items, whatever there are.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns of the embedding.")] = None,
+    classes: Annotated[int | None, typer.Option(min=2, help="Number of classes.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Workers of a cluster.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of each worker, or of the one process: 16GB.")
+    ] = None,
+    rates: Annotated[Path | None, typer.Option(help="JSON of `rayal bench`.")] = None,
+    json_: Json = False,
+) -> None:
+    """Say what a run would need, memory, disk and seconds, and refuse what would not fit."""
+    from rayal.evaluation.planning import parse_size
+    from rayal.evaluation.unread import WhatIf
+    from rayal.jobs import plan_settings, settings_of
+
+    settings = settings_of(config, set_ or (), None, None)
+    room = None if memory is None else parse_size(memory)
+    plan_settings(settings, WhatIf(rows, width, classes, shards, room), rates, as_json=json_)
 
 
 @app.command()

@@ -208,6 +208,7 @@ class Settings(Section):
     storage: Text = key("runs", "folder of the ledger, pools, models and results")
     scan: ScanSettings = key(ScanSettings(), "how the committee runs over the pool")
     keep: Literal["last", "all", "picks"] = key("last", "scans on disk: last | all | picks")
+    plan: bool = key(True, "refuse what would not fit the memory, before it starts")
     shards: Count = key(1, "holders of the columns in one process; on Ray: its workers")
 
     @model_validator(mode="after")

@@ -41,6 +41,10 @@ class BudgetError(RayalError, ValueError):
     """More labels are asked for than the pool has items."""
 
 
+class ResourceError(RayalError, RuntimeError):
+    """A run needs more memory than there is; the message names what would do."""
+
+
 class LedgerError(RayalError, RuntimeError):
     """The ledger refuses: a wrong version, a missing row, a second writer."""
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from rayal import console
 from rayal.config import Settings, load
+from rayal.engine.plan import Rates
+from rayal.errors import ResourceError
+from rayal.evaluation.planning import as_lines, plan_run
+from rayal.evaluation.unread import WhatIf
 
 
 def settings_of(
@@ -33,6 +37,15 @@ def settings_of(
         soft_wrap=True,
     )
     return load(config, [*given, f"storage={home}"])
+
+
+def plan_settings(settings: Settings, given: WhatIf, rates: Path | None, *, as_json: bool) -> None:
+    """Print what a run would need; raise ResourceError with the remedies where it does not fit."""
+    known = Rates() if rates is None else Rates.from_json(rates)
+    made = plan_run(settings, given, known)
+    console.show(made.record if as_json else as_lines(made.record), as_json=as_json)
+    if made.refusals:
+        raise ResourceError("\n       ".join(made.refusals))
 
 
 def _in_ray_job() -> bool:

@@ -26,7 +26,7 @@ import torch
 from rayal.acquisition import probability_entropy
 from rayal.selection.functions import select_rows
 from rayal.selection.greedy import LocalShards, Shard, choose
-from rayal.selection.objective import cut_tiles
+from rayal.selection.tiles import cut_tiles
 from rayal.strategies.base import TAXONOMY, Ctx, Strategy
 from rayal.types import Columns, Selection
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from rayal.engine.pool import Part, Pool
-from rayal.engine.scan import ScannedPart, ScanOptions, padded_rows
+from rayal.engine.scan import ScannedPart, padded_rows
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import column_array
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import ScoreError

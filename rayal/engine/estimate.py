@@ -20,6 +20,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.selection.threads import torch_threads
+from rayal.tasks import Task
 
 RAY_START = 30.0  # seconds until a started cluster trains: measured 20 to 40 on two cores
 RAY_ROUND = 1.0  # seconds that a round costs more there
@@ -52,6 +53,27 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds of a network.
+
+    Attributes:
+        row: one row scanned.
+        tail: one row through the stages from the first dropout module on, once a pass.
+        step: one training step.
+    """
+
+    row: float
+    tail: float
+    step: float
+
+    def scanned(self, spec: ProjectSpec) -> float:
+        """Return the seconds of one row and one member under a strategy's signals."""
+        signals = spec.strategy.signals()
+        passes = max((getattr(s, "passes", 0) for s in signals), default=0)
+        return (self.row + passes * self.tail) if signals else 0.0
+
+
 def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> Estimate:
     """Estimate a run of projects, one after the other.
 
@@ -60,20 +82,19 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
         options: how Ray would be used.
     """
     cores = options.cpus or os.cpu_count() or 1
-    times: dict[str, tuple[float, float]] = {}
+    times: dict[str, Speed] = {}
     embedded: set[tuple[str, str]] = set()
     local, ray = 0.0, RAY_START
     for spec, pool in cells:
         key = repr((spec.network, spec.backbone, spec.learner, spec.scan, spec.threads_per_model))
         key += pool.name
         if key not in times:
-            times[key] = _measured(spec, pool)
-        row, step = times[key]
+            times[key] = speed_of(spec, task_of(pool, spec.task))
+        speed = times[key]
         members, rounds = spec.committee_size, (spec.rounds or 0) + 1
-        passes = max((getattr(s, "passes", 1) for s in spec.strategy.signals()), default=0)
-        train = members * spec.learner.steps * step
-        scan = len(pool) * members * passes * row * (rounds - 1) / rounds
-        test = pool.rows("test") * members * row
+        train = members * spec.learner.steps * speed.step
+        scan = len(pool) * members * speed.scanned(spec) * (rounds - 1) / rounds
+        test = pool.rows("test") * members * speed.row
         at_once = max(1, cores // spec.threads_per_model)
         local += rounds * (train + scan + test)
         waves = math.ceil(members / at_once) / members
@@ -88,17 +109,22 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
     return Estimate(local, ray, cores)
 
 
-def _measured(spec: ProjectSpec, pool: Pool) -> tuple[float, float]:
-    """Return the seconds of one scanned row and of one training step."""
-    task = head_task(spec, task_of(pool, spec.task))
+def speed_of(spec: ProjectSpec, items: Task) -> Speed:
+    """Time a project's network on this machine, untrained, on rows of zeros."""
+    task = head_task(spec, items)
     net = spec.network.build(task, torch.device("cpu"), seed=0)
     with torch_threads(spec.threads_per_model):
         x = torch.zeros((spec.scan.batch, *task.input_shape))
+        start = net.stochastic_from
         with torch.inference_mode():
             row = _seconds(lambda: net.eval()(x)) / spec.scan.batch
+            trunk = x if start is None else net.run(x, 0, start)
+            tail = 0.0
+            if start is not None:
+                tail = _seconds(lambda: net.run(trunk.clone(), start)) / spec.scan.batch
         batch = torch.zeros((spec.learner.batch, *task.input_shape))
         step = _seconds(lambda: net.train()(batch).sum().backward())
-    return row, step
+    return Speed(row, tail, step)
 
 
 def _embedding_time(spec: ProjectSpec, pool: Pool) -> float:

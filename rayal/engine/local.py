@@ -9,8 +9,9 @@ from typing import Any
 from rayal.engine.pool import Part
 from rayal.engine.shards import open_tiles
 from rayal.selection.greedy import LocalShards, Shard
-from rayal.selection.objective import Objective, Tile
+from rayal.selection.objective import Objective
 from rayal.selection.threads import cores
+from rayal.selection.tiles import Tile
 from rayal.types import Keys
 
 

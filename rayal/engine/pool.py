@@ -97,6 +97,12 @@ class Pool:
         """Return the file of the known labels, which an oracle may open; None without labels."""
         return self.root / self.info["labels"] if "labels" in self.info else None
 
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes of the parts and of the file of known labels."""
+        known = self.labels_file()
+        return sum(p.bytes for p in self.parts) + (known.stat().st_size if known else 0)
+
     def parts_of(self, role: str) -> tuple[Part, ...]:
         """Return the parts of one role, ``pool`` or ``test``."""
         return tuple(part for part in self.parts if part.role == role)

@@ -21,7 +21,8 @@ from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
 from rayal.engine.pool import Part, Pool
 from rayal.engine.reconcile import reconcile, spread
-from rayal.engine.scan import Scan, ScannedPart, ScanOptions, options_record
+from rayal.engine.scan import Scan, ScannedPart
+from rayal.engine.scan_options import ScanOptions, options_record
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
@@ -31,7 +32,7 @@ from rayal.models.committee import Committee
 from rayal.project import ColumnsPart, Ledger, Pick
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen
-from rayal.selection.objective import Proposal
+from rayal.selection.tiles import Proposal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
 from rayal.types import TILE_ROWS, Keys, id_keys

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rayal.engine.pool import Part, Pool
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.score import score_tiles
 from rayal.engine.shards import BORROWED, borrowed_from, column_array, column_tensor
 from rayal.engine.storage import read_mapped, write_part
@@ -29,36 +30,11 @@ from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
-from rayal.selection.objective import PAD
 from rayal.signals import Forward, Signal, compute
 from rayal.strategies.base import Strategy
 from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum
 
 DECODED_BYTES = 4 << 20  # of rows decoded at once: they stay in the cache
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How the network is run over the pool; part of the columns' hash where it changes bits.
-
-    Args:
-        batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
-            64, so that the columns' bits do not depend on it.
-        precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
-        device: where the network runs.
-        compile: compile the network's stages for each committee: seconds first, then faster;
-            columns differ from the eager ones in the last digits.
-    """
-
-    batch: int = 64
-    precision: str = "fp32"
-    device: str = "cpu"
-    compile: bool = False
-
-    @property
-    def width(self) -> int:
-        """Rows of a padded pass."""
-        return -(-self.batch // PAD) * PAD
 
 
 @dataclass(frozen=True)
@@ -296,9 +272,3 @@ def padded_rows(x: Tensor, rows: int) -> Tensor:
     if len(x) == rows:
         return x
     return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
-
-
-def options_record(options: ScanOptions) -> dict[str, Any]:
-    """Return the options as they stand in a round's record, with the tolerance they promise."""
-    tolerance = 1e-2 if options.precision != "fp32" else 1e-5 if options.compile else 0.0
-    return {**asdict(options), "tolerance": tolerance}

@@ -18,8 +18,8 @@ from torch import Tensor
 from rayal.engine.pool import Pool
 from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
-from rayal.selection.objective import Tile, cut_tiles
 from rayal.selection.sampling import candidates_of
+from rayal.selection.tiles import Tile, cut_tiles
 from rayal.types import Keys, key_sum
 
 BORROWED = "borrowed"  # metadata of a column part: column to the file, beside it, that holds it

@@ -90,11 +90,9 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
-    task = head_task(spec, items)
-    net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
-    nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
-    committee = Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
-    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+    Scan(
+        pool, untrained(spec, head_task(spec, items)), spec.strategy, spec.learner, spec.scan
+    ).check()
     if spec.backbone is not None:
         _check_views(spec)
 
@@ -109,6 +107,13 @@ def _check_views(spec: ProjectSpec) -> None:
             f"{'the learner' if 'weak' in views else type(spec.strategy).__name__} asks for; set "
             "learner.augment to false, or choose another strategy"
         )
+
+
+def untrained(spec: ProjectSpec, task: Task) -> Committee:
+    """Return a committee of one fresh network, which stands for every member."""
+    net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
+    nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
+    return Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from typing import Any
 from rayal.config import Cell, LearnerSettings, Settings
 from rayal.engine.driver import Project, RoundSummary
 from rayal.engine.pool import Pool
-from rayal.engine.scan import ScanOptions
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
+from rayal.evaluation.feasible import refuse
 from rayal.evaluation.networks import backbone_of, network_of
+from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import approximations, versions, write_outputs
 from rayal.evaluation.sources import pool_of
@@ -31,25 +33,6 @@ from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
 from rayal.types import Seeds
-
-
-class Observer:
-    """What a run tells while it goes on; this one is silent, the command line draws it."""
-
-    def pool(self, done: int, total: int | None) -> None:
-        """Rows of the pool are being read."""
-
-    def note(self, text: str) -> None:
-        """Something was decided that people should know."""
-
-    def cell(self, cell: Cell, index: int, total: int) -> None:
-        """A curve begins."""
-
-    def stage(self, stage: str, done: int, total: int) -> None:
-        """A stage of the present round goes on."""
-
-    def round(self, cell: Cell, point: CurvePoint) -> None:
-        """A round has been evaluated."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +174,7 @@ def _set_up(
                 oracle.check(pools[cell.seeds.pool])
     for cell, spec in zip(cells, specs, strict=True):
         check_spec(pools[cell.seeds.pool], spec)
+    refuse(settings, [(spec, pools[c.seeds.pool]) for c, spec in zip(cells, specs, strict=True)])
     ledger = Ledger(root)
     try:
         projects = [

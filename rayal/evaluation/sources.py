@@ -53,11 +53,11 @@ def pool_of(
         PoolError: the source does not exist or does not form a pool.
     """
     if settings.source not in BUILTIN and not Path(settings.source).exists():
-        there = _pool_there(settings, root)
+        there = pool_there(settings, root)
         if there is not None:
             return there
     sources = sources_of(settings)
-    name = name or _name(settings, seed)
+    name = name or pool_name(settings, seed)
     number = ingest(
         root,
         name,
@@ -70,7 +70,7 @@ def pool_of(
     return Pool.open(root, name, number)
 
 
-def _pool_there(settings: PoolSettings, root: Path) -> Pool | None:
+def pool_there(settings: PoolSettings, root: Path) -> Pool | None:
     """Return the pool of the storage root that the source names; None if there is none."""
     if not (root / "ledger.sqlite").exists():
         return None
@@ -172,7 +172,8 @@ def _split(blocks: Iterable[Rows], share: float, role: Role) -> Iterator[Rows]:
         )
 
 
-def _name(settings: PoolSettings, seed: int) -> str:
+def pool_name(settings: PoolSettings, seed: int) -> str:
+    """Return the name under which the settings' pool is ingested."""
     if settings.source in BUILTIN:
         name = settings.source
     else:  # two files of one name are two pools

@@ -28,7 +28,8 @@ from rayal.selection.fisher_algebra import (
     trace_increase,
     updated,
 )
-from rayal.selection.objective import PAD, Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.tiles import PAD, Floats, Proposal, Tile
 from rayal.types import TILE_ROWS
 
 LabeledWeight = Literal["sum", "mean", "release"]
@@ -80,6 +81,11 @@ class Fisher(Objective):
     def target(self, k: int) -> int:
         """Return the length of the forward pass."""
         return self.oversample * k
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """The driver updates the inverse by the pick's factors."""
+        return self.needs
 
     def block(self, progress: Progress) -> int:
         """Return one: every pick changes every gain."""

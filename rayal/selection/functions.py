@@ -19,8 +19,9 @@ from rayal.selection.kcenter import KCenter
 from rayal.selection.kcenter_tworound import TwoRoundKCenter
 from rayal.selection.kmeans import First, KMeansPP
 from rayal.selection.kmeans_parallel import KMeansParallel
-from rayal.selection.objective import Objective, Tile, cut_tiles
+from rayal.selection.objective import Objective
 from rayal.selection.sampling import candidates_of, share_of, wider
+from rayal.selection.tiles import Tile, cut_tiles
 from rayal.selection.topk import TopK
 from rayal.types import Selection, id_keys
 

@@ -16,17 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rayal.selection.objective import (
-    Commit,
-    Floats,
-    Objective,
-    Progress,
-    Proposal,
-    Tile,
-    best_rows,
-    merge_rows,
-)
+from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.threads import Team
+from rayal.selection.tiles import Floats, Proposal, Tile, best_rows, merge_rows
 from rayal.types import Keys
 
 

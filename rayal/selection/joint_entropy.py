@@ -9,7 +9,8 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from math import prod
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,10 @@ from annotated_types import Ge
 
 from rayal.acquisition.disagreement import bald
 from rayal.acquisition.uncertainty import probability_entropy
-from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.selection.footprint import Footprint, Shapes
+from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 ROWS = 16  # rows evaluated at once: every product has the same shape, hence the same bits
 CONFIGURATIONS = 512  # of one product: it and its logarithm stay in the cache
@@ -41,6 +45,8 @@ class JointEntropy(Objective):
         draws: most configurations held.
     """
 
+    title: ClassVar[str] = "BatchBALD"
+
     column: str = "member_log_probs"
     draws: Annotated[int, Ge(1)] = 10_000
 
@@ -53,6 +59,32 @@ class JointEntropy(Objective):
     def sends(self) -> tuple[str, ...]:
         """The driver extends the batch by the pick's predictions."""
         return (self.column,)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the greedy takes, with J configurations held by driver and shards.
+
+        A row keeps its noise and its gain, 8 bytes each. A tile's probabilities are float64, with
+        three arrays of their size while entropies are taken. A pick is taken to evaluate two
+        blocks of rows in each tile while configurations are exact, and a third of all rows once
+        they are sampled.
+        """
+        s, c = shapes[self.column]
+        held = min(self.draws, c ** min(k, 20))
+        tiles = -(-rows // TILE_ROWS)
+        exact = [c**n for n in range(1, min(k, 20)) if c**n <= self.draws]
+        sampled = float(k - 1 - len(exact)) * self.draws / 3
+        # (row, configuration, class) evaluated
+        pairs = c * (min(rows, 2 * ROWS * tiles) * float(sum(exact)) + rows * sampled)
+        once = TILE_ROWS * prod((s, c)) * 8
+        return Footprint(
+            row=16,
+            tile=24,
+            transient=4 * once + 16 * CONFIGURATIONS * ROWS * c + 12 * held * (s + 1),
+            driver=4 * 8 * held * s,
+            flops=2.0 * s * pairs,
+            read=4.0 * rows * s * c,
+            logs=2.0 * rows * s * c + pairs,
+        )
 
     def block(self, progress: Progress) -> int:
         """Return one: every pick changes every gain."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rayal.selection.distances import between_rows, euclidean, origin_of, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform
-from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.selection.footprint import Footprint, Shapes, width
+from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
 
@@ -33,6 +36,8 @@ class KCenter(Objective):
         column: the embedding column ``[N, D]``.
         rows: proposals per step.
     """
+
+    title: ClassVar[str] = "k-center"
 
     column: str = "embedding"
     rows: int = 128
@@ -51,6 +56,24 @@ class KCenter(Objective):
     def sends(self) -> tuple[str, ...]:
         """The driver weighs proposed rows against each other."""
         return (self.column,)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the traversal takes.
+
+        A row keeps the first draw, its norm and its squared distance, 8 bytes each. A tile may be
+        copied, shifted to its mean, beside the products with a block of centres. A block of
+        proposals is taken to serve 60 picks; data with many near ties need more blocks.
+        """
+        d = width(shapes, self.column)
+        passes = 5 + k / 60
+        return Footprint(
+            row=24,
+            tile=self.rows * 32,
+            transient=TILE_ROWS * (4 * d + 8 * self.rows) + 2_000_000,
+            driver=self.rows * 24 * d,
+            flops=2.0 * rows * d * (k + 8 * passes),
+            read=4.0 * rows * d * (2 + passes),
+        )
 
     def block(self, progress: Progress) -> int:
         """Return the proposals of the next step: one until there is a centre."""

@@ -18,8 +18,9 @@ import torch
 from rayal.selection.distances import to_tensor
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
 from rayal.selection.kcenter import KCenter
-from rayal.selection.objective import Commit, Progress, Proposal, Tile, cut_tiles
+from rayal.selection.objective import Commit, Progress
 from rayal.selection.threads import Team
+from rayal.selection.tiles import Proposal, Tile, cut_tiles
 from rayal.types import Keys
 
 

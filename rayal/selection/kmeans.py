@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,11 @@ from annotated_types import Ge
 
 from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
-from rayal.selection.objective import Commit, Floats, Objective, Progress, Proposal, Tile
+from rayal.selection.footprint import Footprint, Shapes, width
+from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.threads import Team
-from rayal.types import Keys
+from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.types import TILE_ROWS, Keys
 
 First = Literal["norm", "uniform", "largest"]
 
@@ -42,6 +44,8 @@ class KMeansPP(Objective):
         rows: draws per pass.
     """
 
+    title: ClassVar[str] = "k-means++"
+
     residual: str | None = "residual"
     embedding: str = "embedding"
     log_probs: str | None = None
@@ -53,6 +57,28 @@ class KMeansPP(Objective):
         """The factors' columns."""
         left = self.log_probs or self.residual
         return (self.embedding,) if left is None else (left, self.embedding)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the draws take.
+
+        A row keeps its squared norm, its mass and its tile's running sum, 8 bytes each, and the
+        residual (4 C) where that is formed from log-probabilities. A block of draws is taken to
+        give 100 picks. Pairs that are computed again from differences, where many rows are close
+        to a centre, are not counted in the work.
+        """
+        d = width(shapes, self.embedding)
+        left = self.log_probs or self.residual
+        c = 1 if left is None else width(shapes, left)
+        formed = 0 if left is not None and self.log_probs is None else 4 * c
+        passes = 2 + k / 100
+        return Footprint(
+            row=24 + formed,
+            tile=self.rows * 8,
+            transient=TILE_ROWS * 12 * self.rows + 2_000_000,
+            driver=self.rows * 24 * (c + d),
+            flops=2.0 * rows * (c + d) * (k + 8 * passes),
+            read=4.0 * rows * (c + d) * (2 + passes),
+        )
 
     def block(self, progress: Progress) -> int:
         """Return the draws of the next step: one until there is a centre."""

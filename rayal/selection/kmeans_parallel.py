@@ -26,8 +26,9 @@ from rayal.selection.distances import (
 )
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.kmeans import KMeansPP
-from rayal.selection.objective import Commit, Floats, Progress, Proposal, Tile
+from rayal.selection.objective import Commit, Progress
 from rayal.selection.threads import Team
+from rayal.selection.tiles import Floats, Proposal, Tile
 from rayal.types import Keys
 
 _DRAW = 0xD2A3  # streams of chance apart from those of k-means++

@@ -15,7 +15,8 @@ from rayal.selection.distances import euclidean, factored, origin_of, squared_no
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.kcenter import KCenter
 from rayal.selection.kmeans import KMeansPP
-from rayal.selection.objective import Objective, Tile, cut_tiles
+from rayal.selection.objective import Objective
+from rayal.selection.tiles import Tile, cut_tiles
 from rayal.types import Keys
 
 SAMPLE_ROWS = 20_000  # rows on which a choice is measured, at most about

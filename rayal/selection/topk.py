@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rayal.selection.draws import keyed_uniform
-from rayal.selection.objective import (
-    Commit,
-    Floats,
-    Objective,
-    Progress,
-    Proposal,
-    Tile,
-)
+from rayal.selection.footprint import Footprint, Shapes, width
+from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.types import TILE_ROWS
 
 
 @dataclass(frozen=True)
@@ -25,12 +22,20 @@ class TopK(Objective):
         column: the score ``[N]``, or ``[N, 1 + T]`` with T tie-breakers.
     """
 
+    title: ClassVar[str] = "top-k"
+
     column: str = "score"
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The score."""
         return (self.column,)
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return k proposals of priority and key a tile, and one pass over the float64 scores."""
+        wide = max(1, width(shapes, *self.needs))
+        sent = min(k, TILE_ROWS) * 8 * (1 + wide)
+        return Footprint(tile=sent, transient=TILE_ROWS * 48, read=8.0 * rows * wide)
 
     def gain(self, tile: Tile) -> Floats:
         """Return the scores."""
@@ -47,10 +52,17 @@ class TopK(Objective):
 class UniformDraw(TopK):
     """k items uniformly without replacement: the k largest keyed uniforms."""
 
+    title: ClassVar[str] = "the uniform draw"
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Nothing."""
         return ()
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return one float64 draw a row besides; drawing costs about ten operations a row."""
+        sent = 16 * min(k, TILE_ROWS)
+        return Footprint(row=8, tile=sent, transient=TILE_ROWS * 48, read=8.0 * rows, logs=rows)
 
     def begin(self, tile: Tile, seed: int) -> None:
         """Draw one uniform per row, a function of the seed and the row's key."""

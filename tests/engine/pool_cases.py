@@ -12,7 +12,7 @@ from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.pool import Pool
-from rayal.engine.scan import ScanOptions
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle

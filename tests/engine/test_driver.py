@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
-from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.scan import Scan
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import open_tiles
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec

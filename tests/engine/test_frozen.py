@@ -26,7 +26,8 @@ from rayal.engine.embed import Embed
 from rayal.engine.estimate import estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
-from rayal.engine.scan import Scan, ScannedPart, ScanOptions
+from rayal.engine.scan import Scan, ScannedPart
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import open_columns, open_tiles
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec

@@ -23,7 +23,8 @@ from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
 from rayal.engine.ray_data import sent
 from rayal.engine.ray_scan import map_parts
-from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.scan import Scan
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import open_tiles
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
@@ -35,7 +36,8 @@ from rayal.project import Ledger
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter
-from rayal.selection.objective import Commit, Tile
+from rayal.selection.objective import Commit
+from rayal.selection.tiles import Tile
 from rayal.signals import LogProbs, Signal
 from rayal.strategies import Strategy
 from rayal.types import Columns

@@ -27,9 +27,9 @@ from rayal.selection import (
 )
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.kmeans_parallel import weighted_plus_plus
-from rayal.selection.objective import Tile, cut_tiles
 from rayal.selection.quality import DRAWS, quality
 from rayal.selection.sampling import candidates_of, share_of
+from rayal.selection.tiles import Tile, cut_tiles
 from rayal.types import id_keys
 
 Floats = npt.NDArray[Any]

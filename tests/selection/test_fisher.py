@@ -24,7 +24,7 @@ from rayal.selection.fisher_algebra import (
 )
 from rayal.selection.functions import as_tensor
 from rayal.selection.greedy import LocalShards, Shard, choose
-from rayal.selection.objective import cut_tiles
+from rayal.selection.tiles import cut_tiles
 
 Floats = npt.NDArray[np.float64]
 

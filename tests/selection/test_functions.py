@@ -22,7 +22,7 @@ from rayal.selection import (
     top_k,
 )
 from rayal.selection.greedy import LocalShards, Shard, choose
-from rayal.selection.objective import cut_tiles
+from rayal.selection.tiles import cut_tiles
 
 Floats = npt.NDArray[np.float64]
 

@@ -26,7 +26,8 @@ from rayal.selection import (
     select_rows,
 )
 from rayal.selection.greedy import LocalShards, Shard, choose
-from rayal.selection.objective import Commit, Progress, Proposal, Tile, cut_tiles
+from rayal.selection.objective import Commit, Progress
+from rayal.selection.tiles import Proposal, Tile, cut_tiles
 from rayal.types import id_keys
 
 OBJECTIVES: dict[str, tuple[Objective, int]] = {

@@ -1,0 +1,25 @@
+"""Who watches a run."""
+
+from __future__ import annotations
+
+from rayal.config import Cell
+from rayal.evaluation.curves import CurvePoint
+
+
+class Observer:
+    """What a run tells while it goes on; this one is silent, the command line draws it."""
+
+    def pool(self, done: int, total: int | None) -> None:
+        """Rows of the pool are being read."""
+
+    def note(self, text: str) -> None:
+        """Something was decided that people should know."""
+
+    def cell(self, cell: Cell, index: int, total: int) -> None:
+        """A curve begins."""
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """A stage of the present round goes on."""
+
+    def round(self, cell: Cell, point: CurvePoint) -> None:
+        """A round has been evaluated."""

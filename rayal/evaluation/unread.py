@@ -1,0 +1,187 @@
+"""The sizes of a run's pool, be it ingested, a source that nobody has read, or only imagined."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayal.config import Cell, PoolSettings, Settings
+from rayal.engine.demands import PoolShape
+from rayal.engine.pool import Pool
+from rayal.engine.rows import Source
+from rayal.errors import PoolError
+from rayal.evaluation.feasible import shape_of
+from rayal.evaluation.sources import pool_name, pool_there, sources_of
+from rayal.project import Ledger
+from rayal.tasks import Task, task_for
+
+READ = 1_000_000  # rows of a source up to which its labels are read through for their classes
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What to plan with instead of what there is.
+
+    Attributes:
+        rows: items to choose from.
+        width: columns of the embedding, and of a table that is not there yet.
+        classes: number of classes.
+        shards: workers, each a holder of columns.
+        memory: bytes of each worker, or of the one process.
+    """
+
+    rows: int | None = None
+    width: int | None = None
+    classes: int | None = None
+    shards: int | None = None
+    memory: int | None = None
+
+
+def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape, Task]:
+    """Return the sizes of a cell's pool, and its task, without ingesting anything.
+
+    Raises:
+        PoolError: there is no such source and ``rows`` is not given, or its rows cannot be
+            counted without reading it, or its classes are not known.
+    """
+    there = _ingested(settings, cell)
+    if there is not None and given.rows is None:
+        classes = settings.task.classes or there.classes or _names(given.classes)
+        if classes is None:
+            raise _no_classes(settings.pool.source)
+        shape = shape_of(there, classes)
+        first = there.read(there.parts[0]).slice(0, 1)
+        return shape, _task(settings, shape, first)
+    return _unread(settings, given)
+
+
+def _ingested(settings: Settings, cell: Cell) -> Pool | None:
+    root = Path(settings.storage)
+    if not (root / "ledger.sqlite").exists():
+        return None
+    found = pool_there(settings.pool, root)
+    if found is not None:
+        return found
+    name = pool_name(settings.pool, cell.seeds.pool)
+    with Ledger(root, create=False) as ledger:
+        known = name in ledger.pools()
+    return Pool.open(root, name) if known else None
+
+
+def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+    pool = settings.pool
+    try:
+        sources = sources_of(pool.model_copy(update={"test_share": 0.0}))
+    except PoolError as error:
+        if given.rows is None:
+            raise PoolError(f"{error}; or say what it would hold: --rows, --classes") from None
+        return _imagined(settings, given)
+    payload = dict(sources[0].payload)
+    rows, tests = _counted(pool, sources, given.rows)
+    first = _first(sources[0])
+    classes = settings.task.classes or _names(given.classes) or _classes(pool, sources)
+    if classes is None:
+        raise _no_classes(pool.source)
+    held = sum(map(_resident, (pool.source, pool.test or "")))
+    shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=held)
+    return shape, _task(settings, shape, first)
+
+
+def _counted(pool: PoolSettings, sources: Sequence[Source], rows: int | None) -> tuple[int, int]:
+    """Return the items of pool and test, as far as the sources know without being read."""
+    totals = {role: [s.total for s in sources if s.role == role] for role in ("pool", "test")}
+    if rows is None and None in totals["pool"]:
+        raise PoolError(
+            f"the rows of {pool.source!r} cannot be counted without reading it; give --rows N, or "
+            "`rayal ingest` it first"
+        )
+    counted = sum(t or 0 for t in totals["pool"]) if rows is None else rows
+    tests = sum(t or 0 for t in totals["test"])
+    if pool.test_share:
+        tests = round(counted * pool.test_share)
+        counted -= tests
+    if rows is None and pool.subset is not None:
+        counted = min(counted, pool.subset)
+    return counted, tests
+
+
+def _first(source: Source) -> pa.Table:
+    """Return the first rows of a source as a table with their payloads."""
+    block = next(iter(source.read()))
+    payloads = [bytes(p) for p in block.payloads[:64]]
+    return pa.table({"data": pa.array(payloads, pa.binary())})
+
+
+def _item(payload: dict[str, Any], first: pa.Table) -> float:
+    """Return the bytes of a payload: known of raw images and tables, else the mean of a few."""
+    if payload["kind"] == "table":
+        return 8.0 * len(payload["features"])
+    if payload.get("encoding") == "raw":
+        return float(prod(payload["shape"]))
+    sizes = [len(p) for p in first.column("data").to_pylist()]
+    return sum(sizes) / len(sizes)
+
+
+def _resident(path: str) -> int:
+    """Return the bytes of the arrays of a file, which are read whole; 0 for other files."""
+    if path.endswith(".npz"):
+        with zipfile.ZipFile(path) as held:
+            return sum(entry.file_size for entry in held.infolist())
+    return Path(path).stat().st_size if path.endswith(".npy") else 0
+
+
+def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+    """Return a pool that is nowhere: images of ``task.size``, else rows of ``width`` numbers."""
+    classes = settings.task.classes or _names(given.classes)
+    if classes is None:
+        raise _no_classes(settings.pool.source)
+    if settings.task.size is not None:
+        channels = settings.task.channels or 3
+        payload: dict[str, Any] = {"kind": "image", "encoding": "file"}
+        item = prod(settings.task.size) * channels / 4  # a photograph as JPEG: 2 bits a value
+    elif given.width is not None:
+        payload = {"kind": "table", "features": [f"x{i}" for i in range(given.width)]}
+        item = 8.0 * given.width
+    else:
+        raise PoolError(
+            f"{settings.pool.source!r} does not exist, and its rows are unknown; set task.size "
+            "for images, or give --width for a table of numbers"
+        )
+    shape = PoolShape(given.rows or 0, 0, item, payload, classes)
+    return shape, _task(settings, shape, None)
+
+
+def _classes(pool: PoolSettings, sources: Sequence[Source]) -> tuple[str, ...] | None:
+    """Return the classes of the labels that a source gives, where they are cheap to read."""
+    if pool.labels is not None:
+        return None
+    if Path(pool.source).is_dir() and sources[0].payload.get("encoding") == "file":
+        return tuple(sorted(p.name for p in Path(pool.source).iterdir() if p.is_dir())) or None
+    total = sources[0].total
+    if total is None or total > READ:
+        return None
+    found = {label for rows in sources[0].read() for label in rows.labels or () if label}
+    return tuple(sorted(found)) or None
+
+
+def _names(count: int | None) -> tuple[str, ...] | None:
+    return None if count is None else tuple(f"class {i}" for i in range(count))
+
+
+def _no_classes(source: str) -> PoolError:
+    return PoolError(f"the classes of {source!r} are not known; give --classes N or task.classes")
+
+
+def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
+    given = {k: v for k, v in settings.task.model_dump().items() if v is not None}
+    kind = given.pop("kind", None)
+    given.pop("classes", None)
+    if pool.payload.get("encoding") == "file" and "size" not in given:
+        given["example"] = first
+    return task_for(pool.payload, kind=kind, classes=pool.classes, **given)

@@ -1,0 +1,149 @@
+"""Tiles, the unit of all arithmetic, and proposals: the rows of them that may be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayal.types import PART_ROWS, TILE_ROWS, Keys
+
+Floats = npt.NDArray[np.float64]
+PAD = 64  # rows of a tile are a multiple of this, so that matrix products never become GEMV
+
+
+@dataclass
+class Tile:
+    """A fixed run of rows in key order, with the running arrays of one selection.
+
+    Attributes:
+        keys: uint64 ``[T]``; padding rows have key 0 and are not eligible.
+        columns: name to tensor ``[T, …]``, padding rows are zero.
+        eligible: bool ``[T]``, rows that may be picked.
+        state: what the objective keeps per row.
+        shared: what the objective keeps once per shard.
+        group: key of the first row of the run of tiles (a part) that one shard holds whole.
+    """
+
+    keys: Keys
+    columns: Mapping[str, Tensor]
+    eligible: npt.NDArray[np.bool_]
+    state: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    group: int = 0
+
+    @property
+    def name(self) -> int:
+        """The tile's own key: that of its first row, the same wherever the tile lives."""
+        return int(self.keys[0])
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Rows that a shard offers, best first.
+
+    Attributes:
+        priority: float64 ``[m, P]``, compared from left to right, larger first.
+        keys: uint64 ``[m]``; the smaller key wins a tie.
+        columns: what the driver needs of these rows, ``[m, …]``; on the shard, where they lie:
+            ``tile`` and ``row``.
+        bound: (priority, key) of the best row that was left out; None when none was.
+    """
+
+    priority: Floats
+    keys: Keys
+    columns: Mapping[str, npt.NDArray[Any]]
+    bound: tuple[tuple[float, ...], int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def best_rows(tile: Tile, gain: Floats, m: int) -> Proposal:
+    """Return a tile's m best eligible rows by (gain, tie-breakers, key), and the bound."""
+    rows = np.flatnonzero(tile.eligible)
+    priority = np.asarray(gain, dtype=np.float64).reshape(len(tile.keys), -1)
+    if len(rows) > 2 * m + 2:  # cut first by the leading value; ties at the cut stay in
+        lead = priority[rows, 0]
+        cut = np.partition(lead, len(lead) - m - 1)[len(lead) - m - 1]
+        rows = rows[lead >= cut]
+    order = _order(priority[rows], tile.keys[rows])
+    rows = rows[order]
+    kept = rows[:m]
+    bound = None
+    if len(rows) > m:
+        bound = (tuple(priority[rows[m]].tolist()), int(tile.keys[rows[m]]))
+    return Proposal(priority[kept], tile.keys[kept], {"row": kept}, bound)
+
+
+def located(number: int, proposal: Proposal) -> Proposal:
+    """Return a tile's proposal with the tile's number on its shard."""
+    here = np.full(len(proposal), number)
+    return replace(proposal, columns={**proposal.columns, "tile": here})
+
+
+def gather(
+    tiles: Sequence[Tile], found: Proposal, names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return columns of located rows, ``[m, …]``."""
+    at = list(zip(found.columns["tile"].tolist(), found.columns["row"].tolist(), strict=True))
+    made = {}
+    for name in names:
+        rows = [tiles[t].columns[name][r] for t, r in at]
+        made[name] = torch.stack(rows).numpy() if rows else tiles[0].columns[name][:0].numpy()
+    return made
+
+
+def merge_rows(proposals: Sequence[Proposal], m: int) -> Proposal:
+    """Merge sorted proposals and keep the m best; associative, so shards may fold first."""
+    if len(proposals) == 1 and len(proposals[0]) <= m:
+        return proposals[0]
+    priority = np.concatenate([p.priority for p in proposals])
+    keys = np.concatenate([p.keys for p in proposals])
+    order = _order(priority, keys)
+    kept = order[:m]
+    bounds = [p.bound for p in proposals if p.bound is not None]
+    if len(order) > m:
+        cut = order[m]
+        bounds.append((tuple(priority[cut].tolist()), int(keys[cut])))
+    names = proposals[0].columns
+    sent = {n: np.concatenate([p.columns[n] for p in proposals])[kept] for n in names}
+    bound = max(bounds, key=lambda b: (b[0], -b[1])) if bounds else None
+    return Proposal(priority[kept], keys[kept], sent, bound)
+
+
+def _order(priority: Floats, keys: Keys) -> npt.NDArray[np.int64]:
+    """Return row positions, best first: larger priority from left to right, then smaller key."""
+    by = (keys, *(-priority[:, c] for c in reversed(range(priority.shape[1]))))
+    return np.lexsort(by)
+
+
+def cut_tiles(
+    keys: Keys, columns: Mapping[str, Tensor], eligible: npt.NDArray[np.bool_] | None = None
+) -> list[Tile]:
+    """Cut rows, already in key order, into tiles of TILE_ROWS padded to a multiple of PAD."""
+    tiles = []
+    for start in range(0, len(keys), TILE_ROWS):
+        stop = min(start + TILE_ROWS, len(keys))
+        pad = -(stop - start) % PAD
+        mask = np.ones(stop - start, dtype=bool) if eligible is None else eligible[start:stop]
+        tiles.append(
+            Tile(
+                np.pad(keys[start:stop], (0, pad)),
+                {n: _pad(c[start:stop], pad) for n, c in columns.items()},
+                np.pad(mask, (0, pad)),
+                group=int(keys[start - start % PART_ROWS]),
+            )
+        )
+    return tiles
+
+
+def _pad(column: Tensor, rows: int) -> Tensor:
+    if rows == 0:
+        return column
+    return torch.cat([column, column.new_zeros((rows, *column.shape[1:]))])

@@ -1,0 +1,322 @@
+"""The arithmetic of plans by hand, against files and parts, and the refusal with its remedies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from rayal.engine import demands, place
+from rayal.engine.arrays import array_source
+from rayal.engine.demands import NetworkShape, PoolShape, network_shape
+from rayal.engine.driver import Project
+from rayal.engine.estimate import Speed
+from rayal.engine.plan import WORKER, Place, Rates, plan_cell
+from rayal.engine.pool import Pool
+from rayal.engine.refusal import listed, refusal, size
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.engine.trainset import untrained
+from rayal.errors import SettingsError
+from rayal.evaluation.feasible import shape_of
+from rayal.evaluation.oracle import Oracle
+from rayal.learners import Supervised
+from rayal.project import Ledger
+from rayal.registry import strategies
+from rayal.strategies import Strategy
+from rayal.strategies.coreset import CoreSet
+from rayal.tasks import task_for
+
+TABLE = {"kind": "table", "features": [f"x{i}" for i in range(8)]}
+CLASSES = ("a", "b", "c")
+GB = 10**9
+
+
+def spec(strategy: Strategy | None = None, **changes: Any) -> ProjectSpec:
+    return ProjectSpec(
+        network=NetworkSpec("mlp", {"widths": (16,)}),
+        learner=Supervised(steps=10, batch=4),
+        strategy=strategy or strategies["coreset"](),
+        **{"rounds": 3, "initial": Initial(count=10), "batch": 5, **changes},
+    )
+
+
+def pool(rows: int = 1_000, tests: int = 100, item: float = 64.0) -> PoolShape:
+    return PoolShape(rows, tests, item, TABLE, CLASSES)
+
+
+def network(given: ProjectSpec, width: int | None = None) -> NetworkShape:
+    task = task_for(TABLE, kind=None, classes=CLASSES)
+    return network_shape(given, task, untrained(given, task), width=width)
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def test_a_network_by_hand() -> None:
+    net = network(spec(strategies["badge"]()))
+    assert net.weights == 4 * (8 * 16 + 16 + 16 * 3 + 3)
+    # flatten 8, linear 16, ReLU 16, dropout 16, head 3
+    assert net.activations == 4 * (8 + 16 + 16 + 16 + 3)
+    assert net.widest == 4 * (16 + 16)
+    assert net.row == 4 * 8
+    assert net.signals == {"log_probs.0": ((3,), 12), "embedding": ((16,), 64)}
+    assert net.size(("score", "embedding")) == 8 + 64
+
+
+def test_the_width_of_another_network() -> None:
+    assert network(spec(), width=768).signals["embedding"] == ((768,), 3_072)
+
+
+@pytest.mark.parametrize("item", [64.0, 784.0, 20_000.0, 40e6, 90e6])
+def test_parts_are_cut_as_ingest_cuts_them(item: float) -> None:
+    shape = pool(50_000, item=item)
+    cuts = list(place.cuts(np.full(50_000, int(item), np.int64)))
+    assert shape.parts == len(cuts)
+    assert shape.part_rows == cuts[0][1] - cuts[0][0]
+
+
+def test_training_by_hand() -> None:
+    net = NetworkShape(weights=1_000, activations=500, widest=300, row=40, signals={})
+    adam = spec()
+    # 25 rows stay, beside 2 x 3 weights and a checkpoint of three more ... or the statistics
+    weights = 1_000 * (2 * (1 + 2) + 1)
+    step = 4 * (2 * 500 + 3 * 40)
+    assert demands.training(adam, net, 25) == 25 * 40 + weights + step
+    assert demands.training(adam, net, 10_000) == 6 * 10_000 * 40
+    sgd = replace(adam, learner=Supervised(steps=10, batch=4, optimizer="sgd", swa=0.25))
+    assert demands.training(sgd, net, 25) == 25 * 40 + 1_000 * (2 * 2 + 2) + step
+
+
+def test_scanning_by_hand() -> None:
+    net = NetworkShape(10, 10, widest=300, row=40, signals={"log_probs": ((3,), 12)})
+    given = replace(spec())
+    batch = 64 * (4 * 40 + 2 * 300 + 4 * 12)
+    assert demands.scanning(given, net, 100) == 2 * 100 * 12 + batch
+    tile = 4_096 * 6 * 12
+    assert demands.scanning(given, net, 16_384) == 2 * 16_384 * 12 + tile
+
+
+def test_a_local_run_is_the_base_what_stays_and_the_largest_stage() -> None:
+    given, shape = spec(), pool()
+    net = network(given)
+    made, needs, title = demands.objective_footprint(given, net, 1_000)
+    assert (needs, title) == (("embedding",), "k-center")
+    labels = 10 + 3 * 5
+    stages = [
+        demands.ingesting(shape),
+        demands.training(given, net, labels),
+        demands.scanning(given, net, 1_000),
+        demands.evaluating(shape, given, net),
+        demands.selecting(made, 1_000),
+    ]
+    stays = demands.driving(shape, given, net, labels, made)
+    plan = plan_cell(given, shape, net, Place(base=7))
+    assert plan.processes == {"process": 7 + stays + max(stages)}
+    assert plan.held == 1_000 * 64
+    there = plan_cell(given, replace(shape, ingested=True), net, Place(base=7))
+    assert there.peak == 7 + stays + max(stages[1:])
+
+
+def test_shards_share_the_rows() -> None:
+    given = spec()
+    net = network(given)
+    one, four = (plan_cell(given, pool(400_000), net, Place("ray", n)) for n in (1, 4))
+    made, _, _ = demands.objective_footprint(given, net, 400_000)
+    assert four.processes["shard"] == WORKER + demands.selecting(made, 100_000)
+    assert one.processes["shard"] > four.processes["shard"]
+    assert one.processes["member"] == four.processes["member"]
+    assert one.held == four.held
+
+
+# ---- disk ----------------------------------------------------------------------------------------
+
+
+def test_what_keep_keeps_by_hand() -> None:
+    columns, weights = 1_000, 10
+    kept = {k: demands.rounds_on_disk(spec(keep=k), columns, weights) for k in ("last", "all")}
+    assert kept["all"] == (3 * 1_000 + 4 * 10, 3 * 1_000 + 4 * 10)
+    assert kept["last"] == (2 * 1_000 + 3 * 10, 2 * 10)
+    assert demands.rounds_on_disk(spec(keep="picks"), columns, weights) == (1_030, 20)
+    assert demands.rounds_on_disk(spec(keep="last", rounds=0), columns, weights) == (10, 10)
+
+
+@pytest.mark.parametrize("keep", ["last", "all", "picks"])
+def test_bytes_on_disk_are_those_of_the_files(tmp_path: Path, keep: str) -> None:
+    x = np.random.default_rng(0).normal(size=(6_000, 8))
+    labels = np.array(CLASSES)[np.arange(6_000) % 3]
+    there = Pool.ingest(tmp_path, "rows", [array_source(x, labels)])
+    given = spec(strategies["badge"](), rounds=2, keep=keep)
+    shape = shape_of(there, CLASSES)
+    plan = plan_cell(given, shape, network(given), Place())
+    assert plan.columns == 6_000 * (16 + 12 + 64)
+    most = 0
+    with Ledger(tmp_path) as ledger:
+        project = Project.create(ledger, "p", there, given, report=lambda *_: None)
+        oracle = Oracle(there)
+        project.prepare()
+        while not project.finished:
+            oracle.work(project)
+            with _watched(tmp_path) as sizes:
+                project.train(oracle.truth)
+            most = max(most, *sizes)
+    left = _stored(tmp_path)
+    # files have a header of some kilobytes each
+    assert left - 20_000 <= plan.left <= left
+    assert most <= plan.disk + 20_000
+    assert shape.bytes_on_disk == sum(p.stat().st_size for p in (tmp_path / "pools").rglob("*.*"))
+
+
+def _stored(root: Path) -> int:
+    folders = (root / "columns", root / "models")
+    return sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
+
+
+@contextmanager
+def _watched(root: Path) -> Iterator[list[int]]:
+    """Note what is stored before columns are dropped."""
+    sizes = [_stored(root)]
+    real = torch.set_num_threads  # the last thing a round does before it drops files
+
+    def note(count: int) -> None:
+        sizes.append(_stored(root))
+        real(count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", note)
+        yield sizes
+
+
+def test_a_pool_that_is_not_there_is_counted_as_large_as_it_becomes(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(20_000, 8))
+    labels = np.array(CLASSES)[np.arange(20_000) % 3]
+    there = shape_of(Pool.ingest(tmp_path, "rows", [array_source(x, labels)]), CLASSES)
+    imagined = pool(20_000, tests=0)
+    assert imagined.bytes_on_disk == pytest.approx(there.bytes_on_disk, rel=0.2)
+    assert there.rows == 20_000 and there.ingested
+
+
+# ---- seconds -------------------------------------------------------------------------------------
+
+
+def test_seconds_by_hand() -> None:
+    given = spec(strategies["margin"](), members=3)
+    speed = Speed(row=1e-3, tail=1e-4, step=0.01)
+    plan = plan_cell(given, pool(), network(given), Place(), speed=speed)
+    assert plan.seconds["train"] == pytest.approx(3 * 10 * 0.01)
+    assert plan.seconds["evaluate"] == pytest.approx(100 * 3 * 1e-3)
+    assert plan.seconds["scan"] == pytest.approx(3.0 + plan.columns / Rates().write)
+    assert plan.seconds["select"] == pytest.approx(8 * 1_000 / 10e9)
+    once = plan.seconds["train"] + plan.seconds["evaluate"]
+    assert plan.total == pytest.approx(3 * sum(plan.seconds.values()) + once)
+
+
+def test_dropout_passes_cost_the_tail_alone() -> None:
+    speed = Speed(row=1e-3, tail=1e-4, step=0.01)
+    assert speed.scanned(spec(strategies["bald"](passes=20))) == pytest.approx(3e-3)
+    assert speed.scanned(spec(strategies["margin"]())) == pytest.approx(1e-3)
+    assert speed.scanned(spec(strategies["random"]())) == 0.0
+
+
+def test_rates_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"rates": {"gemm": 1e11, "other": 3}, "rows": []}))
+    assert Rates.from_json(path) == replace(Rates(), gemm=1e11)
+    for text in ("{}", "nothing", '{"rates": {"gemm": "x"}}'):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match="rayal bench"):
+            Rates.from_json(path)
+    path.write_text('{"rates": {"gemm": 0}}')
+    with pytest.raises(SettingsError, match="positive"):
+        Rates.from_json(path)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampled(CoreSet):
+    """Core-set with the two parameters that make its columns smaller."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    candidates: int | None = None
+
+
+LARGE = pool(40_000_000, 0, 768.0)
+FOUR = Place("ray", 4, 16 * GB, each=True)
+
+
+def refused(given: ProjectSpec, where: Place, rows: PoolShape = LARGE) -> str | None:
+    net = network(given, width=768)
+    return refusal(given, rows, net, where, plan_cell(given, rows, net, where))
+
+
+def test_a_refusal_offers_what_would_fit() -> None:
+    assert refused(spec(Sampled()), FOUR) == (
+        "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: "
+        "use 8 shards, precision bf16, or candidates=200000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        (Sampled(), replace(FOUR, workers=8)),
+        (Sampled(precision="bf16"), FOUR),
+        (Sampled(candidates=200_000), FOUR),
+    ],
+)
+def test_each_remedy_does(given: Strategy, where: Place) -> None:
+    assert refused(spec(given), where) is None
+
+
+def test_one_shard_less_would_not_do() -> None:
+    assert refused(spec(Sampled()), replace(FOUR, workers=7)) is not None
+
+
+def test_what_a_strategy_does_not_have_is_not_offered() -> None:
+    text = refused(spec(_Exact()), FOUR)
+    assert text is not None and text.endswith("on 4 shards of 16 GB: use 8 shards")
+
+
+@dataclass(frozen=True)
+class _Exact(Strategy):
+    def signals(self) -> Any:
+        return CoreSet().signals()
+
+    def objective(self, ctx: Any) -> Any:
+        return CoreSet().objective(ctx)
+
+
+def test_one_machine_needs_another_machine() -> None:
+    text = refused(spec(_Exact()), Place(memory=64 * GB, base=GB))
+    assert text is not None
+    assert "holds 123 GB beside" in text and "use a machine with 1" in text
+    assert "executor ray on several" in text
+
+
+def test_a_process_that_is_too_large_by_itself() -> None:
+    text = refused(spec(strategies["margin"]()), Place(memory=10**8, base=5 * 10**8), pool())
+    assert text is not None
+    assert text.startswith("one process holds 5") and "in 100 MB: lower learner.batch" in text
+
+
+def test_unknown_memory_refuses_nothing() -> None:
+    assert refused(spec(), Place("ray", 4, None)) is None
+
+
+def test_text_of_sizes_and_lists() -> None:
+    shown = [size(n) for n in (999, 1_000, 4_200_000, 123e9, 1.25e12)]
+    assert shown == ["999 B", "1 kB", "4.2 MB", "123 GB", "1.2 TB"]
+    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == [
+        "a",
+        "a or b",
+        "a, b, or c",
+    ]
