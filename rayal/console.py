@@ -26,7 +26,8 @@ from rich.text import Text
 
 from rayal.config import Cell
 from rayal.evaluation.curves import CurvePoint
-from rayal.evaluation.protocol import Observer, seeds_text
+from rayal.evaluation.observer import Observer
+from rayal.evaluation.protocol import seeds_text
 from rayal.parameters import ParameterInfo, parameters
 from rayal.registry import learners, networks, strategies
 from rayal.strategies.base import TAXONOMY

@@ -14,7 +14,8 @@ STARTED = time.perf_counter()
 
 from rayal.config import Cell, load  # noqa: E402 - the clock starts before anything is loaded
 from rayal.evaluation.curves import CurvePoint  # noqa: E402
-from rayal.evaluation.protocol import Observer, run  # noqa: E402
+from rayal.evaluation.observer import Observer  # noqa: E402
+from rayal.evaluation.protocol import run  # noqa: E402
 
 
 class Clock(Observer):

@@ -15,7 +15,8 @@ from rayal.engine.executor import RayOptions
 from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import NetworkSpec
-from rayal.evaluation.protocol import Observer, run
+from rayal.evaluation.observer import Observer
+from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.registry import strategies
 

@@ -17,7 +17,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayal.config import load
-from rayal.evaluation.protocol import Observer, run
+from rayal.evaluation.observer import Observer
+from rayal.evaluation.protocol import run
 
 
 class Watch(Observer):
