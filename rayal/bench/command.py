@@ -13,6 +13,8 @@ from rayal.bench.report import Watch, fell_short, print_report
 from rayal.bench.results import results_path, write_results
 from rayal.bench.suite import run_bench, wanted
 
+_PAGE = 120  # columns of a report that goes to a file
+
 
 def bench(
     only: Sequence[str],
@@ -38,6 +40,8 @@ def bench(
     chosen = wanted(only, gpu=gpu)
     sizes = bars.QUICK if quick else bars.FULL
     err, out = Console(stderr=True), Console()
+    if not out.is_terminal:
+        out.width = _PAGE
     with Watch(err, len(chosen)) as watch:
         document = run_bench(chosen, sizes, repeats=repeats, seed=seed, observer=watch.observer)
     print_report(out, document, sizes)

@@ -139,12 +139,11 @@ def _entropies(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
     import scipy.stats
 
     probs = log_probs.exp().numpy()
-    found: dict[str, Callable[[], Any]] = {
-        "scipy": lambda: scipy.stats.entropy(probs, axis=1),
-        "NumPy": lambda: -(probs * np.log(probs)).sum(axis=1),
-    }
+    found: dict[str, Callable[[], Any]] = {"scipy": lambda: scipy.stats.entropy(probs, axis=1)}
     if not peers.missing("baal"):
         found["baal"] = peers.baal_score("Entropy", probs)
+    if not peers.missing("batchbald_redux"):
+        found["batchbald_redux"] = peers.redux_entropy(log_probs[:, None])
     return found
 
 

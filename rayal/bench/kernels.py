@@ -235,9 +235,8 @@ def gpu(context: Context) -> Iterator[tuple[str, Measured]]:
         return
     h = data.mixture(sizes.rows, sizes.width, context.seed)
     a = data.residuals(sizes.rows, sizes.classes, context.seed)
-    for name, kernel, arrays in zip(
-        names, (k_center, kmeans_plus_plus), ((h,), (a, h)), strict=True
-    ):
+    kernels: tuple[Callable[..., Any], ...] = (k_center, kmeans_plus_plus)
+    for name, kernel, arrays in zip(names, kernels, ((h,), (a, h)), strict=True):
         runs = alternate(
             {
                 "rayal": _on(kernel, tuple(t.cuda() for t in arrays), k),

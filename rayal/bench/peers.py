@@ -130,6 +130,17 @@ def redux_bald(log_probs: Tensor) -> Callable[[], Any]:
     return run
 
 
+def redux_entropy(log_probs: Tensor) -> Callable[[], Any]:
+    """Return the entropy of the mean by batchbald_redux on ``[N, S, C]``."""
+    module = _module(_MODULES["batchbald_redux"])
+
+    def run() -> Any:
+        with quiet():
+            return module.compute_entropy(log_probs)
+
+    return run
+
+
 def baal_score(heuristic: str, probs: Any) -> Callable[[], Any]:
     """Return a heuristic of baal on probabilities ``[N, C]`` or ``[N, C, S]``, as a NumPy array."""
     made = getattr(_module("baal.active.heuristics"), heuristic)()

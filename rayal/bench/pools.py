@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,19 @@ def pools(context: Context) -> Iterator[tuple[str, Measured]]:
         cores = os.cpu_count() or 1
         for name, threads in (("pool-local", 1), ("pool-ray", cores)):
             if context.wants(name):
-                plain = _seconds(lambda: plain_pool(job), threads)
-                executor = name.removeprefix("pool-")
-                mine = _seconds(lambda executor=executor: scanned(job, executor), 1)
-                yield (
-                    name,
-                    Measured(
-                        seconds=[mine],
-                        peer_seconds=[_SLACK * plain + _START],
-                        note=f"plain loop {plain:.1f} s at {threads} thread(s), {_MEMBERS} members; "
-                        "one run, seconds of the clock, with start and end of the executor",
-                        figures={"plain_seconds": plain, "rows_per_second": rows * _MEMBERS / mine},
-                    ),
-                )
+                yield name, _compared(job, name.removeprefix("pool-"), threads)
+
+
+def _compared(job: Job, executor: str, threads: int) -> Measured:
+    plain = _seconds(partial(plain_pool, job), threads)
+    mine = _seconds(partial(scanned, job, executor), 1)
+    return Measured(
+        seconds=[mine],
+        peer_seconds=[_SLACK * plain + _START],
+        note=f"plain loop {plain:.1f} s at {threads} thread(s), {_MEMBERS} members; one run, "
+        "seconds of the clock, with start and end of the executor",
+        figures={"plain_seconds": plain, "rows_per_second": len(job.x) / mine},
+    )
 
 
 def pool_job(folder: Path, rows: int, context: Context) -> Job:

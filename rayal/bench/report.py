@@ -18,6 +18,7 @@ from rayal.bench.floors import Floors
 from rayal.bench.rows import Row
 from rayal.bench.suite import Observer
 
+_WIDE = 110  # columns of a terminal that has room for all of the table
 _COLOURS = {"ok": "green", "below": "red", "not run": "yellow"}
 _UNITS = {
     "copy_gbps": "copy {:.1f} GB/s",
@@ -95,7 +96,7 @@ def print_report(out: Console, document: Mapping[str, Any], sizes: Sizes) -> Non
             f"{sizes.name}: smaller arrays than the sizes named; the bars are those of full size",
             style="yellow",
         )
-    out.print(rows_table(document["rows"]))
+    out.print(rows_table(document["rows"], wide=out.width >= _WIDE))
     for row in document["rows"]:
         for text in _remarks(row):
             out.print(f"{row['name']}: {text}", highlight=False, markup=False, soft_wrap=True)
@@ -107,19 +108,20 @@ def print_report(out: Console, document: Mapping[str, Any], sizes: Sizes) -> Non
     )
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the rows of a document as a table."""
+def rows_table(rows: Sequence[Mapping[str, Any]], *, wide: bool = True) -> Table:
+    """Return the rows of a document as a table; a narrow one leaves out what rows are against."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("row", "against"):
-        table.add_column(name, overflow="fold")
-    for name in ("rayal s", "peer s", "x of floor", "ratio", "at least", "aim"):
+    table.add_column("row", no_wrap=True)
+    if wide:
+        table.add_column("against", no_wrap=True)
+    for name in ("rayal s", "peer s", "of floor", "ratio", "least", "aim"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in rows:
         sign = "≤ " if row["lower"] else ""
         table.add_row(
             row["name"],
-            row["peer"],
+            *([row["peer"]] if wide else []),
             _number(row["seconds"]),
             _number(row["peer_seconds"]),
             _number(row["of_floor"]),

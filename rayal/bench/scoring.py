@@ -145,7 +145,11 @@ def _masked(context: Context, here: Subject, few: int) -> tuple[Measured, Measur
     apart = mask_error(here, runs["rayal"].result, few)
     quality = Quality(f"scores within {apart:.1e} of 20 naive passes", apart <= 1e-5)
     rate = len(here.x) / median(runs["rayal"].cpu)
-    made = {"seconds": runs["rayal"].cpu, "quality": quality, "figures": {"rows_per_second": rate}}
+    made: dict[str, Any] = {
+        "seconds": runs["rayal"].cpu,
+        "quality": quality,
+        "figures": {"rows_per_second": rate},
+    }
     against = Measured(missing=absent)
     if not absent:
         scale = len(here.x) / few
