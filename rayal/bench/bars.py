@@ -100,6 +100,7 @@ class Sizes:
         train_steps: optimisation steps behind the networks that are scanned.
         scan_rows: images of the pool that is scanned as a whole; 0 leaves that out.
         floor_mb: megabytes of the arrays by which memory is measured.
+        floor_side: of the square matrices by which products are measured.
     """
 
     name: str
@@ -118,13 +119,15 @@ class Sizes:
     train_steps: int
     scan_rows: int
     floor_mb: int
+    floor_side: int
 
 
 FULL = Sizes(
     "full", 60_000, 512, 10, (100, 1000), 1_000_000, 20, 5_000, 10_000, 64, 50,
     images=(8_192, 512), masked=(512, 32), train_steps=60, scan_rows=60_000, floor_mb=512,
+    floor_side=2048,
 )  # fmt: skip
 QUICK = Sizes(
-    "quick", 8_000, 512, 10, (50, 100), 60_000, 20, 600, 1_000, 16, 10,
-    images=(1_024, 64), masked=(128, 8), train_steps=8, scan_rows=0, floor_mb=128,
+    "quick", 4_000, 512, 10, (50, 100), 20_000, 20, 300, 1_000, 16, 10,
+    images=(1_024, 64), masked=(128, 8), train_steps=8, scan_rows=0, floor_mb=128, floor_side=1024,
 )  # fmt: skip

@@ -11,8 +11,6 @@ import torch
 
 from rayal.bench.timing import one_thread
 
-_SIDE = 2048  # of the matrices that are multiplied
-
 
 @dataclass(frozen=True)
 class Floors:
@@ -51,11 +49,12 @@ class Floors:
         return asdict(self)
 
 
-def measure_floors(megabytes: int, *, repeats: int = 5) -> Floors:
+def measure_floors(megabytes: int, side: int = 2048, *, repeats: int = 5) -> Floors:
     """Measure the machine in CPU seconds: the best of some runs, since a floor is what is possible.
 
     Args:
         megabytes: of the arrays that are read, far above the caches.
+        side: of the square matrices that are multiplied.
         repeats: runs.
     """
     with one_thread():
@@ -69,11 +68,11 @@ def measure_floors(megabytes: int, *, repeats: int = 5) -> Floors:
         product = _best(lambda: matrix @ vector, repeats)
         few = x[: 1 << 20]
         logged = _best(lambda: torch.log(few, out=y[: 1 << 20]), repeats)
-        a, b = torch.rand((_SIDE, _SIDE)), torch.rand((_SIDE, _SIDE))
+        a, b = torch.rand((side, side)), torch.rand((side, side))
         single = _best(lambda: a @ b, repeats)
         a16, b16 = a.bfloat16(), b.bfloat16()
         half = _best(lambda: a16 @ b16, repeats)
-    flops = 2 * _SIDE**3 / 1e9
+    flops = 2 * side**3 / 1e9
     return Floors(
         2 * size / copied, size / read, size / product, flops / single, flops / half,
         (1 << 20) / 1e9 / logged,

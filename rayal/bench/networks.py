@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class Subject:
         committee: the trained network, with dropout 0.5 before its last layer.
         x: raw images ``[N, Ch, H, W]``, channels-last.
         normalised: the same under the eval transform.
+        fast: a copy of the network with its weights in channels-last memory, for loops by hand.
         ids: N ids.
         keys: uint64 ``[N]``.
     """
@@ -35,6 +37,7 @@ class Subject:
     committee: Committee
     x: Tensor
     normalised: Tensor
+    fast: TaskNet
     ids: list[str]
     keys: Keys
 
@@ -60,8 +63,9 @@ def subject(kind: str, rows: int, steps: int, seed: int) -> Subject:
     committee = Committee(
         (nn.ModuleDict({"task": net}),), task, statistics, f"bench-{kind}", seed, 0
     )
-    ids = [str(i) for i in range(rows)]
-    return Subject(committee, x[:rows], normalised[:rows], ids, np.arange(rows, dtype=np.uint64))
+    fast = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ids, keys = [str(i) for i in range(rows)], np.arange(rows, dtype=np.uint64)
+    return Subject(committee, x[:rows], normalised[:rows], fast, ids, keys)
 
 
 def _train(net: TaskNet, x: Tensor, classes: Tensor, steps: int) -> None:

@@ -65,7 +65,9 @@ def _scans(context: Context, here: Subject) -> tuple[Measured, Measured, Measure
     }
     contenders["loop"] = lambda: plain_loop(here)
     if not absent:
-        contenders["baal"] = peers.baal_predict(here.net, here.normalised, batch=_BATCH)
+        contenders["baal"] = peers.baal_predict(
+            here.net, here.normalised.contiguous(), batch=_BATCH
+        )
     runs = alternate(contenders, context.repeats)
     wanted = entropy(runs["loop"].result)
     ranks = {n: baselines.spearman(wanted, _score(runs[n])) for n in settings()}
@@ -109,11 +111,14 @@ def _score(runs: Runs) -> Tensor:
 
 
 def plain_loop(here: Subject) -> Tensor:
-    """Return log-probabilities ``[N, C]`` by the loop that one writes by hand."""
+    """Return log-probabilities ``[N, C]`` by the loop that one writes by hand.
+
+    Images and weights lie in channels-last memory.
+    """
     parts = []
     with torch.inference_mode():
         for start in range(0, len(here.normalised), _BATCH):
-            parts.append(here.net(here.normalised[start : start + _BATCH]).log_softmax(dim=1))
+            parts.append(here.fast(here.normalised[start : start + _BATCH]).log_softmax(dim=1))
     return torch.cat(parts)
 
 
@@ -138,7 +143,7 @@ def _masked(context: Context, here: Subject, few: int) -> tuple[Measured, Measur
 
     contenders: dict[str, Callable[[], Any]] = {"rayal": mine, "loop": lambda: plain_loop(here)}
     if not absent:  # on few images, since it takes so long; its seconds go by the image
-        few_images = here.normalised[:few]
+        few_images = here.normalised[:few].contiguous()
         batch = min(_BATCH, few)
         contenders["baal"] = peers.baal_predict(here.net, few_images, passes=PASSES, batch=batch)
     runs = alternate(contenders, context.repeats)

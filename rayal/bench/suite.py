@@ -100,7 +100,7 @@ def run_bench(
         raise SettingsError(f"--repeats {repeats}: at least 1 is needed; 5 for figures to compare")
     told = observer or Observer()
     told.begins(["the machine's floors"])
-    floors = measure_floors(sizes.floor_mb)
+    floors = measure_floors(sizes.floor_mb, sizes.floor_side)
     told.floors(floors)
     context = Context(sizes, repeats, seed, floors, frozenset(b.name for b in bars))
     by_name = {bar.name: bar for bar in bars}

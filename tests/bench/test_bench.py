@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayal.bench import Rates, bars, child, load_results, peers, results_path, scoring
+from rayal.bench import Rates, bars, child, load_results, peers, pools, results_path, scoring
 from rayal.bench.context import Context
 from rayal.bench.floors import Floors, measure_floors
 from rayal.bench.networks import subject
@@ -24,7 +24,7 @@ from rayal.errors import SettingsError
 TINY = replace(
     bars.QUICK, rows=400, width=8, classes=4, picks=(5, 8), big_rows=500, seeds=20, pool=40,
     draws=100, bait_width=3, bait_picks=3, images=(128, 4), masked=(64, 2), train_steps=2,
-    floor_mb=4,
+    floor_mb=4, floor_side=64,
 )  # fmt: skip
 FLOORS = Floors(10.0, 20.0, 8.0, 60.0, 100.0, 1.0)
 
@@ -120,6 +120,18 @@ def test_scans_beside_a_plain_loop(tiny: Path) -> None:
     assert quality.equal, quality.text
 
 
+def test_the_pool_is_scanned_as_the_plain_loop_scans_it(tmp_path: Path) -> None:
+    context = Context(TINY, 1, 0, FLOORS, frozenset({"pool-local"}))
+    job = pools.pool_job(tmp_path, 300, context)
+    part = job.scan.pool.parts_of("pool")[0]
+    made = job.scan.columns_of(part)
+    table = job.scan.pool.read(part)
+    pixels = np.frombuffer(b"".join(table.column("data").to_pylist()), np.uint8).copy()
+    ordered = replace(job, x=torch.from_numpy(pixels).view(-1, 1, 28, 28))
+    torch.testing.assert_close(pools.plain_pool(ordered), made["member_stats.mean"])
+    assert pools.scanned(job, "local") == 300
+
+
 def test_a_wrong_mask_would_be_seen() -> None:
     here = subject("cnn", 64, 0, 0)
     wrong = {
@@ -151,7 +163,7 @@ def test_a_failing_child_says_why() -> None:
 
 
 def test_floors_are_rates() -> None:
-    rates = measure_floors(4, repeats=1).to_json()
+    rates = measure_floors(4, 64, repeats=1).to_json()
     assert all(0 < rate < 1e6 for rate in rates.values())
     assert FLOORS.gemm(120e9) == 2.0
     assert FLOORS.read(10e9) == 0.5

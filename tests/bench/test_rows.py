@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatch
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_multiple_of_the_floor_is_to_stay_below() -> None:
 
 
 def test_quality_and_memory_decide_too() -> None:
-    fast = {"seconds": [1.0], "peer_seconds": [1.0]}
+    fast: dict[str, Any] = {"seconds": [1.0], "peer_seconds": [1.0]}
     assert judge(WITHIN, Measured(**fast, memory=0.49)).verdict == "ok"
     assert judge(WITHIN, Measured(**fast, memory=0.51)).why == "0.51 GB, at most 0.5 asked for"
     assert judge(WITHIN, Measured(**fast, quality=Quality("worse", False))).why == "quality"
