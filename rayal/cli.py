@@ -242,6 +242,32 @@ def gc(
     show(collect(root, dry_run=dry_run), as_json=json_)
 
 
+@app.command("bench")
+def bench_command(
+    quick: Annotated[bool, typer.Option(help="Smaller arrays, about two minutes.")] = False,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Where the figures go.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option(help="Measure the kernels on a GPU too.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A row, the start of its name, or a pattern with *."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each contender.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the arrays.")] = 0,
+    strict: Annotated[
+        bool, typer.Option(help="Exit with 1 if a row is below its bar or was not run.")
+    ] = False,
+) -> None:
+    """Time the kernels and the scanner beside their peers and the machine's floors."""
+    from rayal.bench.command import bench
+
+    options: dict[str, Any] = {"quick": quick, "gpu": gpu, "repeats": repeats, "seed": seed}
+    _, short = bench(only or (), json_file=json_, **options)
+    if strict and short:
+        raise typer.Exit(1)
+
+
 def split(where: str) -> tuple[Path, str]:
     """Return root and project of ``ROOT#PROJECT``."""
     root, mark, project = where.rpartition("#")

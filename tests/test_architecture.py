@@ -27,6 +27,7 @@ LAYERS = [
     {"strategies", "project"},
     {"engine"},
     {"evaluation"},
+    {"bench"},
     {"cli", "commands", "jobs", "console", "service", "testing", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

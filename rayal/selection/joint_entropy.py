@@ -78,7 +78,7 @@ class JointEntropy(Objective):
         once = TILE_ROWS * prod((s, c)) * 8
         return Footprint(
             row=16,
-            tile=24,
+            tile=32,
             transient=4 * once + 16 * CONFIGURATIONS * ROWS * c + 12 * held * (s + 1),
             driver=4 * 8 * held * s,
             flops=2.0 * s * pairs,

@@ -32,9 +32,9 @@ class TopK(Objective):
         return (self.column,)
 
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
-        """Return k proposals of priority and key a tile, and one pass over the float64 scores."""
+        """Return k located proposals a tile, and one pass over the float64 scores."""
         wide = max(1, width(shapes, *self.needs))
-        sent = min(k, TILE_ROWS) * 8 * (1 + wide)
+        sent = min(k, TILE_ROWS) * 8 * (3 + wide)  # key, tile, row; priority
         return Footprint(tile=sent, transient=TILE_ROWS * 48, read=8.0 * rows * wide)
 
     def gain(self, tile: Tile) -> Floats:
@@ -61,7 +61,7 @@ class UniformDraw(TopK):
 
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return one float64 draw a row besides; drawing costs about ten operations a row."""
-        sent = 16 * min(k, TILE_ROWS)
+        sent = 32 * min(k, TILE_ROWS)
         return Footprint(row=8, tile=sent, transient=TILE_ROWS * 48, read=8.0 * rows, logs=rows)
 
     def begin(self, tile: Tile, seed: int) -> None:

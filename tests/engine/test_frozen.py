@@ -23,7 +23,7 @@ from rayal.engine import embed
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.embed import Embed
-from rayal.engine.estimate import estimate
+from rayal.engine.estimate import Speed, estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan import Scan, ScannedPart
@@ -274,7 +274,7 @@ def test_the_estimate_counts_the_embedding_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rayal.engine.estimate._embedding_time", lambda spec, pool: 1.0)
-    monkeypatch.setattr("rayal.engine.estimate._measured", lambda spec, pool: (0.0, 0.0))
+    monkeypatch.setattr("rayal.engine.estimate.speed_of", lambda spec, task: Speed(0.0, 0.0, 0.0))
     pool = made(tmp_path)
     cells = [(spec(strategies[name]()), pool) for name in ("margin", "badge")]
     assert estimate(cells, RayOptions(cpus=3)).local == 2 * PART + TEST

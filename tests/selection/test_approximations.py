@@ -262,13 +262,12 @@ def test_kmeans_parallel_takes_few_round_trips() -> None:
     data = {"residual": rng.normal(size=(5000, 2)), "embedding": rng.normal(size=(5000, 4))}
     tensors = {n: torch.from_numpy(v).float() for n, v in data.items()}
     keys = np.arange(5000, dtype=np.uint64)
-    asked = {}
-    for objective in (KMeansPP(), KMeansParallel()):
+    for k in (40, 400):
+        objective = KMeansParallel()
         shards = Counted([Shard(objective, cut_tiles(keys, tensors), 1)])
-        assert len(choose(objective, shards, 400, seed=1).keys) == 400
-        asked[type(objective)] = shards.asked
-    assert asked[KMeansParallel] == 1 + 1 + 2 * 5 + 1 + 1  # sums, first, rounds, counts, runners-up
-    assert asked[KMeansPP] > asked[KMeansParallel]
+        assert len(choose(objective, shards, k, seed=1).keys) == k
+        # sums, first, rounds, counts, runners-up: the number of picks does not matter
+        assert shards.asked == 1 + 1 + 2 * 5 + 1 + 1
 
 
 # -- the measured loss ----------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""BatchBALD, BAIT and the scores of single rows beside their peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayal.acquisition import bald_of_members, entropy, margin
+from rayal.bench import baselines, child, data, peers
+from rayal.bench.context import Context
+from rayal.bench.naive_bait import exhaustive_bait, naive_bait
+from rayal.bench.rows import Measured, Quality
+from rayal.bench.timing import alternate, one_thread
+from rayal.selection import joint_entropy
+
+MEMBERS = 20
+PUBLISHED_BAIT = 231.0  # seconds of the authors' code at 5,000 x 64, C=10, B=50
+_STEPS = 3  # forward steps of the naive form that are timed, where all would take minutes
+_ESTIMATE = 200_000  # label configurations of the estimate of joint information
+_REPEATED = 20  # runs of a score of milliseconds that are one timed run
+
+
+def batchbald(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure BatchBALD's seconds, memory and joint information against batchbald_redux."""
+    absent = peers.missing("batchbald_redux")
+    if absent:
+        yield "batchbald-5k", Measured(missing=absent)
+        return
+    sizes, k = context.sizes, 10
+    log_probs = data.member_log_probabilities(sizes.pool, MEMBERS, sizes.classes, context.seed)
+    with one_thread():
+        runs = alternate(
+            {
+                "rayal": lambda: joint_entropy(log_probs, k, draws=sizes.draws, seed=context.seed),
+                "redux": peers.redux(log_probs, k, sizes.draws),
+            },
+            context.repeats,
+            warm=False,
+        )
+        found = {
+            name: baselines.joint_information(
+                log_probs[torch.from_numpy(r.result)], _ESTIMATE, context.seed
+            )
+            for name, r in runs.items()
+        }
+    (mine, error), (theirs, its) = found["rayal"], found["redux"]
+    numbers = {"k": k, "draws": sizes.draws}
+    arrays = {"log_probs": log_probs.numpy()}
+    memory = child.peak("joint_entropy", arrays, **numbers)
+    text = f"joint MI {mine:.4f} ± {error:.4f} nats, redux {theirs:.4f} ± {its:.4f}"
+    yield (
+        "batchbald-5k",
+        Measured(
+            seconds=runs["rayal"].cpu,
+            peer_seconds=runs["redux"].cpu,
+            quality=Quality(text, mine >= theirs - (error**2 + its**2) ** 0.5),
+            memory=memory.gigabytes,
+            peer_memory=child.peak("redux", arrays, **numbers).gigabytes,
+            note=memory.note,
+        ),
+    )
+
+
+def bait(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure BAIT against its published form; on a small case, against explicit inverses."""
+    try:
+        from rayal.selection import bait as kernel  # type: ignore[attr-defined, unused-ignore]
+    except ImportError:
+        yield "bait-5k", Measured(missing="rayal.selection has no bait")
+        return
+    sizes = context.sizes
+    log_probs = data.log_probabilities(sizes.pool, sizes.classes, context.seed)
+    h = data.mixture(sizes.pool, sizes.bait_width, context.seed)
+    k, steps = sizes.bait_picks, min(_STEPS, 2 * sizes.bait_picks)
+    seconds = []
+
+    def naive() -> None:
+        seconds.append(naive_bait(log_probs, h, k, steps=steps)[1] * 2 * k / steps)
+
+    with one_thread():
+        runs = alternate(
+            {"rayal": lambda: kernel(log_probs, h, k, seed=context.seed), "naive": naive},
+            context.repeats,
+            warm=False,
+        )
+    mine = float(np.median(runs["rayal"].cpu))
+    reference = "" if sizes.name != "full" else (
+        f"; the authors' code: {PUBLISHED_BAIT:g} s published, x {PUBLISHED_BAIT / mine:.0f}"
+    )  # fmt: skip
+    yield (
+        "bait-5k",
+        Measured(
+            seconds=runs["rayal"].cpu,
+            peer_seconds=seconds,
+            quality=_same_bait(kernel, context.seed),
+            note=f"naive form extrapolated from {steps} of {2 * k} forward steps{reference}",
+            figures={"published_seconds": PUBLISHED_BAIT},
+        ),
+    )
+
+
+def _same_bait(kernel: Callable[..., Any], seed: int) -> Quality:
+    cases = 5
+    same = 0
+    for case in range(cases):
+        log_probs = data.log_probabilities(30, 3, seed + case)
+        h = data.mixture(30, 4, seed + case)
+        mine, exact = kernel(log_probs, h, 5, ridge=1.0), exhaustive_bait(log_probs, h, 5)
+        same += set(np.asarray(mine).tolist()) == set(exact.tolist())
+    return Quality(f"same picks as explicit inverses in {same} of {cases} cases", same == cases)
+
+
+def scores(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure BALD, entropy and margin against the fastest of the peers, each on its own input."""
+    sizes = context.sizes
+    with one_thread():
+        if context.wants("entropy-60k", "margin-60k"):
+            log_probs = data.log_probabilities(sizes.rows, sizes.classes, context.seed)
+            yield (
+                "entropy-60k",
+                _fastest(context, lambda: entropy(log_probs), _entropies(log_probs)),
+            )
+            yield "margin-60k", _fastest(context, lambda: margin(log_probs), _margins(log_probs))
+        if context.wants("bald-60k"):
+            members = data.member_log_probabilities(
+                sizes.rows, MEMBERS, sizes.classes, context.seed
+            )
+            yield (
+                "bald-60k",
+                _fastest(context, lambda: bald_of_members(members), _balds(members), inner=1),
+            )
+
+
+def _entropies(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
+    import scipy.stats
+
+    probs = log_probs.exp().numpy()
+    found: dict[str, Callable[[], Any]] = {"scipy": lambda: scipy.stats.entropy(probs, axis=1)}
+    if not peers.missing("baal"):
+        found["baal"] = peers.baal_score("Entropy", probs)
+    if not peers.missing("batchbald_redux"):
+        found["batchbald_redux"] = peers.redux_entropy(log_probs[:, None])
+    return found
+
+
+def _margins(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
+    probs = log_probs.exp().numpy()
+
+    def partitioned() -> Any:
+        top = -np.partition(-probs, 1, axis=1)[:, :2]
+        return top[:, 1] - top[:, 0]
+
+    found: dict[str, Callable[[], Any]] = {"NumPy": partitioned}
+    if not peers.missing("baal"):
+        score = peers.baal_score("Margin", probs)
+        found["baal"] = lambda: -score()
+    return found
+
+
+def _balds(members: Tensor) -> dict[str, Callable[[], Any]]:
+    found: dict[str, Callable[[], Any]] = {}
+    if not peers.missing("baal"):
+        found["baal"] = peers.baal_score("BALD", members.exp().permute(0, 2, 1).numpy())
+    if not peers.missing("batchbald_redux"):
+        found["batchbald_redux"] = peers.redux_bald(members)
+    return found
+
+
+def _fastest(
+    context: Context,
+    mine: Callable[[], Tensor],
+    theirs: Mapping[str, Callable[[], Any]],
+    *,
+    inner: int = _REPEATED,
+) -> Measured:
+    """Compare with the fastest peer; short calls are timed some at a time."""
+    absent = [why for peer in ("baal", "batchbald_redux") if (why := peers.missing(peer))]
+    if not theirs or peers.missing("baal"):
+        return Measured(missing="; ".join(absent))
+    several = {n: _often(run, inner) for n, run in {"rayal": mine, **theirs}.items()}
+    runs = alternate(several, context.repeats)
+    name = min(theirs, key=lambda n: np.median(runs[n].cpu))
+    wanted = runs["rayal"].result.numpy()
+    apart = max(float(np.abs(np.asarray(runs[n].result) - wanted).max()) for n in theirs)
+    return Measured(
+        seconds=[s / inner for s in runs["rayal"].cpu],
+        peer_seconds=[s / inner for s in runs[name].cpu],
+        quality=Quality(f"scores differ by at most {apart:.1e}", apart < 1e-4),
+        note=f"fastest: {name} of {', '.join(theirs)}; rayal computes in float64",
+        figures={n: float(np.median(r.cpu)) / inner for n, r in runs.items()},
+    )
+
+
+def _often(run: Callable[[], Any], times: int) -> Callable[[], Any]:
+    def several() -> Any:
+        result = None
+        for _ in range(times):
+            result = run()
+        return result
+
+    return several

@@ -1,0 +1,265 @@
+"""k-center and k-means++ beside bmdal-reg and the form with one pass per pick."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayal.bench import baselines, child, data, peers
+from rayal.bench.context import Context, mean_and_error
+from rayal.bench.rows import Measured, Quality
+from rayal.bench.timing import Runs, alternate, one_thread
+from rayal.selection import k_center, kmeans_plus_plus
+
+Positions = npt.NDArray[np.int64]
+SAME = 1e-5  # by which radii may differ: the rounding of float32 distances
+
+
+def kcenter(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure k-center; all forms start from the row with the largest norm."""
+    sizes = context.sizes
+    with one_thread():
+        x = data.mixture(sizes.rows, sizes.width, context.seed)
+        for name, k in zip(("kcenter-60k-100", "kcenter-60k-1000"), sizes.picks, strict=True):
+            if context.wants(name, f"{name}-one-pass"):
+                yield from _kcenter(context, name, x, k)
+
+
+def _kcenter(context: Context, name: str, x: Tensor, k: int) -> Iterator[tuple[str, Measured]]:
+    first = int((x * x).sum(dim=1).argmax())
+    runs, absent = _race(
+        context,
+        lambda: np.append(first, k_center(x, k - 1, labeled=x[first : first + 1])),
+        lambda: baselines.one_pass_k_center(x, first, k),
+        lambda: peers.bmdal([x], "MaxDist", k),
+    )
+    found = {n: baselines.radius(x, r.result) for n, r in runs.items()}
+    mine, exact = found["rayal"], found["one pass"]
+    text = ", ".join(f"{n} {r:.4f}" for n, r in found.items())
+    equal = mine <= exact * (1 + SAME) and mine <= found.get("peer", mine) * (1 + SAME)
+    made = Measured(
+        seconds=runs["rayal"].cpu,
+        floor=context.floors.gemm(2.0 * len(x) * x.shape[1] * k),
+        quality=Quality(f"radius {text}", equal),
+        figures={"radius": found},
+    )
+    yield from _rows(name, made, runs, absent)
+
+
+def badge(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure k-means++ on residual ⊗ embedding, and its potential over seeds."""
+    sizes = context.sizes
+    with one_thread():
+        a = data.residuals(sizes.rows, sizes.classes, context.seed)
+        h = data.mixture(sizes.rows, sizes.width, context.seed)
+        for name, k in zip(("badge-60k-100", "badge-60k-1000"), sizes.picks, strict=True):
+            if context.wants(name, f"{name}-one-pass"):
+                yield from _badge(context, name, a, h, k)
+
+
+def _badge(
+    context: Context, name: str, a: Tensor, h: Tensor, k: int
+) -> Iterator[tuple[str, Measured]]:
+    runs, absent = _race(
+        context,
+        lambda: kmeans_plus_plus(a, h, k, seed=context.seed),
+        lambda: baselines.one_pass_badge(a, h, k, context.seed),
+        lambda: peers.bmdal([a, h], "Kmeanspp", k),
+    )
+    flops = 2.0 * len(a) * (a.shape[1] + h.shape[1]) * k
+    made = Measured(
+        seconds=runs["rayal"].cpu,
+        floor=context.floors.gemm(flops),
+        quality=_potentials(
+            context,
+            a,
+            h,
+            lambda seed: kmeans_plus_plus(a, h, k, seed=seed),
+            lambda seed: baselines.one_pass_badge(a, h, k, seed),
+        ),
+    )
+    yield from _rows(name, made, runs, absent)
+
+
+def _potentials(
+    context: Context,
+    a: Tensor,
+    h: Tensor,
+    mine: Callable[[int], Positions],
+    exact: Callable[[int], Positions],
+) -> Quality:
+    """Compare mean potentials over seeds with those of the exact sampler."""
+    seeds = range(context.seed, context.seed + context.sizes.seeds)
+    values = [
+        mean_and_error([baselines.potential(a, h, draw(s)) for s in seeds])
+        for draw in (mine, exact)
+    ]
+    (mean, error), (wanted, its) = values
+    apart = (error**2 + its**2) ** 0.5
+    text = (
+        f"potential {mean:.5g} ± {error:.2g}, exact sampler {wanted:.5g} ± {its:.2g}, "
+        f"{len(seeds)} seeds"
+    )
+    return Quality(text, mean - wanted <= apart)
+
+
+def _race(
+    context: Context,
+    mine: Callable[[], Any],
+    one_pass: Callable[[], Any],
+    peer: Callable[[], Callable[[], Any]],
+) -> tuple[dict[str, Runs], str]:
+    absent = peers.missing("bmdal-reg")
+    contenders = {"rayal": mine, "one pass": one_pass}
+    if not absent:
+        contenders["peer"] = peer()
+    return alternate(contenders, context.repeats), absent
+
+
+def _rows(
+    name: str, made: Measured, runs: dict[str, Runs], absent: str
+) -> Iterator[tuple[str, Measured]]:
+    if absent:
+        yield name, Measured(missing=absent)
+    else:
+        yield name, replace(made, peer_seconds=runs["peer"].cpu)
+    yield f"{name}-one-pass", replace(made, peer_seconds=runs["one pass"].cpu)
+
+
+def large(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure both kernels on a large pool against the floor of their matrix products."""
+    sizes, k = context.sizes, context.sizes.picks[0]
+    with one_thread():
+        h = data.mixture(sizes.big_rows, sizes.width, context.seed)
+        a = data.residuals(sizes.big_rows, sizes.classes, context.seed)
+        cases: dict[str, tuple[str, dict[str, Tensor], int, Callable[[], Any]]] = {
+            "kcenter-1m-100": ("k_center", {"x": h}, 0, lambda: k_center(h, k)),
+            "badge-1m-100": (
+                "kmeans_plus_plus",
+                {"a": a, "h": h},
+                a.shape[1],
+                lambda: kmeans_plus_plus(a, h, k),
+            ),
+        }
+        for name, (kernel, arrays, width, run) in cases.items():
+            if not context.wants(name):
+                continue
+            runs = alternate({"rayal": run}, context.repeats, warm=False)["rayal"]
+            floor = context.floors.gemm(2.0 * len(h) * (h.shape[1] + width) * k)
+            memory = child.peak(kernel, {n: t.numpy() for n, t in arrays.items()}, k=k)
+            yield (
+                name,
+                Measured(
+                    seconds=runs.cpu,
+                    peer_seconds=(floor,),
+                    floor=floor,
+                    memory=memory.gigabytes,
+                    note=memory.note,
+                ),
+            )
+
+
+def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure what approximations lose and gain against the exact kernels."""
+    sizes, k = context.sizes, context.sizes.picks[0]
+    with one_thread():
+        h = data.mixture(sizes.rows, sizes.width, context.seed)
+        a = data.residuals(sizes.rows, sizes.classes, context.seed)
+        forms: dict[str, dict[str, Any]] = {
+            "kcenter-candidates": {"candidates": sizes.rows // 10},
+            "kcenter-two-round": {"method": "two_round"},
+        }
+        for name, given in forms.items():
+            if context.wants(name):
+                yield (
+                    name,
+                    _approximated(
+                        context, k_center, (h, k), given, "radius", lambda p: baselines.radius(h, p)
+                    ),
+                )
+        if context.wants("kmeans-parallel"):
+            yield (
+                "kmeans-parallel",
+                _approximated(
+                    context,
+                    kmeans_plus_plus,
+                    (a, h, k),
+                    {"method": "kmeans||"},
+                    "potential",
+                    lambda p: baselines.potential(a, h, p),
+                ),
+            )
+
+
+def _approximated(
+    context: Context,
+    kernel: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    given: dict[str, Any],
+    measure: str,
+    value: Callable[[Positions], float],
+) -> Measured:
+    lacking = sorted(set(given) - set(inspect.signature(kernel).parameters))
+    if lacking:
+        return Measured(missing=f"{kernel.__name__} has no parameter {', '.join(lacking)}")
+    runs = alternate(
+        {
+            "rayal": lambda: kernel(*arguments, seed=context.seed, **given),
+            "exact": lambda: kernel(*arguments, seed=context.seed),
+        },
+        context.repeats,
+    )
+    loss = value(runs["rayal"].result) / value(runs["exact"].result)
+    return Measured(
+        seconds=runs["rayal"].cpu,
+        peer_seconds=runs["exact"].cpu,
+        quality=Quality(f"{measure} x {loss:.4f} of the exact one's"),
+        figures={"loss": loss},
+    )
+
+
+def gpu(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure the kernels on tensors of a GPU against the same on the CPU."""
+    sizes, k = context.sizes, context.sizes.picks[0]
+    names = ("gpu-kcenter", "gpu-badge")
+    if not torch.cuda.is_available():
+        reason = "torch.cuda.is_available() is False: there is no GPU, or torch was built without"
+        yield from ((name, Measured(missing=reason)) for name in names)
+        return
+    h = data.mixture(sizes.rows, sizes.width, context.seed)
+    a = data.residuals(sizes.rows, sizes.classes, context.seed)
+    kernels: tuple[Callable[..., Any], ...] = (k_center, kmeans_plus_plus)
+    for name, kernel, arrays in zip(names, kernels, ((h,), (a, h)), strict=True):
+        runs = alternate(
+            {
+                "rayal": _on(kernel, tuple(t.cuda() for t in arrays), k),
+                "cpu": _on(kernel, arrays, k),
+            },
+            context.repeats,
+        )
+        same = np.intersect1d(runs["rayal"].result, runs["cpu"].result).size
+        yield (
+            name,
+            Measured(
+                seconds=runs["rayal"].wall,
+                peer_seconds=runs["cpu"].wall,
+                quality=Quality(f"{same} of {k} picks are the CPU's"),
+                note=f"seconds of the clock; {torch.cuda.get_device_name()}",
+            ),
+        )
+
+
+def _on(kernel: Callable[..., Any], arrays: tuple[Tensor, ...], k: int) -> Callable[[], Any]:
+    def run() -> Any:
+        picks = kernel(*arrays, k)
+        torch.cuda.synchronize()
+        return picks
+
+    return run
