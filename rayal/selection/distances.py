@@ -139,9 +139,24 @@ def _from_differences(lowest: Tensor, rows: Tensor, may: Tensor, pairs: Pairs) -
         lowest.scatter_reduce_(0, part, found, "amin")
 
 
-def between_rows(x: npt.NDArray[Any]) -> Floats:
-    """Return |x_i - x_j|² of a few rows ``[m, D]``, float64 ``[m, m]``; of equal rows exactly 0."""
-    return between_products(np.ones((len(x), 1)), x)
+class Between:
+    """Squared distances between a few rows, in float64; of equal rows exactly 0.
+
+    Args:
+        x: ``[m, D]``.
+    """
+
+    def __init__(self, x: npt.NDArray[Any]) -> None:
+        self._x = x.astype(np.float64)
+        self._norm = np.einsum("id,id->i", self._x, self._x)
+
+    def row(self, i: int) -> Floats:
+        """Return the squared distances of row i to all rows, ``[m]``."""
+        scale = self._norm + self._norm[i]
+        squared = np.asarray(scale - 2.0 * (self._x @ self._x[i]))
+        close = np.flatnonzero(squared <= TIGHT * scale)
+        squared[close] = ((self._x[close] - self._x[i]) ** 2).sum(axis=1)
+        return squared
 
 
 def between_products(a: npt.NDArray[Any], h: npt.NDArray[Any]) -> Floats:

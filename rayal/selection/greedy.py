@@ -98,6 +98,7 @@ class Shard:
         return self._objective.offer(self._tiles, m, step, self._team)
 
     def _runners_up(self, m: int) -> Proposal | None:
+        self._team.map(lambda tile: self._objective.settle(tile, m), self._tiles)
         rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
         return replace(merge_rows(rows, m), columns={}) if rows else None
 
@@ -108,8 +109,7 @@ class Shard:
         self._objective.receive(self._shared, commit)
 
         def update(tile: Tile) -> None:
-            if len(commit.keys):
-                tile.eligible &= ~np.isin(tile.keys, commit.keys)
+            tile.drop(commit.keys)
             self._objective.commit(tile, commit)
 
         self._team.map(update, self._tiles)
@@ -171,7 +171,7 @@ def choose(
         if report is not None:
             report(len(progress.keys), max(k, progress.goal))
     kept = objective.finish(progress)
-    rest = ask("runners_up", runners_up)
+    rest = ask("runners_up", runners_up) if runners_up else []
     others = merge_rows(rest, runners_up) if rest else Proposal(np.zeros((0, 1)), _NO_KEYS, {})
     return Chosen(
         np.array(progress.keys, dtype=np.uint64)[kept],

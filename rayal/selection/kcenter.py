@@ -7,34 +7,42 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from rayal.selection.distances import between_rows, euclidean, origin_of, squared_norm, to_tensor
+from rayal.selection.distances import Between, euclidean, origin_of, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Objective, Progress
-from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.selection.tiles import Floats, Proposal, Tile, best_rows
 from rayal.types import TILE_ROWS
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
+CENTRES = 256  # of one product
+SETTLED = 256  # rows brought up to date at once for the runners-up
+_LAGS = (0, 16, 128, 1 << 30)  # centres not met by rows that are brought up to date together
 
 
 @dataclass(frozen=True)
 class KCenter(Objective):
     """Greedy k-center in blocks that are exactly the one-by-one sequence.
 
-    Shards propose their farthest rows and the value of the best row left out. Distances only
-    fall, so the driver may accept proposals for as long as the best of them beats that bound.
+    Distances only fall, so what a row had is an upper bound. The driver names a threshold; shards
+    bring the rows above it up to date, by one product with all centres they have not met, propose
+    the farthest of them, and bound the rest. Proposals are accepted for as long as the best of
+    them beats that bound: mostly a small share of the rows is touched for a block of picks.
     Without labeled rows the first centre is a uniform draw by the seed.
 
     Args:
         column: the embedding column ``[N, D]``.
-        rows: proposals per step.
+        rows: most proposals per step.
     """
 
     title: ClassVar[str] = "k-center"
@@ -60,19 +68,18 @@ class KCenter(Objective):
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what the traversal takes.
 
-        A row keeps the first draw, its norm and its squared distance, 8 bytes each. A tile may be
-        copied, shifted to its mean, beside the products with a block of centres. A block of
-        proposals is taken to serve 60 picks; data with many near ties need more blocks.
+        A row keeps its norm, its squared distance and how many centres it has met. A tile may be
+        copied, shifted to its mean, beside the products with a block of centres. All rows meet the
+        first centre; a quarter of the others' products is taken to be needed.
         """
         d = width(shapes, self.column)
-        passes = 5 + k / 60
         return Footprint(
-            row=24,
+            row=20,
             tile=self.rows * 32,
-            transient=TILE_ROWS * (4 * d + 8 * self.rows) + 2_000_000,
-            driver=self.rows * 24 * d,
-            flops=2.0 * rows * d * (k + 8 * passes),
-            read=4.0 * rows * d * (2 + passes),
+            transient=TILE_ROWS * (8 * d + 4 * CENTRES) + 2_000_000,
+            driver=(k + self.rows * 6) * 4 * d,
+            flops=2.0 * rows * d * (8 + k / 4),
+            read=4.0 * rows * d * (3 + k / 30),
         )
 
     def block(self, progress: Progress) -> int:
@@ -88,8 +95,21 @@ class KCenter(Objective):
         tile.state.update(norm=norm, origin=origin, first=keyed_uniform(tile.keys, seed))
 
     def gain(self, tile: Tile) -> Floats:
-        """Return squared distances to the nearest centre."""
-        return np.asarray(tile.state.get("squared", tile.state["first"]))
+        """Return squared distances to the nearest centre, or bounds above the threshold's rows."""
+        return np.asarray(tile.state["squared" if "squared" in tile.state else "first"])
+
+    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
+        """Return the tile's farthest rows above the threshold, and a bound on all others."""
+        gain, threshold = self.gain(tile), tile.shared.get("threshold")
+        if threshold is None:
+            return best_rows(tile, gain, m)
+        above = tile.eligible & (gain >= threshold)
+        found = best_rows(tile, gain, m, among=above)
+        rest = np.where(tile.eligible & ~above, gain, -np.inf)
+        if found.bound is None and (top := rest.max()) > -np.inf:
+            best = np.flatnonzero(rest == top)
+            return replace(found, bound=((float(top),), int(tile.keys[best].min())))
+        return found
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Send labeled and pending rows as centres, some at a time."""
@@ -104,48 +124,114 @@ class KCenter(Objective):
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Accept proposals in greedy order while they beat every row that was left out."""
-        if len(proposal) == 0:
+        if len(proposal) == 0 and proposal.bound is None:
             return None
         if "open" not in progress.state:
             progress.state["open"] = True
             first = proposal.columns[self.column][:1]
             return self._commit_of(first, proposal.keys[:1], np.array([np.inf]))
-        between = between_rows(proposal.columns[self.column])  # [m, m]
+        between = Between(proposal.columns[self.column])
         squared = proposal.priority[:, 0].copy()
         taken: list[int] = []
         scores: list[float] = []
         while len(taken) < min(len(proposal), progress.left):
             best = _best(squared, proposal.keys)
-            if taken and not _beats(squared[best], int(proposal.keys[best]), proposal.bound):
+            if not _beats(squared[best], int(proposal.keys[best]), proposal.bound):
                 break
             taken.append(best)
             scores.append(float(squared[best]))
-            squared = np.minimum(squared, between[best])
+            squared = np.minimum(squared, between.row(best))
             squared[taken] = -np.inf
         centres = proposal.columns[self.column][taken]
-        return self._commit_of(centres, proposal.keys[taken], np.array(scores))
+        threshold = self._threshold(proposal, scores, progress)
+        return self._commit_of(centres, proposal.keys[taken], np.array(scores), threshold)
+
+    def _threshold(self, proposal: Proposal, scores: list[float], progress: Progress) -> float:
+        """Return how far rows must lie to be looked at in the next step.
+
+        As low as serves a block of picks: lower after a step that took all it was offered, higher
+        after one that took few.
+        """
+        slack: float = progress.state.get("slack", 0.02)
+        if len(scores) == len(proposal):
+            slack = min(0.5, 2.0 * slack)
+        elif 4 * len(scores) < len(proposal):
+            slack = max(1e-4, slack / 2.0)
+        progress.state["slack"] = slack
+        if scores:
+            return scores[-1] * (1.0 - slack)
+        assert proposal.bound is not None
+        return proposal.bound[0][0] * (1.0 - slack)
 
     def reported(self, values: Floats) -> Floats:
         """Return distances of squared distances."""
         return np.asarray(np.sqrt(values))
 
+    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
+        """Keep the new centres, and the threshold of the next step."""
+        new = to_tensor(commit.columns["centres"])
+        centres = shared.get("centres")
+        shared["centres"] = new if centres is None else torch.cat([centres, new])
+        shared["threshold"] = commit.columns["threshold"]
+
     def commit(self, tile: Tile, commit: Commit) -> None:
-        """Lower each row's distance to that of its nearest new centre."""
-        state, centres = tile.state, to_tensor(commit.columns["centres"])
-        old = state["squared"] if "squared" in state else np.full(len(tile.keys), np.inf)
-        x, norm, origin = tile.columns[self.column], state["norm"], state["origin"]
-        state["squared"] = euclidean(x, norm, old, centres, origin=origin)
+        """Bring the distances of the rows above the threshold up to date."""
+        state, threshold = tile.state, commit.columns["threshold"]
+        if "squared" not in state:
+            del state["first"]
+            state["squared"] = np.full(len(tile.keys), np.inf)
+            state["met"] = np.zeros(len(tile.keys), dtype=np.int32)
+        if threshold is None:
+            self._update(tile, np.arange(len(tile.keys)))
+        else:
+            self._update(tile, np.flatnonzero(tile.eligible & (state["squared"] >= threshold)))
+
+    def settle(self, tile: Tile, m: int) -> None:
+        """Bring the tile's m farthest rows up to date."""
+        state = tile.state
+        while "squared" in state:
+            masked = np.where(tile.eligible, state["squared"], -np.inf)
+            order = np.argsort(-masked, kind="stable")
+            rows = order[: m + 1]
+            if (state["met"][rows] == len(tile.shared["centres"])).all():
+                return
+            rows = order[: max(m + 1, SETTLED)]
+            rows = rows[tile.eligible[rows] & (state["met"][rows] < len(tile.shared["centres"]))]
+            if len(rows) == 0:
+                return
+            self._update(tile, rows)
+
+    def _update(self, tile: Tile, rows: npt.NDArray[np.int64]) -> None:
+        """Let rows meet all centres that they have not met; rows of like lag go together."""
+        state, centres = tile.state, tile.shared["centres"]
+        lag = len(centres) - state["met"][rows]
+        for low, high in itertools.pairwise(_LAGS):
+            some = rows[(lag > low) & (lag <= high)]
+            if len(some):
+                first = int(state["met"][some].min())
+                for block in centres[first:].split(CENTRES):
+                    self._lower(tile, some, block)
+        state["met"][rows] = len(centres)
+
+    def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], centres: Tensor) -> None:
+        state, x, norm = tile.state, tile.columns[self.column], tile.state["norm"]
+        if len(rows) < len(x):
+            index = torch.from_numpy(rows)
+            x, norm = x[index], norm[index]
+        old = state["squared"][rows]
+        state["squared"][rows] = euclidean(x, norm, old, centres, origin=state["origin"])
 
     def _commit_of(
         self,
         centres: npt.NDArray[Any],
         keys: npt.NDArray[np.uint64] | None = None,
         scores: Floats | None = None,
+        threshold: float | None = None,
     ) -> Commit:
         return Commit(
             np.zeros(0, np.uint64) if keys is None else keys,
             np.zeros(0) if scores is None else scores,
-            {"centres": centres},
+            {"centres": centres, "threshold": threshold},
         )
 
 

@@ -66,6 +66,7 @@ class TwoRoundKCenter(KCenter):
 
     def receive(self, shared: dict[str, Any], commit: Commit) -> None:
         """Keep labeled and pending rows: a part's greedy starts from them."""
+        super().receive(shared, commit)
         if len(commit.keys) == 0:
             shared["known"].append(commit.columns["centres"])
 

@@ -175,5 +175,8 @@ class Objective(ABC):
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep, once per shard, what a commit brings."""
 
+    def settle(self, tile: Tile, m: int) -> None:
+        """Bring the gains of the tile's m best rows up to date, where they are bounds."""
+
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Update the tile's running state."""

@@ -42,6 +42,14 @@ class Tile:
         """The tile's own key: that of its first row, the same wherever the tile lives."""
         return int(self.keys[0])
 
+    def drop(self, keys: Keys) -> None:
+        """Let rows with one of these keys be eligible no more."""
+        if len(keys) == 0 or len(self.keys) == 0:
+            return
+        here = keys[(keys >= self.keys[0]) & (keys <= self.keys.max())]
+        if len(here):
+            self.eligible &= ~np.isin(self.keys, here)
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -64,9 +72,18 @@ class Proposal:
         return len(self.keys)
 
 
-def best_rows(tile: Tile, gain: Floats, m: int) -> Proposal:
-    """Return a tile's m best eligible rows by (gain, tie-breakers, key), and the bound."""
-    rows = np.flatnonzero(tile.eligible)
+def best_rows(
+    tile: Tile, gain: Floats, m: int, *, among: npt.NDArray[np.bool_] | None = None
+) -> Proposal:
+    """Return a tile's m best eligible rows by (gain, tie-breakers, key), and the bound.
+
+    Args:
+        tile: the tile.
+        gain: ``[T]``, or ``[T, P]`` with tie-breakers behind.
+        m: most rows.
+        among: ``[T]``, which rows; by default the eligible ones.
+    """
+    rows = np.flatnonzero(tile.eligible if among is None else among)
     priority = np.asarray(gain, dtype=np.float64).reshape(len(tile.keys), -1)
     if len(rows) > 2 * m + 2:  # cut first by the leading value; ties at the cut stay in
         lead = priority[rows, 0]

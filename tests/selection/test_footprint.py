@@ -85,8 +85,8 @@ def test_bytes_per_tile_hold_a_proposal(objective: Objective) -> None:
 
 def test_k_center_by_hand() -> None:
     said = KCenter().footprint({"embedding": (768,)}, 1_000, 60)
-    assert said.row == 8 + 8 + 8
-    assert said.flops == 2 * 1_000 * 768 * (60 + 8 * 6)  # padding to 8 in each of six blocks
+    assert said.row == 8 + 8 + 4
+    assert said.flops == 2 * 1_000 * 768 * (8 + 15)  # all meet the first, a quarter the others
 
 
 def test_k_means_by_hand() -> None:
