@@ -215,11 +215,13 @@ class KCenter(Objective):
 
     def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], centres: Tensor) -> None:
         state, x, norm = tile.state, tile.columns[self.column], tile.state["norm"]
-        if len(rows) < len(x):
-            index = torch.from_numpy(rows)
-            x, norm = x[index], norm[index]
-        old = state["squared"][rows]
-        state["squared"][rows] = euclidean(x, norm, old, centres, origin=state["origin"])
+        if 2 * len(rows) > len(x):  # a product costs less than a copy of that many rows
+            new = euclidean(x, norm, state["squared"], centres, origin=state["origin"])
+            state["squared"][rows] = new[rows]
+            return
+        index, old = torch.from_numpy(rows), state["squared"][rows]
+        new = euclidean(x[index], norm[index], old, centres, origin=state["origin"])
+        state["squared"][rows] = new
 
     def _commit_of(
         self,
