@@ -63,7 +63,7 @@ def subject(kind: str, rows: int, steps: int, seed: int) -> Subject:
     committee = Committee(
         (nn.ModuleDict({"task": net}),), task, statistics, f"bench-{kind}", seed, 0
     )
-    fast = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = copy.deepcopy(net).to(memory_format=torch.channels_last)
     ids, keys = [str(i) for i in range(rows)], np.arange(rows, dtype=np.uint64)
     return Subject(committee, x[:rows], normalised[:rows], fast, ids, keys)
 
