@@ -55,7 +55,7 @@ def batchbald(context: Context) -> Iterator[tuple[str, Measured]]:
         Measured(
             seconds=runs["rayal"].cpu,
             peer_seconds=runs["redux"].cpu,
-            quality=Quality(text, mine >= theirs - (error**2 + its**2) ** 0.5),
+            quality=Quality(text, mine >= theirs - 2 * (error**2 + its**2) ** 0.5),
             memory=memory.gigabytes,
             peer_memory=child.peak("redux", arrays, **numbers).gigabytes,
             note=memory.note,
