@@ -128,6 +128,6 @@ FULL = Sizes(
     floor_side=2048,
 )  # fmt: skip
 QUICK = Sizes(
-    "quick", 4_000, 512, 10, (50, 100), 20_000, 20, 300, 1_000, 16, 10,
-    images=(1_024, 64), masked=(128, 8), train_steps=8, scan_rows=0, floor_mb=128, floor_side=1024,
+    "quick", 4_000, 512, 10, (32, 64), 20_000, 20, 200, 500, 16, 10,
+    images=(512, 32), masked=(64, 4), train_steps=8, scan_rows=0, floor_mb=128, floor_side=1024,
 )  # fmt: skip

@@ -61,11 +61,11 @@ def badge(context: Context) -> Iterator[tuple[str, Measured]]:
         h = data.mixture(sizes.rows, sizes.width, context.seed)
         for name, k in zip(("badge-60k-100", "badge-60k-1000"), sizes.picks, strict=True):
             if context.wants(name, f"{name}-one-pass"):
-                yield from _badge(context, name, a, h, k)
+                yield from _badge(context, name, a, h, k=k)
 
 
 def _badge(
-    context: Context, name: str, a: Tensor, h: Tensor, k: int
+    context: Context, name: str, a: Tensor, h: Tensor, *, k: int
 ) -> Iterator[tuple[str, Measured]]:
     runs, absent = _race(
         context,
@@ -81,8 +81,8 @@ def _badge(
             context,
             a,
             h,
-            lambda seed: kmeans_plus_plus(a, h, k, seed=seed),
-            lambda seed: baselines.one_pass_badge(a, h, k, seed),
+            mine=lambda seed: kmeans_plus_plus(a, h, k, seed=seed),
+            exact=lambda seed: baselines.one_pass_badge(a, h, k, seed),
         ),
     )
     yield from _rows(name, made, runs, absent)
@@ -92,6 +92,7 @@ def _potentials(
     context: Context,
     a: Tensor,
     h: Tensor,
+    *,
     mine: Callable[[int], Positions],
     exact: Callable[[int], Positions],
 ) -> Quality:
@@ -181,7 +182,12 @@ def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
                 yield (
                     name,
                     _approximated(
-                        context, k_center, (h, k), given, "radius", lambda p: baselines.radius(h, p)
+                        context,
+                        k_center,
+                        (h, k),
+                        given,
+                        measure="radius",
+                        value=lambda p: baselines.radius(h, p),
                     ),
                 )
         if context.wants("kmeans-parallel"):
@@ -192,8 +198,8 @@ def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
                     kmeans_plus_plus,
                     (a, h, k),
                     {"method": "kmeans||"},
-                    "potential",
-                    lambda p: baselines.potential(a, h, p),
+                    measure="potential",
+                    value=lambda p: baselines.potential(a, h, p),
                 ),
             )
 
@@ -203,6 +209,7 @@ def _approximated(
     kernel: Callable[..., Any],
     arguments: tuple[Any, ...],
     given: dict[str, Any],
+    *,
     measure: str,
     value: Callable[[Positions], float],
 ) -> Measured:

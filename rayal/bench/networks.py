@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class Subject:
         return self.committee.net(0)
 
 
+@lru_cache(maxsize=2)  # scans and dropout passes are measured on the same two
 def subject(kind: str, rows: int, steps: int, seed: int) -> Subject:
     """Return a network of a kind (cnn or resnet), trained for some steps, with images to scan."""
     name, channels, side = _NAMES[kind]

@@ -20,12 +20,17 @@ class Runs:
         cpu: seconds of this process's CPUs, which is what is compared: at one thread others on
             the machine do not count.
         wall: seconds of the clock.
-        result: what the last run returned.
+        results: what the runs returned.
     """
 
     cpu: tuple[float, ...]
     wall: tuple[float, ...]
-    result: Any
+    results: tuple[Any, ...]
+
+    @property
+    def result(self) -> Any:
+        """What the last run returned."""
+        return self.results[-1]
 
 
 def alternate(
@@ -38,18 +43,21 @@ def alternate(
         repeats: timed runs of each.
         warm: run each once before, untimed.
     """
-    results = {name: run() for name, run in contenders.items()} if warm else {}
+    if warm:
+        for run in contenders.values():
+            run()
+    results: dict[str, list[Any]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
-            results.pop(name, None)
             gc.collect()
             began, ticks = time.perf_counter(), time.process_time()
-            results[name] = run()
+            made = run()
             cpu[name].append(time.process_time() - ticks)
             wall[name].append(time.perf_counter() - began)
-    return {n: Runs(tuple(cpu[n]), tuple(wall[n]), results[n]) for n in contenders}
+            results[name].append(made)
+    return {n: Runs(tuple(cpu[n]), tuple(wall[n]), tuple(results[n])) for n in contenders}
 
 
 @contextmanager
