@@ -28,7 +28,7 @@ FAR = 8.0  # squared distance of the rows' mean from zero, in their spread, that
 
 
 def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
-    """Return about the rows' mean ``[1, D]`` where it lies so far from zero that products lose digits.
+    """Return about the rows' mean ``[1, D]`` where it is so far from zero that digits are lost.
 
     Args:
         x: float32 ``[T, D]``.
