@@ -14,6 +14,8 @@ from torch import Tensor
 from rayal.acquisition.uncertainty import probability_entropy
 
 NOISE = 1e-14  # nats; what float64 leaves of equal members
+LEAST = -740.0  # a logarithm whose exponential is still 1e-322, and times it nothing
+CHUNK = 1 << 17  # probabilities at once
 
 
 def bald(mean: Tensor, member_entropy: Tensor) -> Tensor:
@@ -29,8 +31,15 @@ def bald(mean: Tensor, member_entropy: Tensor) -> Tensor:
 
 def bald_of_members(member_log_probs: Tensor) -> Tensor:
     """Return the mutual information ``[N]`` of member log-probabilities ``[N, M, C]``."""
-    probs = member_log_probs.double().exp()
-    return bald(probs.mean(dim=1), probability_entropy(probs).mean(dim=1))
+    gains = []
+    rows = max(1, CHUNK // max(1, member_log_probs[0:1].numel()))  # they stay in the cache
+    for start in range(0, len(member_log_probs), rows):
+        some = member_log_probs[start : start + rows]
+        logs = some.double().clamp_min(LEAST)  # [n, M, C]; 0 log 0 = 0
+        probs = logs.exp()
+        noise = -logs.mul_(probs).sum(dim=(1, 2)) / max(1, some.shape[1])
+        gains.append(bald(probs.mean(dim=1), noise))
+    return torch.cat(gains)
 
 
 def variation_ratio_mean(mean: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Subject:
         committee: the trained network, with dropout 0.5 before its last layer.
         x: raw images ``[N, Ch, H, W]``, channels-last.
         normalised: the same under the eval transform.
+        plain: a copy of the network as torch makes it, for peers.
         fast: a copy of the network with its weights in channels-last memory, for loops by hand.
         ids: N ids.
         keys: uint64 ``[N]``.
@@ -38,6 +39,7 @@ class Subject:
     committee: Committee
     x: Tensor
     normalised: Tensor
+    plain: TaskNet
     fast: TaskNet
     ids: list[str]
     keys: Keys
@@ -66,8 +68,9 @@ def subject(kind: str, rows: int, steps: int, seed: int) -> Subject:
         (nn.ModuleDict({"task": net}),), task, statistics, f"bench-{kind}", seed, 0
     )
     fast = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     ids, keys = [str(i) for i in range(rows)], np.arange(rows, dtype=np.uint64)
-    return Subject(committee, x[:rows], normalised[:rows], fast, ids, keys)
+    return Subject(committee, x[:rows], normalised[:rows], plain, fast, ids, keys)
 
 
 def _train(net: TaskNet, x: Tensor, classes: Tensor, steps: int) -> None:

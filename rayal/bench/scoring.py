@@ -67,7 +67,7 @@ def _scans(context: Context, here: Subject) -> tuple[Measured, Measured, Measure
     contenders["loop"] = lambda: plain_loop(here)
     if not absent:
         contenders["baal"] = peers.baal_predict(
-            here.net, here.normalised.contiguous(), batch=_BATCH
+            here.plain, here.normalised.contiguous(), batch=_BATCH
         )
     runs = alternate(contenders, context.repeats)
     wanted = entropy(runs["loop"].result)
@@ -146,7 +146,7 @@ def _masked(context: Context, here: Subject, few: int) -> tuple[Measured, Measur
     if not absent:  # on few images, since it takes so long; its seconds go by the image
         few_images = here.normalised[:few].contiguous()
         batch = min(_BATCH, few)
-        contenders["baal"] = peers.baal_predict(here.net, few_images, passes=PASSES, batch=batch)
+        contenders["baal"] = peers.baal_predict(here.plain, few_images, passes=PASSES, batch=batch)
     runs = alternate(contenders, context.repeats)
     apart = mask_error(here, runs["rayal"].result, few)
     quality = Quality(f"scores within {apart:.1e} of 20 naive passes", apart <= 1e-5)

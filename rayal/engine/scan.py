@@ -30,6 +30,7 @@ from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
+from rayal.models.dropout import evaluating
 from rayal.signals import Forward, Signal, compute
 from rayal.strategies.base import Strategy
 from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum
@@ -244,13 +245,14 @@ def signals_of(
     bf16 = options.precision == "bf16"
     committee.move(options.device)
     collected: dict[str, list[Tensor]] = {}
-    for start in range(0, len(ids), options.batch):
-        at = slice(start, start + options.batch)
-        count = len(ids[at])
-        padded = padded_rows(raw[at], width).to(device)
-        here = np.pad(keys[at], (0, width - count))
-        x = committee.task.transform(padded, committee.statistics)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with evaluating(*committee.nets), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(ids), options.batch):
+            at = slice(start, start + options.batch)
+            count = len(ids[at])
+            padded = padded_rows(raw[at], width).to(device)
+            here = np.pad(keys[at], (0, width - count))
+            with torch.inference_mode(not any(s.differentiates for s in signals)):
+                x = committee.task.transform(padded, committee.statistics)
             batch = Forward(
                 committee, x, ids[at], here, raw=padded, rows=count, compile=options.compile
             )

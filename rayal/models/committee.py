@@ -87,6 +87,7 @@ class Committee:
     round: int
     extras: Extras | None = None
     members: tuple[int, ...] = ()
+    _trunks: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _compiled: dict[Any, Callable[[Tensor], Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -110,6 +111,12 @@ class Committee:
         """
         for nets in self.nets:
             nets.to(device).to(memory_format=torch.channels_last)
+
+    def trunk(self, member: int) -> int:
+        """Return how many of a member's stages run before the first dropout module."""
+        if member not in self._trunks:
+            self._trunks[member] = self.net(member).stochastic_from or 0
+        return self._trunks[member]
 
     def stages(self, member: int, start: int, stop: int | None) -> Callable[[Tensor], Tensor]:
         """Return stages of a member compiled, at first use for the present weights and shape."""

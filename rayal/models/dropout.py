@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -22,15 +23,23 @@ _ELEMENTWISE = (nn.Dropout,)
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
+_EVALUATED: ContextVar[frozenset[int]] = ContextVar("evaluated", default=frozenset())
+
+
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
     """Put every module of networks in eval mode for a while, and restore each one's own mode."""
-    training = [module for net in nets for module in net.modules() if module.training]
+    known = _EVALUATED.get()
+    fresh = [net for net in nets if id(net) not in known]  # others are being evaluated already
+    training = [module for net in fresh for module in net.modules() if module.training]
     for module in training:
         module.training = False
+    token = _EVALUATED.set(known.union(map(id, fresh))) if fresh else None
     try:
         yield
     finally:
+        if token is not None:
+            _EVALUATED.reset(token)
         for module in training:
             module.training = True
 

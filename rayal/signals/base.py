@@ -87,7 +87,7 @@ class Forward:
             NeedsError: the network has no dropout module.
         """
         net, trunk = self.committee.net(member), self._trunk(member)
-        seed, round, start = self.committee.seed, self.committee.round, net.stochastic_from or 0
+        seed, round, start = self.committee.seed, self.committee.round, self.committee.trunk(member)
         most = SIDE_BY_SIDE if start and trunk.ndim == 2 else 1
         for first in range(0, count, most):
             n = min(most, count - first)
@@ -114,7 +114,7 @@ class Forward:
             net = self.committee.net(member)
             trunk = self._trunk(member)
             with evaluating(net):
-                start = net.stochastic_from or 0
+                start = self.committee.trunk(member)
                 if not self._compiles:
                     return net.answer(_own(trunk, net), start)
                 embedding = self._run(member, trunk, start, -1)
@@ -129,7 +129,7 @@ class Forward:
             net = self.committee.net(member)
             with evaluating(net):
                 x = _own(_as_weights(self.x, net), net)
-                return self._run(member, x, 0, net.stochastic_from or 0)
+                return self._run(member, x, 0, self.committee.trunk(member))
 
         return self._once(("trunk", member), trunk)
 

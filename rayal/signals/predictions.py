@@ -78,7 +78,7 @@ class MemberStats(Signal):
         sums: list[Tensor | float] = [0.0] * 4  # of differences, their squares, entropies, votes
         count = 0
         for log_probs in members(f, self.passes):  # [P, N, C]
-            probs = log_probs.double().exp_().float().double()
+            probs = log_probs.double().exp().float().double()
             entropy = probability_entropy(probs)  # [P, N]
             if first is None:
                 first, base = probs[0].clone(), entropy[0].clone()

@@ -74,7 +74,7 @@ class Task(ABC):
         """Return (x - mean) / std, the eval transform of raw input ``[N, *input_shape]``."""
         shape = (-1, *(1 for _ in x.shape[2:]))
         mean, deviation = (statistics[n].to(x).reshape(shape) for n in ("mean", "std"))
-        return (x - mean) / deviation
+        return (x - mean).div_(deviation)
 
     @abstractmethod
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
