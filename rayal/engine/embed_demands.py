@@ -57,9 +57,10 @@ def embedding_shape(
     rows = pool.rows + pool.tests
     backbone = spec.backbone.build(items.input_shape)
     tensors = [*backbone.parameters(), *backbone.buffers()]
-    outputs = output_bytes(backbone, torch.zeros((1, *items.input_shape)))
+    x = torch.zeros((1, *items.input_shape))
+    outputs = output_bytes(backbone, x)
     return EmbeddingShape(
-        width=spec.backbone.width(items.input_shape),
+        width=backbone(x).shape[1],
         weights=sum(t.numel() * t.element_size() for t in tensors),
         widest=sum(sorted(outputs)[-2:]),
         row=4 * prod(items.input_shape),
