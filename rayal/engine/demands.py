@@ -242,6 +242,12 @@ def selecting(made: Footprint, rows: int, parts: int, *, threads: int, copied: i
     return kept + min(threads, tiles) * made.transient + made.shard
 
 
+def summing(made: Footprint, rows: int, *, threads: int, copied: int = 0) -> int:
+    """Return the bytes of a shard before the first step, while its tiles are summed up."""
+    tiles = math.ceil(rows / TILE_ROWS)
+    return rows * (HELD + made.row + copied) + min(threads, tiles) * made.summing
+
+
 def measuring(objective: Objective, net: NetworkShape, rows: int, k: int) -> int:
     """Return the bytes of measuring an approximate choice, on a sample of copied rows; else 0."""
     exact = exact_form(objective)

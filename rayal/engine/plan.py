@@ -160,7 +160,11 @@ def _choice(
     """Return the private bytes of the joint choice, of one shard and on the driver."""
     held, parts = math.ceil(rows / place.workers), math.ceil(pool.parts / place.workers)
     shard = demands.selecting(made, held, parts, threads=place.threads, copied=copied)
-    return {"select": shard, "decide": demands.deciding(made, pool.parts)}
+    return {
+        "sum": demands.summing(made, held, threads=place.threads, copied=copied),
+        "select": shard,
+        "decide": demands.deciding(made, pool.parts),
+    }
 
 
 def with_parameter(spec: ProjectSpec, name: str, value: Any) -> ProjectSpec | None:
@@ -184,7 +188,7 @@ def _processes(
         "driver": stays + max(stages[stage] for stage in _DRIVER),
         "member": WORKER + stages["train"],
         "scanner": WORKER + max(committee + stages["scan"], stages["embed"]),
-        "shard": WORKER + stages["select"],
+        "shard": WORKER + max(stages["sum"], stages["select"]),
     }
 
 

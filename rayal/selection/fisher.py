@@ -127,7 +127,8 @@ class Fisher(Objective):
             size = (factor**2).sum(dim=(1, 2)) * (h**2).sum(dim=1)  # the trace of I(x)
             return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
         blocks = fisher_blocks(factor, h).numpy()
-        return np.rint(np.ldexp(blocks, message)).astype(np.int64)
+        np.rint(np.ldexp(blocks, message, out=blocks), out=blocks)
+        return blocks.astype(np.int64)
 
     def combine(self, first: Any, second: Any) -> Any:
         """Add integers, and take the larger bound."""

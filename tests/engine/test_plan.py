@@ -125,6 +125,20 @@ def test_a_shard_works_on_a_tile_in_each_thread() -> None:
     assert demands.deciding(replace(made, driver=5), 2) == 5 + 3 * 2 * 1_000
 
 
+def test_sums_before_the_first_step_are_a_stage_of_their_own() -> None:
+    made = Footprint(row=10, summing=9_000, shard=50)
+    assert demands.summing(made, 10_000, threads=2) == 10_000 * 27 + 2 * 9_000
+    assert demands.summing(made, 4_096, threads=2, copied=4) == 4_096 * 31 + 9_000
+    given = spec(strategies["bait"]())
+    shape, net = pool(400_000), network(given)
+    made = demands.objective_of(given, 400_000).footprint(net.shapes(), 400_000, 5)
+    for threads in (1, 64):
+        plan = plan_cell(given, shape, net, Place("ray", 4, threads=threads))
+        sums = demands.summing(made, 100_000, threads=threads)
+        later = demands.selecting(made, 100_000, 7, threads=threads)
+        assert plan.processes["shard"] == WORKER + max(sums, later)
+
+
 def test_a_local_run_is_the_base_what_stays_and_the_largest_stage() -> None:
     given, shape = spec(), pool()
     net = network(given)

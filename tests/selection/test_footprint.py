@@ -157,9 +157,10 @@ def test_fisher_by_hand() -> None:
     # Q = w = 2: position, 4 of the embedding, 4 of B, and two forms of 4 numbers
     assert said.row == 8 * (1 + 4 + 4 + 2 * 4)
     blocks, matrix = 8 * 3 * 4 * 4, 8 * 8 * 8
-    assert said.shard == blocks + 2 * matrix
-    # twenty picks forward, each kept with B and embedding; 64 low-rank changes of 8 x 2 numbers
-    assert said.driver == 6 * matrix + blocks + 20 * 8 * (4 + 4) + 64 * 8 * 8 * 2
+    assert said.shard == 2 * matrix
+    assert said.summing == 3 * blocks + 4_096 * 8 * (2 * 2 * 2 + 4)
+    # twenty picks forward, each kept with B and embedding, and its change of 8 x 2 numbers
+    assert said.driver == 6 * matrix + blocks + 20 * 8 * (4 + 4) + 20 * 8 * 8 * 2
     # Z and W, 4 columns: by h into 2 x 4 numbers, by B; two updates, Cholesky, solve and product
     pick = 2 * 4 * 2 * 4 + 2 * 2 * 2 * 4 + 2 * 2 * 2**3 + 4 * 2**3
     opening = 2 * 2 * 3 * 4 * 4  # two matrices, three pairs of classes
