@@ -17,7 +17,6 @@ class Rates:
         read: bytes read from memory.
         log: logarithms.
         write: bytes written to disk.
-        ingest: rows ingested.
         kernels: a joint choice's title to its seconds as a multiple of the time that the products
             of all rows with all picks take at ``gemm``; the others' work is counted.
     """
@@ -26,7 +25,6 @@ class Rates:
     read: float = 10e9
     log: float = 0.5e9
     write: float = 0.5e9
-    ingest: float = 50e3
     kernels: Mapping[str, float] = field(default_factory=dict)
 
 
