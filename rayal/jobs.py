@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rayal import console
+from rayal.bench.results import load_results, results_path
 from rayal.config import Settings, load
-from rayal.engine.plan import Rates
-from rayal.errors import ResourceError
+from rayal.engine.machine import Rates
+from rayal.errors import ResourceError, SettingsError
 from rayal.evaluation.planning import as_lines, plan_run
 from rayal.evaluation.unread import WhatIf
 
@@ -41,11 +43,32 @@ def settings_of(
 
 def plan_settings(settings: Settings, given: WhatIf, rates: Path | None, *, as_json: bool) -> None:
     """Print what a run would need; raise ResourceError with the remedies where it does not fit."""
-    known = Rates() if rates is None else Rates.from_json(rates)
-    made = plan_run(settings, given, known)
+    made = plan_run(settings, given, measured_rates(rates))
     console.show(made.record if as_json else as_lines(made.record), as_json=as_json)
     if made.refusals:
         raise ResourceError("\n       ".join(made.refusals))
+
+
+def measured_rates(path: Path | None) -> Rates:
+    """Return what ``rayal bench`` measured of this machine; assumed rates where it never ran.
+
+    Args:
+        path: a file that the bench wrote; None for that of the last whole one.
+
+    Raises:
+        SettingsError: the file is missing, no output of the bench, or holds a rate of 0.
+    """
+    found = load_results(path)
+    rates = {"gemm": found.gemm_gflops, "read": found.read_gbps, "log": found.log_gps}
+    kernels = {"k-center": found.kcenter_of_floor, "k-means++": found.badge_of_floor}
+    measured = {title: of for title, of in kernels.items() if of is not None}
+    bad = {name: rate for name, rate in (rates | measured).items() if not 0 < rate < math.inf}
+    if bad:
+        raise SettingsError(
+            f"{path or results_path()}: rates {bad} must be positive numbers; run `rayal bench` "
+            "again"
+        )
+    return Rates(**{name: rate * 1e9 for name, rate in rates.items()}, kernels=measured)
 
 
 def _in_ray_job() -> bool:

@@ -28,8 +28,10 @@ class Rates:
         log_gps: 10^9 logarithms a second.
         scan_cnn_rows: 28 x 28 images a second through the small CNN, float32.
         scan_resnet_rows: 64 x 64 images a second through ResNet-18, float32.
-        kcenter_of_floor: k-center's seconds as a multiple of 2 N D B / ``gemm_gflops``.
-        badge_of_floor: k-means++'s seconds as a multiple of 2 N (D + C) B / ``gemm_gflops``.
+        kcenter_of_floor: k-center's seconds as a multiple of 2 N D B / ``gemm_gflops``; None
+            where it was not run.
+        badge_of_floor: k-means++'s seconds as a multiple of 2 N (D + C) B / ``gemm_gflops``; None
+            where it was not run.
         measured: whether a bench gave them.
     """
 
@@ -41,8 +43,8 @@ class Rates:
     log_gps: float = 0.5
     scan_cnn_rows: float = 10_000.0
     scan_resnet_rows: float = 250.0
-    kcenter_of_floor: float = 5.0
-    badge_of_floor: float = 5.0
+    kcenter_of_floor: float | None = None
+    badge_of_floor: float | None = None
     measured: bool = False
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.scan import Scan
+from rayal.engine.scan import DECODED_BYTES, Scan
 from rayal.engine.spec import ProjectSpec
-from rayal.models.base import TaskNet
 from rayal.models.committee import Committee
 from rayal.selection.footprint import Footprint, Shapes
+from rayal.selection.objective import Objective
+from rayal.selection.quality import SAMPLE_ROWS, exact_form
 from rayal.signals import Forward, compute
 from rayal.strategies.base import Ctx
 from rayal.tasks import Task
@@ -90,6 +91,7 @@ class NetworkShape:
         widest: the two largest of them, which inference holds.
         row: one decoded row.
         signals: the scan's columns, name to (shape, bytes) of one row.
+        borrowed: those that the pool's parts hold already.
     """
 
     weights: int
@@ -97,6 +99,7 @@ class NetworkShape:
     widest: int
     row: int
     signals: Mapping[str, tuple[tuple[int, ...], int]]
+    borrowed: tuple[str, ...] = ()
 
     def shapes(self) -> Shapes:
         """Return the shape of one row of each column; that of the score is a number."""
@@ -105,6 +108,10 @@ class NetworkShape:
     def size(self, names: Sequence[str]) -> int:
         """Return the bytes of one row of columns."""
         return sum(8 if name == "score" else self.signals[name][1] for name in names)
+
+    def written(self, names: Sequence[str]) -> int:
+        """Return the bytes of one row of columns, without those that are borrowed."""
+        return self.size([name for name in names if name not in self.borrowed])
 
 
 def network_shape(
@@ -120,7 +127,7 @@ def network_shape(
     """
     net = committee.net(0)
     x = torch.zeros((1, *task.input_shape))
-    outputs = _outputs(net, x)
+    outputs = output_bytes(net, x)
     scan = Scan(_NO_POOL, committee, spec.strategy, spec.learner, spec.scan)
     made: Mapping[str, Tensor] = {}
     if scan.signals:
@@ -135,14 +142,15 @@ def network_shape(
         widest=sum(sorted(outputs)[-2:]),
         row=4 * prod(task.input_shape),
         signals=signals,
+        borrowed=scan.borrowed,
     )
 
 
 _NO_POOL: Any = None  # a scan's signals do not depend on its pool
 
 
-def _outputs(net: TaskNet, x: Tensor) -> list[int]:
-    """Return the bytes of every layer's output."""
+def output_bytes(net: nn.Module, x: Tensor) -> list[int]:
+    """Return the bytes of every layer's output for one row ``[1, …]``, in eval mode."""
     sizes: list[int] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -161,14 +169,9 @@ def _outputs(net: TaskNet, x: Tensor) -> list[int]:
     return sizes or [x.numel() * x.element_size()]
 
 
-def objective_footprint(
-    spec: ProjectSpec, net: NetworkShape, rows: int
-) -> tuple[Footprint, tuple[str, ...], str]:
-    """Return a strategy's footprint, the columns on its shards, and what messages call it."""
-    ctx = Ctx(round=0, k=spec.batch, seed=0, n_candidates=rows)
-    objective = spec.strategy.objective(ctx)
-    made = objective.footprint(net.shapes(), rows, spec.batch)
-    return made, objective.needs, objective.title
+def objective_of(spec: ProjectSpec, rows: int) -> Objective:
+    """Return a strategy's joint choice among so many items."""
+    return spec.strategy.objective(Ctx(round=0, k=spec.batch, seed=0, n_candidates=rows))
 
 
 # ---- private memory ------------------------------------------------------------------------------
@@ -201,38 +204,71 @@ def training(spec: ProjectSpec, net: NetworkShape, labels: int) -> int:
 def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
     """Return the bytes of scanning a part of so many rows.
 
-    Its signals are collected by batches and joined, so they are there twice; a batch holds its
-    decoded rows four times (raw, padded, transformed, copied for the network) and two activations;
-    a tile is scored in float64, with three arrays of its size.
+    All signals but borrowed ones stay with the score, tile by tile, and are joined at the end, so
+    they are there twice. A tile's signals are collected by batches and joined, and scored in
+    float64, with three arrays of their size. Rows are decoded some batches at a time, with one
+    copy; a batch has them padded, transformed and copied for the network, and two activations.
     """
+    if not net.signals:
+        return 0
     signals = net.size(list(net.signals))
-    width = math.ceil(spec.scan.batch / 64) * 64
-    batch = width * (4 * net.row + 2 * net.widest + 4 * signals)
+    step = max(1, DECODED_BYTES // (net.row * spec.scan.batch)) * spec.scan.batch
+    decoded = min(step, rows, TILE_ROWS) * net.row
+    batch = 2 * decoded + spec.scan.width * (3 * net.row + 2 * net.widest + 4 * signals)
     tile = min(rows, TILE_ROWS) * 6 * signals
-    joined = rows * signals
-    return joined + max(joined + batch, joined + tile)
+    joined = rows * (8 + net.written(list(net.signals)))
+    return joined + max(joined, batch, tile)
 
 
 def evaluating(pool: PoolShape, spec: ProjectSpec, net: NetworkShape) -> int:
     """Return the bytes of evaluation: the test's log-probabilities, joined, and in float64."""
     classes = len(pool.classes)
-    width = math.ceil(spec.scan.batch / 64) * 64
-    return pool.tests * (classes * (4 + 4 + 3 * 8) + 200) + width * (4 * net.row + 2 * net.widest)
+    batch = spec.scan.width * (4 * net.row + 2 * net.widest)
+    return pool.tests * (classes * (4 + 4 + 3 * 8) + 200) + batch
 
 
-def selecting(made: Footprint, rows: int) -> int:
-    """Return the bytes of one shard that holds so many rows, its mapped columns apart."""
+def selecting(made: Footprint, rows: int, parts: int, *, threads: int, copied: int = 0) -> int:
+    """Return the bytes of one shard, its mapped columns apart.
+
+    Args:
+        made: of its objective.
+        rows: that it holds.
+        parts: that they come from; what these send is there as made and joined.
+        threads: tiles that it works on at once.
+        copied: bytes of a row that are copied, as candidates' are, where others are mapped.
+    """
     tiles = math.ceil(rows / TILE_ROWS)
-    return rows * (HELD + made.row) + tiles * made.tile + made.transient
+    kept = rows * (HELD + made.row + copied) + tiles * made.tile + 2 * parts * made.part
+    return kept + min(threads, tiles) * made.transient + made.shard
 
 
-def driving(
-    pool: PoolShape, spec: ProjectSpec, net: NetworkShape, labels: int, made: Footprint
-) -> int:
+def summing(made: Footprint, rows: int, *, threads: int, copied: int = 0) -> int:
+    """Return the bytes of a shard before the first step, while its tiles are summed up."""
+    tiles = math.ceil(rows / TILE_ROWS)
+    return rows * (HELD + made.row + copied) + min(threads, tiles) * made.summing
+
+
+def measuring(objective: Objective, net: NetworkShape, rows: int, k: int) -> int:
+    """Return the bytes of measuring an approximate choice, on a sample of copied rows; else 0."""
+    exact = exact_form(objective)
+    if objective.approximation() is None or exact is None:
+        return 0
+    sample = min(rows, SAMPLE_ROWS)
+    made = exact.footprint(net.shapes(), sample, k)
+    size = net.size(exact.needs)
+    return sample * size + selecting(made, sample, 1, threads=1, copied=size) + made.driver
+
+
+def driving(pool: PoolShape, spec: ProjectSpec, net: NetworkShape, labels: int) -> int:
     """Return what stays on the driver: keys of all items, labels, context, trained members."""
     context = 3 * labels * net.size(spec.strategy.context)
     keys = 8 * (pool.rows + pool.tests)
-    return keys + labels * LEDGER + context + made.driver + 2 * spec.committee_size * net.weights
+    return keys + labels * LEDGER + context + 2 * spec.committee_size * net.weights
+
+
+def deciding(made: Footprint, parts: int) -> int:
+    """Return the driver's bytes of a joint choice; what parts send is there three times."""
+    return made.driver + 3 * parts * made.part
 
 
 # ---- disk ----------------------------------------------------------------------------------------
@@ -241,7 +277,7 @@ def driving(
 def columns_on_disk(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
     """Return the bytes of one round's columns: key, score, and what the joint choice carries."""
     scan = Scan(_NO_POOL, _NO_POOL, spec.strategy, spec.learner, spec.scan)
-    return rows * (16 + net.size(scan.kept)) if net.signals else 0
+    return rows * (16 + net.written(scan.kept)) if net.signals else 0
 
 
 def rounds_on_disk(spec: ProjectSpec, columns: int, weights: int) -> tuple[int, int]:

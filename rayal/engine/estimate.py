@@ -103,7 +103,9 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
         ray += rounds * (train * waves + shared + RAY_ROUND)
         if spec.backbone is not None and (pool.name, spec.backbone.hash) not in embedded:
             embedded.add((pool.name, spec.backbone.hash))
-            seconds = (len(pool) + pool.rows("test")) * _embedding_time(spec, pool)
+            seconds = (len(pool) + pool.rows("test")) * embedding_time(
+                spec, task_of(pool, spec.task)
+            )
             local += seconds
             ray += seconds * math.ceil(len(pool.parts) / at_once) / len(pool.parts)
     return Estimate(local, ray, cores)
@@ -127,10 +129,10 @@ def speed_of(spec: ProjectSpec, items: Task) -> Speed:
     return Speed(row, tail, step)
 
 
-def _embedding_time(spec: ProjectSpec, pool: Pool) -> float:
-    """Return the seconds in which the backbone embeds one row."""
+def embedding_time(spec: ProjectSpec, items: Task) -> float:
+    """Return the seconds in which the backbone embeds one row, of zeros."""
     assert spec.backbone is not None
-    shape = task_of(pool, spec.task).input_shape
+    shape = items.input_shape
     backbone = spec.backbone.build(shape)
     x = torch.zeros((spec.scan.batch, *shape))
     with torch_threads(spec.threads_per_model), torch.inference_mode():

@@ -6,64 +6,25 @@ rates of the machine; only a network's own speed is measured, by ``rayal.engine.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rayal.engine import demands
 from rayal.engine.demands import NetworkShape, PoolShape
+from rayal.engine.embed_demands import EmbeddingShape, embedding_bytes
 from rayal.engine.estimate import RAY_ROUND, Speed
+from rayal.engine.machine import Rates
 from rayal.engine.spec import ProjectSpec
-from rayal.errors import SettingsError
-from rayal.selection.footprint import width
+from rayal.selection.footprint import Footprint, width
+from rayal.selection.objective import Objective
 
 BASE = 530_000_000  # private bytes of a process that has trained and drawn a report: torch 2.15
 # the same of a worker on Ray: that of a process after a first training step, not taken on Ray
 WORKER = 430_000_000
 CLUSTER = 1_200_000_000  # a cluster's own processes on this machine: assumed, not measured
-EMBED = 0  # place of the frozen backbone's stage: bytes of its cache, until a run has one
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What one core does in a second; the defaults are assumed, until a bench measures them.
-
-    Attributes:
-        gemm: operations of float32 matrix products.
-        read: bytes read from memory.
-        log: logarithms.
-        write: bytes written to disk.
-        ingest: rows ingested.
-    """
-
-    gemm: float = 60e9
-    read: float = 10e9
-    log: float = 0.5e9
-    write: float = 0.5e9
-    ingest: float = 50e3
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Self:
-        """Read rates from a JSON file with any of them under the key ``rates``.
-
-        Raises:
-            SettingsError: the file is no such JSON, or a rate is not a positive number.
-        """
-        try:
-            given = json.loads(Path(path).read_text(encoding="utf-8"))["rates"]
-            known = {f.name: float(given[f.name]) for f in fields(cls) if f.name in given}
-        except (ValueError, KeyError, TypeError) as error:
-            raise SettingsError(
-                f"{path} holds no rates ({error!r}); write it with `rayal bench --json FILE`"
-            ) from None
-        bad = {name: rate for name, rate in known.items() if not 0 < rate < math.inf}
-        if bad:
-            raise SettingsError(f"{path}: rates {bad} must be positive numbers; measure them again")
-        return cls(**known)
+_DRIVER = ("ingest", "evaluate", "decide", "measure")  # stages of the driver
 
 
 @dataclass(frozen=True)
@@ -76,6 +37,7 @@ class Place:
         memory: bytes; None where nobody knows.
         each: whether that is the memory of every worker, or of one machine with all of them.
         base: private bytes of the first process before it does anything.
+        threads: tiles that a shard works on at once.
     """
 
     executor: str = "local"
@@ -83,6 +45,7 @@ class Place:
     memory: int | None = None
     each: bool = False
     base: int = BASE
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +58,7 @@ class CellPlan:
         title: what messages call the joint choice.
         width: numbers of a row of its columns.
         held: bytes of its columns, mapped into memory over all shards.
+        copied: bytes of its columns where they are copied, private, as candidates' are.
         processes: kind of process to its peak of private bytes.
         peak: private bytes at the worst moment, all processes together.
         seconds: stage to seconds of one round, the last one in full.
@@ -109,6 +73,7 @@ class CellPlan:
     title: str
     width: int
     held: int
+    copied: int
     processes: Mapping[str, int]
     peak: int
     seconds: Mapping[str, float]
@@ -126,6 +91,7 @@ def plan_cell(
     *,
     rates: Rates | None = None,
     speed: Speed | None = None,
+    embedding: EmbeddingShape | None = None,
 ) -> CellPlan:
     """Return what one cell needs.
 
@@ -136,54 +102,69 @@ def plan_cell(
         place: where it runs.
         rates: of a core.
         speed: of its network; without it no seconds are given.
+        embedding: of its frozen backbone, whose head the network then is.
     """
-    chosen = chosen_rows(spec, pool.rows)
-    made, needs, title = demands.objective_footprint(spec, net, chosen)
-    labels = spec.initial.count + spec.batch * (spec.rounds or 0)
-    part = pool.part_rows if net.signals else 0
-    stages = {
-        "ingest": 0 if pool.ingested else demands.ingesting(pool),
-        "train": demands.training(spec, net, labels),
-        "evaluate": demands.evaluating(pool, spec, net),
-        "scan": demands.scanning(spec, net, part),
-        "select": demands.selecting(made, math.ceil(chosen / place.workers)),
-    }
-    stays = demands.driving(pool, spec, net, labels, made)
-    processes = _processes(spec, net, stages, stays, place)
+    objective = demands.objective_of(spec, pool.rows)
+    chosen = round(pool.rows * objective.share)
+    made = objective.footprint(net.shapes(), chosen, spec.batch)
+    size = net.size(objective.needs)
+    copied = size if objective.share < 1.0 else 0
+    stages = _stages(spec, pool, net, place) | _choice(made, pool, place, chosen, copied=copied)
+    stages["measure"] = demands.measuring(objective, net, pool.rows, spec.batch)
+    stages["embed"] = 0
+    if embedding is not None:
+        stages["embed"] = embedding_bytes(embedding, spec.scan, pool.part_rows)
+    processes = _processes(spec, net, place, stages)
     columns = demands.columns_on_disk(spec, net, pool.rows)
     disk, left = demands.rounds_on_disk(spec, columns, net.weights)
+    wide = width(net.shapes(), *objective.needs)
     seconds: dict[str, float] = {}
     if speed is not None:
-        seconds = _seconds(spec, pool, columns, place, speed, rates or Rates())
-        seconds["select"] = _select_seconds(spec, net, chosen, place, rates or Rates())
-    rounds = spec.rounds or 0
+        known = rates or Rates()
+        seconds = _seconds(spec, pool, columns, place, speed=speed, rates=known)
+        alone = _select_seconds(objective, made, 2.0 * chosen * wide * spec.batch, known)
+        seconds["select"] = alone / (place.workers * place.threads)
     once = seconds.get("train", 0.0) + seconds.get("evaluate", 0.0)
-    total = rounds * sum(seconds.values()) + once
     return CellPlan(
         rows=pool.rows,
         chosen=chosen,
-        title=title,
-        width=width(net.shapes(), *needs),
-        held=chosen * net.size(needs) // (2 if halved(spec) else 1),
+        title=objective.title,
+        width=wide,
+        held=0 if copied else chosen * size,
+        copied=chosen * copied,
         processes=processes,
         peak=_peak(processes, place),
         seconds=seconds,
-        total=total,
+        total=(spec.rounds or 0) * sum(seconds.values()) + once,
         disk=disk,
         left=left,
         columns=columns,
     )
 
 
-def chosen_rows(spec: ProjectSpec, rows: int) -> int:
-    """Return the rows that the joint choice holds: a sample where a strategy has ``candidates``."""
-    wanted = getattr(spec.strategy, "candidates", None)
-    return rows if wanted is None else min(rows, int(wanted))
+def _stages(spec: ProjectSpec, pool: PoolShape, net: NetworkShape, place: Place) -> dict[str, int]:
+    """Return the private bytes of the stages up to the scan, and of what stays on the driver."""
+    labels = spec.initial.count + spec.batch * (spec.rounds or 0)
+    return {
+        "stay": place.base + demands.driving(pool, spec, net, labels),
+        "ingest": 0 if pool.ingested else demands.ingesting(pool),
+        "train": demands.training(spec, net, labels),
+        "evaluate": demands.evaluating(pool, spec, net),
+        "scan": demands.scanning(spec, net, pool.part_rows),
+    }
 
 
-def halved(spec: ProjectSpec) -> bool:
-    """Return whether a strategy keeps its columns in bf16, by a ``precision`` of its own."""
-    return getattr(spec.strategy, "precision", "fp32") == "bf16"
+def _choice(
+    made: Footprint, pool: PoolShape, place: Place, rows: int, *, copied: int
+) -> dict[str, int]:
+    """Return the private bytes of the joint choice, of one shard and on the driver."""
+    held, parts = math.ceil(rows / place.workers), math.ceil(pool.parts / place.workers)
+    shard = demands.selecting(made, held, parts, threads=place.threads, copied=copied)
+    return {
+        "sum": demands.summing(made, held, threads=place.threads, copied=copied),
+        "select": shard,
+        "decide": demands.deciding(made, pool.parts),
+    }
 
 
 def with_parameter(spec: ProjectSpec, name: str, value: Any) -> ProjectSpec | None:
@@ -194,17 +175,20 @@ def with_parameter(spec: ProjectSpec, name: str, value: Any) -> ProjectSpec | No
 
 
 def _processes(
-    spec: ProjectSpec, net: NetworkShape, stages: Mapping[str, int], stays: int, place: Place
+    spec: ProjectSpec, net: NetworkShape, place: Place, stages: Mapping[str, int]
 ) -> dict[str, int]:
     """Return the peak of private bytes of each kind of process."""
+    stays = stages["stay"]
     if place.executor == "local":
-        return {"process": place.base + stays + max(stages.values())}
+        single = {n: size for n, size in stages.items() if n not in ("stay", "select", "decide")}
+        most = max(*single.values(), stages["select"] + stages["decide"])
+        return {"process": stays + most}
     committee = 2 * spec.committee_size * net.weights
     return {
-        "driver": place.base + stays + max(stages["ingest"], stages["evaluate"]),
+        "driver": stays + max(stages[stage] for stage in _DRIVER),
         "member": WORKER + stages["train"],
-        "scanner": WORKER + committee + stages["scan"],
-        "shard": WORKER + stages["select"],
+        "scanner": WORKER + max(committee + stages["scan"], stages["embed"]),
+        "shard": WORKER + max(stages["sum"], stages["select"]),
     }
 
 
@@ -225,6 +209,7 @@ def _seconds(
     pool: PoolShape,
     columns: int,
     place: Place,
+    *,
     speed: Speed,
     rates: Rates,
 ) -> dict[str, float]:
@@ -241,39 +226,8 @@ def _seconds(
     }
 
 
-def _select_seconds(
-    spec: ProjectSpec, net: NetworkShape, rows: int, place: Place, rates: Rates
-) -> float:
-    made, _, _ = demands.objective_footprint(spec, net, rows)
-    alone = made.flops / rates.gemm + made.read / rates.read + made.logs / rates.log
-    return alone / (place.workers * spec.threads_per_model)
-
-
-def machine_memory() -> int | None:
-    """Return the bytes that this machine, or the container around this process, can still give."""
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
-        limits.append(int(known["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError):
-        limits += _physical()
-    limits += _container()
-    return min(limits) if limits else None
-
-
-def _physical() -> list[int]:
-    try:
-        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (ValueError, OSError):
-        return []
-
-
-def _container() -> list[int]:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return []
-    return [] if limit == "max" else [max(0, int(limit) - used)]
+def _select_seconds(objective: Objective, made: Footprint, products: float, rates: Rates) -> float:
+    """Return the seconds of a joint choice on one core: measured, else by its work."""
+    if objective.title in rates.kernels:
+        return rates.kernels[objective.title] * products / rates.gemm
+    return made.flops / rates.gemm + made.read / rates.read + made.logs / rates.log

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rayal.engine.demands import NetworkShape, PoolShape
-from rayal.engine.plan import CellPlan, Place, halved, plan_cell, with_parameter
+from rayal.engine.embed_demands import EmbeddingShape
+from rayal.engine.plan import CellPlan, Place, plan_cell, with_parameter
 from rayal.engine.spec import ProjectSpec
 
 TOLERANCE = 1.05  # a plan is refused for what is more than this too large: it is no better itself
@@ -17,7 +18,13 @@ Plan = Callable[[ProjectSpec, Place], CellPlan]
 
 
 def refusal(
-    spec: ProjectSpec, pool: PoolShape, net: NetworkShape, place: Place, plan: CellPlan
+    spec: ProjectSpec,
+    pool: PoolShape,
+    net: NetworkShape,
+    place: Place,
+    *,
+    plan: CellPlan,
+    embedding: EmbeddingShape | None = None,
 ) -> str | None:
     """Return why a cell would not fit, with remedies; None where it fits, or nobody knows.
 
@@ -30,12 +37,13 @@ def refusal(
         net: its network's sizes.
         place: where it runs.
         plan: what it needs there.
+        embedding: of its frozen backbone.
     """
     if place.memory is None or _fits(plan, place):
         return None
 
     def again(other: ProjectSpec, there: Place) -> CellPlan:
-        return plan_cell(other, pool, net, there)
+        return plan_cell(other, pool, net, there, embedding=embedding)
 
     if _processes_fit(plan, place):
         return _columns_text(spec, place, plan, again)
@@ -55,24 +63,23 @@ def _fits(plan: CellPlan, place: Place) -> bool:
 
 
 def _processes_fit(plan: CellPlan, place: Place) -> bool:
-    """Return whether it fits without the columns and what is kept beside them."""
+    """Return whether it fits without the columns, and on shards without what is kept beside."""
     assert place.memory is not None
     room = TOLERANCE * place.memory
-    if not place.each:
-        return plan.peak <= room
+    if not place.each or place.executor == "local":
+        return plan.peak - plan.copied <= room
     return all(size <= room for kind, size in plan.processes.items() if kind != "shard")
 
 
 def _columns_text(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> str:
-    kind = "bf16" if halved(spec) else "float32"
-    shape = f"{plan.chosen:,} x {plan.width:,} {kind}"
-    room = size(place.memory or 0)
+    shape = f"{plan.chosen:,} x {plan.width:,} float32"
+    room, held = size(place.memory or 0), plan.held + plan.copied
     if place.each:
         where = f"on {place.workers} shards of {room}"
     else:
-        where = f"beside {size(plan.peak)} of the processes, in {room}"
+        where = f"beside {size(plan.peak - plan.copied)} of the processes, in {room}"
     remedies = _remedies(spec, place, plan, again)
-    return f"{plan.title} on {shape} holds {size(plan.held)} {where}: use {remedies}"
+    return f"{plan.title} on {shape} holds {size(held)} {where}: use {remedies}"
 
 
 def _remedies(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> str:
@@ -83,9 +90,6 @@ def _remedies(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> s
         offers += [] if wider is None else [f"{wider} shards"]
     else:
         offers.append(f"a machine with {size(plan.peak + plan.held)}, or executor ray on several")
-    half = None if halved(spec) else with_parameter(spec, "precision", "bf16")
-    if half is not None and _fits(again(half, place), place):
-        offers.append("precision bf16")
     sample = max(SAMPLE, 20 * spec.batch)
     fewer = with_parameter(spec, "candidates", sample) if sample < plan.chosen else None
     if fewer is not None and _fits(again(fewer, place), place):

@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rayal.config import Settings
-from rayal.engine.demands import ITEM, NetworkShape, PoolShape, network_shape
-from rayal.engine.plan import BASE, CellPlan, Place, machine_memory, plan_cell
+from rayal.engine.demands import ITEM, PoolShape, network_shape
+from rayal.engine.embed import head_task
+from rayal.engine.embed_demands import embedding_shape
+from rayal.engine.machine import machine_memory
+from rayal.engine.plan import BASE, Place, plan_cell
 from rayal.engine.pool import Pool
 from rayal.engine.refusal import refusal
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError
+from rayal.project import Ledger
+from rayal.selection.threads import cores
 
 # private bytes that come later: torch's own modules at a first training step (85 MB), torchvision,
 # scikit-learn, the report's matplotlib (measured together: 180 MB whatever the run)
@@ -39,24 +44,26 @@ def refuse(settings: Settings, cells: Iterable[tuple[ProjectSpec, Pool]]) -> Non
         if key in seen or place.memory is None:
             continue
         seen.add(key)
-        task = task_of(pool, spec.task)
-        net = network_shape(spec, task, untrained(spec, task))
-        shape = shape_of(pool, task.labels.classes)
-        raise_refusals([_refused(spec, shape, net, place)])
-
-
-def _refused(
-    spec: ProjectSpec, pool: PoolShape, net: NetworkShape, place: Place
-) -> tuple[CellPlan, str | None]:
-    plan = plan_cell(spec, pool, net, place)
-    return plan, refusal(spec, pool, net, place, plan)
-
-
-def raise_refusals(made: Iterable[tuple[CellPlan, str | None]]) -> None:
-    """Raise ResourceError with the first refusal, if there is one."""
-    for _, text in made:
+        text = _refused(spec, pool, place)
         if text is not None:
             raise ResourceError(f"{text}; `--no-plan` runs it all the same")
+
+
+def _refused(spec: ProjectSpec, pool: Pool, place: Place) -> str | None:
+    items = task_of(pool, spec.task)
+    task = head_task(spec, items)
+    net = network_shape(spec, task, untrained(spec, task))
+    shape = shape_of(pool, items.labels.classes)
+    embedding = embedding_shape(spec, items, shape, lambda hash: embedded_rows(pool, hash))
+    plan = plan_cell(spec, shape, net, place, embedding=embedding)
+    return refusal(spec, shape, net, place, plan=plan, embedding=embedding)
+
+
+def embedded_rows(pool: Pool, hash: str) -> int:
+    """Return the items of a pool, test included, that have embeddings of this hash."""
+    with Ledger(pool.root, create=False) as ledger:
+        done = ledger.columns(hash)
+    return sum(part.rows for part in pool.parts if part.part in done)
 
 
 def place_of(settings: Settings, *, shards: int | None = None, memory: int | None = None) -> Place:
@@ -68,16 +75,16 @@ def place_of(settings: Settings, *, shards: int | None = None, memory: int | Non
         memory: bytes of each of them, or of the one process; by default what this machine has.
     """
     threads = settings.model.threads_per_model
-    cores = settings.ray.cpus or os.cpu_count() or 1
+    cpus = settings.ray.cpus or os.cpu_count() or 1
     here = machine_memory()
     base = base_now()
     if shards is None and settings.executor != "ray":
-        return Place("local", 1, memory or here, base=base)
-    workers = shards or max(1, cores // threads)
+        return Place("local", 1, memory or here, base=base, threads=cores())
+    workers = shards or max(1, cpus // threads)
     if memory is not None:
-        return Place("ray", workers, memory, each=True, base=base)
+        return Place("ray", workers, memory, each=True, base=base, threads=threads)
     local = settings.ray.address == "local"
-    return Place("ray", workers, here if local else None, base=base)
+    return Place("ray", workers, here if local else None, base=base, threads=threads)
 
 
 def base_now() -> int:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from rayal.config import Cell, Settings
 from rayal.engine import demands
 from rayal.engine.demands import PoolShape, network_shape
-from rayal.engine.estimate import RAY_START, Speed, speed_of
-from rayal.engine.plan import EMBED, CellPlan, Place, Rates, plan_cell
+from rayal.engine.embed import head_task
+from rayal.engine.embed_demands import EmbeddingShape, embedding_shape
+from rayal.engine.estimate import RAY_START, Speed, embedding_time, speed_of
+from rayal.engine.machine import Rates
+from rayal.engine.plan import CellPlan, Place, plan_cell
 from rayal.engine.refusal import refusal, size
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError
 from rayal.evaluation.feasible import place_of
 from rayal.evaluation.protocol import spec_of
-from rayal.evaluation.unread import WhatIf, pool_shape
+from rayal.evaluation.unread import WhatIf, embedded_of, pool_shape
 from rayal.tasks import Task
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -51,32 +56,51 @@ def plan_run(settings: Settings, given: WhatIf, rates: Rates) -> RunPlan:
         PoolError: the pool is not there, and nothing says what it would be.
     """
     place = place_of(settings, shards=given.shards, memory=given.memory)
-    rows: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
     plans: list[tuple[CellPlan, int]] = []
     refusals: list[str] = []
     ordered = sorted(settings.cells(), key=lambda cell: cell.label)
-    shape = None
-    for _, cells in groupby(ordered, key=lambda cell: cell.label):
-        alike = list(cells)
+    for _, group in groupby(ordered, key=lambda cell: cell.label):
+        alike = list(group)
         spec = spec_of(settings, alike[0])
-        shape, task = pool_shape(settings, alike[0], given)
+        shape, items = pool_shape(settings, alike[0], given)
+        task = head_task(spec, items)
         net = network_shape(spec, task, untrained(spec, task), width=given.width)
-        speed = _speed(spec, task)
-        plan = plan_cell(spec, shape, net, place, rates=rates, speed=speed)
-        text = refusal(spec, shape, net, place, plan)
+        known = partial(embedded_of, settings, alike[0], given)
+        embedding = embedding_shape(spec, items, shape, known)
+        plan = plan_cell(
+            spec, shape, net, place, rates=rates, speed=_speed(spec, items), embedding=embedding
+        )
+        text = refusal(spec, shape, net, place, plan=plan, embedding=embedding)
         refusals += [] if text is None else [text]
         plans.append((plan, len(alike)))
-        rows.append(_row(alike, plan))
-    assert shape is not None  # a baseline is always there
-    record = _record(settings, shape, place, plans)
-    return RunPlan({**record, "cells": rows, "refusals": refusals}, tuple(refusals))
+        cells.append(_row(alike, plan))
+    embed = _embedding(spec, shape, items, embedding, place=place)  # that of every cell
+    record = _record(settings, shape, place, plans, embed=embed)
+    return RunPlan({**record, "cells": cells, "refusals": refusals}, tuple(refusals))
+
+
+def _embedding(
+    spec: ProjectSpec,
+    pool: PoolShape,
+    items: Task,
+    embedding: EmbeddingShape | None,
+    *,
+    place: Place,
+) -> tuple[int, float]:
+    """Return the bytes of a pool's embeddings, and the seconds of those that are missing."""
+    if embedding is None:
+        return 0, 0.0
+    shared = math.ceil(pool.parts / place.workers) / pool.parts
+    row = embedding_time(spec, items) if embedding.missing else 0.0
+    return embedding.disk, embedding.missing * row * shared
 
 
 _SPEEDS: dict[str, Speed] = {}
 
 
 def _speed(spec: ProjectSpec, task: Task) -> Speed:
-    key = repr((spec.network, spec.learner, spec.scan, spec.threads_per_model, task))
+    key = repr((spec.network, spec.backbone, spec.learner, spec.scan, spec.threads_per_model, task))
     if key not in _SPEEDS:
         _SPEEDS[key] = speed_of(spec, task)
     return _SPEEDS[key]
@@ -96,16 +120,21 @@ def _row(cells: Sequence[Cell], plan: CellPlan) -> dict[str, Any]:
 
 
 def _record(
-    settings: Settings, pool: PoolShape, place: Place, plans: Sequence[tuple[CellPlan, int]]
+    settings: Settings,
+    pool: PoolShape,
+    place: Place,
+    plans: Sequence[tuple[CellPlan, int]],
+    *,
+    embed: tuple[int, float],
 ) -> dict[str, Any]:
     pools = len({s.pool for s in settings.seeds}) if settings.pool.subset is not None else 1
-    files = pools * pool.bytes_on_disk
+    files, embedded = pools * pool.bytes_on_disk, pools * embed[0]
     cells = sum(n for _, n in plans)
     picks = settings.initial.count + settings.batch * settings.rounds
     ledger = demands.LEDGER_FILE + cells * picks * demands.ENTRY + demands.OUTPUTS
     left = sum(plan.left * n for plan, n in plans)
     most = max(plan.disk - plan.left for plan, _ in plans)  # cell after cell
-    seconds = sum(plan.total * n for plan, n in plans)
+    seconds = pools * embed[1] + sum(plan.total * n for plan, n in plans)
     start = RAY_START if place.executor == "ray" and settings.ray.address == "local" else 0.0
     return {
         "pool": {
@@ -123,12 +152,12 @@ def _record(
         "disk": {
             "pool": files,
             "columns and models": left,
-            "embeddings": EMBED,
+            "embeddings": embedded,
             "ledger and outputs": ledger,
-            "total": files + left + ledger,
-            "most": files + left + ledger + most,
+            "total": files + embedded + left + ledger,
+            "most": files + embedded + left + ledger + most,
         },
-        "seconds": {"total": round(seconds + start, 1)},
+        "seconds": {"embed": round(pools * embed[1], 1), "total": round(seconds + start, 1)},
     }
 
 
@@ -157,9 +186,14 @@ def as_lines(record: dict[str, Any]) -> dict[str, Any]:
         "mapped besides (page cache)",
         "disk": f"{size(disk['total'])} in the end, {size(disk['most'])} at most; "
         + ", ".join(f"{k} {size(v)}" for k, v in disk.items() if k not in ("total", "most")),
-        "time": f"{record['seconds']['total']:,.0f} s",
+        "time": _time(record["seconds"]),
         "cells": [_line(row) for row in record["cells"]],
     }
+
+
+def _time(seconds: dict[str, float]) -> str:
+    embed = f", embedding {seconds['embed']:,.0f} s of it" if seconds["embed"] else ""
+    return f"{seconds['total']:,.0f} s{embed}"
 
 
 def _line(row: dict[str, Any]) -> dict[str, str]:

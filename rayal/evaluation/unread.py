@@ -16,7 +16,7 @@ from rayal.engine.demands import PoolShape
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Source
 from rayal.errors import PoolError
-from rayal.evaluation.feasible import shape_of
+from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
 from rayal.project import Ledger
 from rayal.tasks import Task, task_for
@@ -50,7 +50,7 @@ def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape
         PoolError: there is no such source and ``rows`` is not given, or its rows cannot be
             counted without reading it, or its classes are not known.
     """
-    there = _ingested(settings, cell)
+    there = pool_here(settings, cell)
     if there is not None and given.rows is None:
         classes = settings.task.classes or there.classes or _names(given.classes)
         if classes is None:
@@ -61,7 +61,14 @@ def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape
     return _unread(settings, given)
 
 
-def _ingested(settings: Settings, cell: Cell) -> Pool | None:
+def embedded_of(settings: Settings, cell: Cell, given: WhatIf, hash: str) -> int:
+    """Return the items of a cell's pool that have embeddings of this hash already."""
+    there = None if given.rows is not None else pool_here(settings, cell)
+    return 0 if there is None else embedded_rows(there, hash)
+
+
+def pool_here(settings: Settings, cell: Cell) -> Pool | None:
+    """Return a cell's pool where it is ingested already."""
     root = Path(settings.storage)
     if not (root / "ledger.sqlite").exists():
         return None

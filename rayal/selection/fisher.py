@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from rayal.selection.fisher_algebra import (
     trace_increase,
     updated,
 )
+from rayal.selection.fisher_cost import fisher_footprint, sizes_of
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.tiles import PAD, Floats, Proposal, Tile
 from rayal.types import TILE_ROWS
@@ -59,6 +61,8 @@ class Fisher(Objective):
         noise: standard deviation of the regression form.
     """
 
+    title: ClassVar[str] = "BAIT"
+
     log_probs: str | None = "log_probs"
     embedding: str = "embedding"
     oversample: Annotated[int, Ge(1)] = 2
@@ -86,6 +90,14 @@ class Fisher(Objective):
     def sends(self) -> tuple[str, ...]:
         """The driver updates the inverse by the pick's factors."""
         return self.needs
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the greedy takes: forms of every row, and the matrices of all classes."""
+        size, rank = 1, 1
+        if self.log_probs is not None:
+            size, rank = sizes_of(width(shapes, self.log_probs), self.rank, self.block_diagonal)
+        sizes = (size, rank, width(shapes, self.embedding))
+        return fisher_footprint(sizes, rows, self.target(k), refresh=REFRESH)
 
     def block(self, progress: Progress) -> int:
         """Return one: every pick changes every gain."""
@@ -115,7 +127,8 @@ class Fisher(Objective):
             size = (factor**2).sum(dim=(1, 2)) * (h**2).sum(dim=1)  # the trace of I(x)
             return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
         blocks = fisher_blocks(factor, h).numpy()
-        return np.rint(np.ldexp(blocks, message)).astype(np.int64)
+        np.rint(np.ldexp(blocks, message, out=blocks), out=blocks)
+        return blocks.astype(np.int64)
 
     def combine(self, first: Any, second: Any) -> Any:
         """Add integers, and take the larger bound."""

@@ -94,7 +94,11 @@ def pairs(size: int) -> list[tuple[int, int]]:
 def fisher_blocks(factor: Tensor, h: Tensor) -> Tensor:
     """Return sum_i (B Bᵀ)[a, b] h hᵀ for pairs a ≤ b, float64 ``[Q (Q + 1) / 2, D, D]``."""
     outer = factor @ factor.transpose(1, 2)  # [T, Q, Q]
-    return torch.stack([(h * outer[:, a, b, None]).T @ h for a, b in pairs(factor.shape[1])])
+    every, d = pairs(factor.shape[1]), h.shape[1]
+    blocks = h.new_empty((len(every), d, d))
+    for block, (a, b) in zip(blocks, every, strict=True):
+        torch.mm((h * outer[:, a, b, None]).T, h, out=block)
+    return blocks
 
 
 def from_blocks(blocks: Tensor, size: int) -> Tensor:

@@ -16,7 +16,10 @@ class Footprint:
     Attributes:
         row: bytes kept per row while it lasts.
         tile: bytes kept per tile during a step: the proposals that wait for the fold.
-        transient: bytes while one tile is worked on, once per shard.
+        part: bytes that every part of the pool sends to the driver, where objectives gather.
+        transient: bytes while one tile is worked on, once per thread.
+        shard: bytes kept once per shard: messages, and what they leave there.
+        summing: bytes while one tile is summed up, once per thread, before the first step.
         driver: bytes on the driver.
         flops: multiplications and additions of matrix products, over all rows.
         read: bytes read from the columns, over all rows and passes.
@@ -25,7 +28,10 @@ class Footprint:
 
     row: int = 0
     tile: int = 0
+    part: int = 0
     transient: int = 0
+    shard: int = 0
+    summing: int = 0
     driver: int = 0
     flops: float = 0.0
     read: float = 0.0

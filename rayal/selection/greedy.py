@@ -86,10 +86,12 @@ class Shard:
         return pickle.dumps(handlers[verb](*arguments), protocol=5)
 
     def _summarize(self, message: Any) -> Any | None:
-        total = None
-        for part in self._team.map(lambda t: self._objective.summarize(t, message), self._tiles):
-            if part is not None:
-                total = part if total is None else self._objective.combine(total, part)
+        total, at_once = None, self._team.threads
+        for start in range(0, len(self._tiles), at_once):  # or every tile's sum would be held
+            some = self._tiles[start : start + at_once]
+            for part in self._team.map(lambda t: self._objective.summarize(t, message), some):
+                if part is not None:
+                    total = part if total is None else self._objective.combine(total, part)
         return total
 
     def _propose(self, m: int, step: int) -> Proposal | None:

@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 
 from rayal.selection.distances import to_tensor
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
 from rayal.selection.kcenter import KCenter
 from rayal.selection.objective import Commit, Progress
 from rayal.selection.threads import Team
 from rayal.selection.tiles import Proposal, Tile, cut_tiles
-from rayal.types import Keys
+from rayal.types import PART_ROWS, Keys
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,27 @@ class TwoRoundKCenter(KCenter):
     part come to the driver at once, and every shard keeps the labeled rows.
     """
 
+    title: ClassVar[str] = "two-round k-center"
     grouped: ClassVar[bool] = True
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what both rounds take; a part is taken to have PART_ROWS rows.
+
+        While a thread is at a part it keeps the state of its rows a second time, and which are
+        eligible. Every part sends k rows with key and score; the driver's greedy runs on those.
+        """
+        once = super().footprint(shapes, rows, k)
+        part = min(rows, PART_ROWS)
+        union = min(rows, k * -(-rows // PART_ROWS))
+        last = super().footprint(shapes, union, k)
+        return replace(
+            once,
+            part=min(k, part) * (4 * width(shapes, self.column) + 16),
+            transient=once.transient + part * (once.row + 1),
+            driver=last.driver + union * (last.row + 1),
+            flops=once.flops + last.flops,
+            read=once.read + last.read,
+        )
 
     def approximation(self) -> dict[str, Any] | None:
         """Return the method, with the share of candidates where they are a sample."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,12 @@ from rayal.selection.distances import (
     to_tensor,
 )
 from rayal.selection.draws import keyed_uniform, uniform
+from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.kmeans import KMeansPP
 from rayal.selection.objective import Commit, Progress
 from rayal.selection.threads import Team
 from rayal.selection.tiles import Floats, Proposal, Tile
-from rayal.types import Keys
+from rayal.types import TILE_ROWS, Keys
 
 _DRAW = 0xD2A3  # streams of chance apart from those of k-means++
 _PLUS_PLUS = 0xD2A4
@@ -52,8 +53,33 @@ class KMeansParallel(KMeansPP):
         oversampling: rows drawn per pass, on average at most, as a multiple of k; a half to two.
     """
 
+    title: ClassVar[str] = "k-means||"
+
     rounds: Annotated[int, Ge(1)] = 5
     oversampling: Annotated[float, Gt(0)] = 2.0
+
+    def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
+        """Return what the passes take, with as many candidates M as are drawn on average at most.
+
+        A row keeps its nearest candidate too. A tile's counts are there as made, padded and
+        stacked. Distances to a block of candidates are float64, with four arrays of their size.
+        Candidates are on the driver twice while they are joined; every row meets all of them, and
+        the picks.
+        """
+        once = super().footprint(shapes, rows, k)
+        left = self.log_probs or self.residual
+        wide = width(shapes, self.embedding) + (1 if left is None else width(shapes, left))
+        found = min(rows, 1 + math.ceil(self.rounds * self.oversampling * k))
+        blocks = self.rounds + (found + k) / self.rows  # each round's last one is cut
+        return replace(
+            once,
+            row=once.row + 8,
+            tile=max(once.tile, 3 * 8 * found),
+            transient=TILE_ROWS * 34 * self.rows + 2_000_000,
+            driver=once.driver + found * (2 * (4 * wide + 16) + 32 * 12),
+            flops=2.0 * rows * wide * (found + k + 8),
+            read=4.0 * rows * wide * (2 + blocks),
+        )
 
     def approximation(self) -> dict[str, Any] | None:
         """Return the method and its parameters, with the share where candidates are a sample."""

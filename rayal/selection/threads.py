@@ -36,6 +36,7 @@ class Team:
     """
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def map(self, work: Callable[[Any], Any], tiles: Sequence[Any]) -> list[Any]:

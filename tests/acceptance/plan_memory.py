@@ -23,7 +23,6 @@ from measure import children
 
 EVERY = 0.02
 BOUND = 0.30
-ROWS = 300_000
 
 COMMON: dict[str, Any] = {"learner": {"name": "supervised", "steps": 100}, "seeds": [0]}
 FASHION = {"source": "fashion-mnist", "subset": 20_000}
@@ -43,14 +42,39 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "batch": 10,
         "keep": "all",
     },
-    "arrays-badge": {  # not one of the three: here the data outweigh the process
+}
+ARRAYS: dict[str, Any] = {"pool": {"source": "rows.npz"}, "model": {"network": "mlp"}, "rounds": 1}
+# not of the three: here the data outweigh the process, or a joint choice is another one
+CONFIGURATIONS |= {
+    "arrays-badge": {**COMMON, **ARRAYS, "strategies": ["badge"]},
+    "arrays-parallel": {
         **COMMON,
-        "pool": {"source": "rows.npz"},
-        "model": {"network": "mlp"},
+        **ARRAYS,
+        "strategies": [{"name": "badge", "method": "kmeans||"}],
+        "batch": 500,
+    },
+    "arrays-candidates": {
+        **COMMON,
+        **ARRAYS,
+        "strategies": [{"name": "coreset", "candidates": 150_000}],
+    },
+    "arrays-two-round": {
+        **COMMON,
+        **ARRAYS,
+        "strategies": [{"name": "coreset", "method": "two_round"}],
+        "batch": 1_000,
+    },
+    "arrays-bait": {**COMMON, **ARRAYS, "strategies": ["bait"], "batch": 10},
+    "fashion-frozen": {
+        **COMMON,
+        "pool": {"source": "fashion-mnist", "subset": 5_000},
+        "model": {"backbone": "efficientnet_lite0", "weights": "random", "frozen": True},
         "strategies": ["badge"],
-        "rounds": 1,
+        "rounds": 2,
     },
 }
+SIZES = {"arrays-bait": (20_000, 30)}  # rows and classes of arrays
+USUAL = (300_000, 50)
 
 
 class Private(threading.Thread):
@@ -106,10 +130,11 @@ def written(folder: Path, name: str) -> dict[str, Any]:
     given = {**CONFIGURATIONS[name], "storage": str(folder / name)}
     if given["pool"]["source"] == "rows.npz":
         rng = np.random.default_rng(0)
-        y = rng.integers(0, 50, ROWS)
-        x = rng.normal(size=(ROWS, 64)).astype(np.float32) + rng.normal(size=(50, 64))[y]
-        np.savez(folder / "rows.npz", x=x.astype(np.float32), y=y)
-        given["pool"] = {"source": str(folder / "rows.npz")}
+        rows, classes = SIZES.get(name, USUAL)
+        y = rng.integers(0, classes, rows)
+        x = rng.normal(size=(rows, 64)).astype(np.float32) + rng.normal(size=(classes, 64))[y]
+        np.savez(folder / f"{name}.npz", x=x.astype(np.float32), y=y)
+        given["pool"] = {"source": str(folder / f"{name}.npz")}
     return given
 
 

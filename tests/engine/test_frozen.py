@@ -273,7 +273,7 @@ def test_a_lost_embedding_is_an_error(tmp_path: Path) -> None:
 def test_the_estimate_counts_the_embedding_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayal.engine.estimate._embedding_time", lambda spec, pool: 1.0)
+    monkeypatch.setattr("rayal.engine.estimate.embedding_time", lambda spec, pool: 1.0)
     monkeypatch.setattr("rayal.engine.estimate.speed_of", lambda spec, task: Speed(0.0, 0.0, 0.0))
     pool = made(tmp_path)
     cells = [(spec(strategies[name]()), pool) for name in ("margin", "badge")]

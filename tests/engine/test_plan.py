@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,18 +18,20 @@ from rayal.engine.arrays import array_source
 from rayal.engine.demands import NetworkShape, PoolShape, network_shape
 from rayal.engine.driver import Project
 from rayal.engine.estimate import Speed
-from rayal.engine.plan import WORKER, Place, Rates, plan_cell
+from rayal.engine.machine import Rates
+from rayal.engine.plan import WORKER, Place, plan_cell
 from rayal.engine.pool import Pool
 from rayal.engine.refusal import listed, refusal, size
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import untrained
-from rayal.errors import SettingsError
 from rayal.evaluation.feasible import shape_of
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.selection.footprint import Footprint
+from rayal.selection.kcenter import KCenter
 from rayal.strategies import Strategy
 from rayal.strategies.coreset import CoreSet
 from rayal.tasks import task_for
@@ -98,26 +100,60 @@ def test_training_by_hand() -> None:
 def test_scanning_by_hand() -> None:
     net = NetworkShape(10, 10, widest=300, row=40, signals={"log_probs": ((3,), 12)})
     given = replace(spec())
-    batch = 64 * (4 * 40 + 2 * 300 + 4 * 12)
-    assert demands.scanning(given, net, 100) == 2 * 100 * 12 + batch
-    tile = 4_096 * 6 * 12
-    assert demands.scanning(given, net, 16_384) == 2 * 16_384 * 12 + tile
+    batch = 64 * (3 * 40 + 2 * 300 + 4 * 12)
+    # signals and score of all rows, beside the rows as decoded and copied, and a batch
+    assert demands.scanning(given, net, 100) == 100 * 20 + 2 * 100 * 40 + batch
+    decoded = 4_096 * 40  # no more than a tile at a time
+    assert demands.scanning(given, net, 16_384) == 16_384 * 20 + 2 * decoded + batch
+    assert demands.scanning(given, net, 65_536) == 2 * 65_536 * 20  # joined
+    tile = 4_096 * 6 * 12_000
+    wide = replace(net, signals={"embedding": ((3_000,), 12_000)})
+    assert demands.scanning(given, wide, 4_096) == 4_096 * 12_008 + tile
+    assert (
+        demands.scanning(given, replace(wide, borrowed=("embedding",)), 4_096) == 8 * 4_096 + tile
+    )
+    assert demands.scanning(given, replace(net, signals={}), 100) == 0
+
+
+def test_a_shard_works_on_a_tile_in_each_thread() -> None:
+    made = Footprint(row=10, tile=100, part=1_000, transient=7_000, shard=50)
+    one = demands.selecting(made, 10_000, 2, threads=1)
+    assert one == 10_000 * (17 + 10) + 3 * 100 + 2 * 2 * 1_000 + 7_000 + 50
+    assert demands.selecting(made, 10_000, 2, threads=2) == one + 7_000
+    assert demands.selecting(made, 10_000, 2, threads=8) == one + 2 * 7_000  # of three tiles
+    assert demands.selecting(made, 10_000, 2, threads=1, copied=64) == one + 640_000
+    assert demands.deciding(replace(made, driver=5), 2) == 5 + 3 * 2 * 1_000
+
+
+def test_sums_before_the_first_step_are_a_stage_of_their_own() -> None:
+    made = Footprint(row=10, summing=9_000, shard=50)
+    assert demands.summing(made, 10_000, threads=2) == 10_000 * 27 + 2 * 9_000
+    assert demands.summing(made, 4_096, threads=2, copied=4) == 4_096 * 31 + 9_000
+    given = spec(strategies["bait"]())
+    shape, net = pool(400_000), network(given)
+    made = demands.objective_of(given, 400_000).footprint(net.shapes(), 400_000, 5)
+    for threads in (1, 64):
+        plan = plan_cell(given, shape, net, Place("ray", 4, threads=threads))
+        sums = demands.summing(made, 100_000, threads=threads)
+        later = demands.selecting(made, 100_000, 7, threads=threads)
+        assert plan.processes["shard"] == WORKER + max(sums, later)
 
 
 def test_a_local_run_is_the_base_what_stays_and_the_largest_stage() -> None:
     given, shape = spec(), pool()
     net = network(given)
-    made, needs, title = demands.objective_footprint(given, net, 1_000)
-    assert (needs, title) == (("embedding",), "k-center")
+    objective = demands.objective_of(given, 1_000)
+    assert (objective.needs, objective.title) == (("embedding",), "k-center")
+    made = objective.footprint(net.shapes(), 1_000, 5)
     labels = 10 + 3 * 5
     stages = [
         demands.ingesting(shape),
         demands.training(given, net, labels),
         demands.scanning(given, net, 1_000),
         demands.evaluating(shape, given, net),
-        demands.selecting(made, 1_000),
+        demands.selecting(made, 1_000, 1, threads=1) + demands.deciding(made, 1),
     ]
-    stays = demands.driving(shape, given, net, labels, made)
+    stays = demands.driving(shape, given, net, labels)
     plan = plan_cell(given, shape, net, Place(base=7))
     assert plan.processes == {"process": 7 + stays + max(stages)}
     assert plan.held == 1_000 * 64
@@ -129,8 +165,8 @@ def test_shards_share_the_rows() -> None:
     given = spec()
     net = network(given)
     one, four = (plan_cell(given, pool(400_000), net, Place("ray", n)) for n in (1, 4))
-    made, _, _ = demands.objective_footprint(given, net, 400_000)
-    assert four.processes["shard"] == WORKER + demands.selecting(made, 100_000)
+    made = demands.objective_of(given, 400_000).footprint(net.shapes(), 400_000, 5)
+    assert four.processes["shard"] == WORKER + demands.selecting(made, 100_000, 7, threads=1)
     assert one.processes["shard"] > four.processes["shard"]
     assert one.processes["member"] == four.processes["member"]
     assert one.held == four.held
@@ -225,28 +261,22 @@ def test_dropout_passes_cost_the_tail_alone() -> None:
     assert speed.scanned(spec(strategies["random"]())) == 0.0
 
 
-def test_rates_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    path.write_text(json.dumps({"rates": {"gemm": 1e11, "other": 3}, "rows": []}))
-    assert Rates.from_json(path) == replace(Rates(), gemm=1e11)
-    for text in ("{}", "nothing", '{"rates": {"gemm": "x"}}'):
-        path.write_text(text)
-        with pytest.raises(SettingsError, match="rayal bench"):
-            Rates.from_json(path)
-    path.write_text('{"rates": {"gemm": 0}}')
-    with pytest.raises(SettingsError, match="positive"):
-        Rates.from_json(path)
+def test_a_kernel_that_was_measured_takes_its_multiple_of_the_floor() -> None:
+    speed = Speed(row=1e-3, tail=1e-4, step=0.01)
+    net, where = network(spec()), Place(threads=2)
+    rates = Rates(gemm=1e6, kernels={"k-center": 3.0})
+    measured = plan_cell(spec(), pool(), net, where, speed=speed, rates=rates)
+    # 1,000 rows of 16 by 5 picks, on two threads
+    assert measured.seconds["select"] == pytest.approx(3.0 * 2 * 1_000 * 16 * 5 / 1e6 / 2)
+    made = KCenter().footprint(net.shapes(), 1_000, 5)
+    counted = plan_cell(spec(), pool(), net, where, speed=speed, rates=Rates(gemm=1e6))
+    assert counted.seconds["select"] == pytest.approx((made.flops / 1e6 + made.read / 10e9) / 2)
+    rounds = spec(CoreSet(method="two_round"))  # another choice, which was not measured
+    other = plan_cell(rounds, pool(), net, where, speed=speed, rates=rates)
+    assert other.seconds["select"] > made.flops / 1e6 / 2
 
 
 # ---- refusals ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampled(CoreSet):
-    """Core-set with the two parameters that make its columns smaller."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    candidates: int | None = None
 
 
 LARGE = pool(40_000_000, 0, 768.0)
@@ -255,30 +285,62 @@ FOUR = Place("ray", 4, 16 * GB, each=True)
 
 def refused(given: ProjectSpec, where: Place, rows: PoolShape = LARGE) -> str | None:
     net = network(given, width=768)
-    return refusal(given, rows, net, where, plan_cell(given, rows, net, where))
+    return refusal(given, rows, net, where, plan=plan_cell(given, rows, net, where))
 
 
 def test_a_refusal_offers_what_would_fit() -> None:
-    assert refused(spec(Sampled()), FOUR) == (
+    assert refused(spec(CoreSet()), FOUR) == (
         "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: "
-        "use 8 shards, precision bf16, or candidates=200000"
+        "use 8 shards or candidates=200000"
     )
+
+
+@pytest.mark.parametrize(("name", "title"), [("badge", "k-means++"), ("batchbald", "BatchBALD")])
+def test_candidates_are_offered_where_a_strategy_has_them(name: str, title: str) -> None:
+    network = NetworkSpec("mlp", {"widths": (16,), "dropout": 0.5})
+    given = replace(spec(strategies[name]()), network=network)
+    text = refused(given, replace(FOUR, memory=2 * GB), replace(LARGE, ingested=True))
+    assert text is not None and text.startswith(f"{title} on 40,000,000 x")
+    assert text.endswith("candidates=200000")
+
+
+def test_a_strategy_that_chooses_among_all_items_is_not_offered_candidates() -> None:
+    text = refused(spec(strategies["bait"]()), replace(FOUR, memory=64 * GB))
+    assert text is not None and text.startswith("BAIT on 40,000,000 x 771 float32 holds 123 GB on")
+    assert "candidates" not in text
 
 
 @pytest.mark.parametrize(
     ("given", "where"),
-    [
-        (Sampled(), replace(FOUR, workers=8)),
-        (Sampled(precision="bf16"), FOUR),
-        (Sampled(candidates=200_000), FOUR),
-    ],
+    [(CoreSet(), replace(FOUR, workers=8)), (CoreSet(candidates=200_000), FOUR)],
 )
 def test_each_remedy_does(given: Strategy, where: Place) -> None:
     assert refused(spec(given), where) is None
 
 
 def test_one_shard_less_would_not_do() -> None:
-    assert refused(spec(Sampled()), replace(FOUR, workers=7)) is not None
+    assert refused(spec(CoreSet()), replace(FOUR, workers=7)) is not None
+
+
+def test_candidates_are_copies_in_the_shards() -> None:
+    given = spec(CoreSet(candidates=100_000))
+    net, shape = network(given), pool(400_000)
+    plan = plan_cell(given, shape, net, Place("ray", 4))
+    assert (plan.chosen, plan.held, plan.copied) == (100_000, 0, 100_000 * 64)
+    made = KCenter().footprint(net.shapes(), 100_000, 5)
+    shard = demands.selecting(made, 25_000, math.ceil(shape.parts / 4), threads=1, copied=64)
+    assert plan.processes["shard"] == WORKER + shard
+    sample = KCenter().footprint(net.shapes(), 20_000, 5)  # the loss is measured on 20,000 rows
+    expected = 20_000 * (64 + 64 + 17 + 20) + 5 * sample.tile + sample.transient + sample.driver
+    assert demands.measuring(KCenter(share=0.25), net, 400_000, 5) == expected
+    assert demands.measuring(KCenter(), net, 400_000, 5) == 0
+
+
+def test_too_many_candidates_are_named_as_such() -> None:
+    text = refused(spec(CoreSet(candidates=30_000_000)), FOUR)
+    assert text is not None
+    assert text.startswith("k-center on 30,000,000 x 768 float32 holds 92 GB on 4 shards of 16 GB")
+    assert text.endswith("shards or candidates=200000")
 
 
 def test_what_a_strategy_does_not_have_is_not_offered() -> None:

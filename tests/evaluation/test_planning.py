@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from torch import nn
 
+from rayal.bench.results import write_results
 from rayal.cli import main
 from rayal.errors import SettingsError
 from rayal.evaluation import feasible
 from rayal.evaluation.planning import parse_size
+from rayal.selection.threads import cores
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, Any] = {
@@ -30,6 +33,23 @@ SMALL: dict[str, Any] = {
     "batch": 5,
     "seeds": [0, 1],
 }
+
+
+def heavy() -> nn.Module:
+    """A network of 8 x 8 images with 46 MB of weights, whose embedding has 512 columns."""
+    trunk = nn.Sequential(nn.Flatten(1), nn.Linear(192, 60_000), nn.ReLU())
+    return nn.Sequential(trunk, nn.AdaptiveAvgPool1d(512), nn.Linear(512, 5))
+
+
+FROZEN = {"backbone": f"{__name__}:heavy", "weights": "random", "frozen": True}
+
+
+@pytest.fixture(autouse=True)
+def no_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let no bench have run on this machine; return where its figures would be."""
+    path = tmp_path / "cache" / "bench.json"
+    monkeypatch.setenv("RAYAL_BENCH", str(path))
+    return path
 
 
 @pytest.fixture
@@ -84,7 +104,8 @@ def test_what_if(rayal: Run, tmp_path: Path) -> None:
     assert code == 2
     (text,) = json.loads(out)["refusals"]
     assert text.startswith(
-        "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: use 8 shards"
+        "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: use 8 shards "
+        "or candidates=200000"
     )
     assert err == f"error: {text}\n"
     assert rayal("plan", config, *what[:-3], "8", *what[-2:])[0] == 0
@@ -128,6 +149,64 @@ def test_a_run_that_would_not_fit_is_refused_before_it_starts(
     assert err.startswith("error: one process holds") and "in 10 MB" in err and "--no-plan" in err
     assert not (tmp_path / "run").exists()
     assert rayal("run", config, "--no-plan")[0] == 0
+
+
+def test_a_frozen_backbone_embeds_once(
+    rayal: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feasible, "base_now", lambda: 0)
+    config = settings(tmp_path, model=FROZEN, strategies=["badge"], seeds=[0])
+    before = planned(rayal, config)
+    assert rayal("run", config)[0] == 0
+    after = planned(rayal, config)
+    width = 512
+    assert before["disk"]["embeddings"] == (120 + 400) * (4 * width + 64)
+    assert before["disk"]["embeddings"] == after["disk"]["embeddings"]
+    assert before["seconds"]["embed"] > 0.0 and after["seconds"]["embed"] == 0.0
+    weights = 4 * (192 + 1) * 60_000  # as read, and in the network that takes them
+    assert before["memory"]["peak"] > 2 * weights > after["memory"]["peak"]
+    stored = sum(p.stat().st_size for p in (tmp_path / "run" / "columns").glob("*/*.arrow"))
+    by_label = {cell["strategy"]: cell for cell in after["cells"]}
+    # a linear head's embedding is the pool's: columns are keys, scores and log-probabilities
+    assert by_label["badge"]["columns"] == 120 * (16 + 10 * 4)
+    assert by_label["badge"]["mapped"] == 120 * 4 * (width + 10)
+    columns = after["disk"]["embeddings"] + by_label["badge"]["columns"]
+    assert stored == pytest.approx(columns, rel=0.03)
+    code, out, _ = rayal("plan", config)
+    assert code == 0 and "embedding" not in out.split("time")[1].split("\n")[0]
+
+
+def test_rates_are_those_of_the_last_bench(rayal: Run, tmp_path: Path, no_bench: Path) -> None:
+    config = settings(tmp_path, strategies=["coreset"], seeds=[0])
+
+    def select(*argv: str) -> float:
+        large = ("--rows", "4000000", "--memory", "200GB")
+        cells = planned(rayal, config, *large, *argv)["cells"]
+        return float(next(c["seconds"]["select"] for c in cells if c["strategy"] == "coreset"))
+
+    assumed = select()
+    floors = {"gemm_gflops": 6.0, "read_gbps": 1.0, "log_gps": 0.05}
+    write_results({"rates": floors}, no_bench)
+    assert select() == pytest.approx(10 * assumed, rel=0.01)
+    products = 2 * 4_000_000 * 16 * 5 / 6e9 / cores()
+    write_results({"rates": {**floors, "kcenter_of_floor": 3.0}}, no_bench)
+    assert select() == pytest.approx(3.0 * products, abs=1e-3)
+    other = tmp_path / "other.json"
+    write_results({"rates": {**floors, "kcenter_of_floor": 6.0}}, other)
+    assert select("--rates", str(other)) == pytest.approx(6.0 * products, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("{}", "no output of `rayal bench`"), ('{"rates": {"gemm_gflops": 0}}', "positive numbers")],
+)
+def test_rates_that_are_none_are_refused(
+    rayal: Run, tmp_path: Path, no_bench: Path, text: str, match: str
+) -> None:
+    no_bench.parent.mkdir()
+    no_bench.write_text(text)
+    code, _, err = rayal("plan", settings(tmp_path))
+    assert code == 2 and match in err and str(no_bench) in err
 
 
 @pytest.mark.parametrize(
