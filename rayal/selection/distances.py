@@ -40,7 +40,13 @@ def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
 
 
 def euclidean(
-    x: Tensor, norm: Tensor, old: Floats, centres: Tensor, *, origin: Tensor | None = None
+    x: Tensor,
+    norm: Tensor,
+    old: Floats,
+    centres: Tensor,
+    *,
+    origin: Tensor | None = None,
+    length: Tensor | None = None,
 ) -> Floats:
     """Return min(old, min_j |x_i - c_j|²), float64 ``[T]``.
 
@@ -50,13 +56,15 @@ def euclidean(
         old: float64 ``[T]``, squared distances so far.
         centres: float32 ``[b, D]``.
         origin: ``[1, D]``, subtracted before the product, see ``origin_of``.
+        length: float64 ``[b]``, the centres' squared lengths from there, where they are known.
     """
     near, to = (x, centres) if origin is None else (x - origin, centres - origin)
-    length = squared_norm(to)
+    length = squared_norm(to) if length is None else length
+    padded, lengths = _padded(to), _padded(length.float())[:, None]
 
     def products(rows: Tensor | None) -> Tensor:  # |c_j|² - 2 x_i·c_j, float32 [b, n]
         left = near if rows is None else near[rows]
-        return torch.addmm(_padded(length.float())[:, None], _padded(to), left.T, alpha=-2.0)
+        return torch.addmm(lengths, padded, left.T, alpha=-2.0)
 
     def pairs(rows: Tensor, which: Tensor) -> Tensor:
         return squared_norm(x[rows].double() - centres[which].double())
@@ -189,7 +197,7 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     if x.ndim == 1:
         return (x.double() ** 2).sum()
     if origin is None and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
-        runs = x.reshape(len(x), -1, RUN)
+        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
         made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
         return made
     made = torch.empty(len(x), dtype=torch.float64)
@@ -202,6 +210,8 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
 
 def _padded(centres: Tensor) -> Tensor:
     missing = -len(centres) % WIDTH
+    if not missing:
+        return centres
     return torch.cat([centres, centres.new_zeros((missing, *centres.shape[1:]))])
 
 

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from rayal.selection.distances import Between, euclidean, origin_of, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform
@@ -26,6 +25,7 @@ from rayal.types import TILE_ROWS
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
 CENTRES = 256  # of one product
+PAIRS = 1 << 16  # rows x centres up to which one product is made of all
 SETTLED = 256  # rows brought up to date at once for the runners-up
 _LAGS = (0, 16, 128, 1 << 30)  # centres not met by rows that are brought up to date together
 
@@ -170,8 +170,9 @@ class KCenter(Objective):
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep the new centres, and the threshold of the next step."""
         new = to_tensor(commit.columns["centres"])
-        centres = shared.get("centres")
-        shared["centres"] = new if centres is None else torch.cat([centres, new])
+        for name, value in (("centres", new), ("length", squared_norm(new))):
+            old = shared.get(name)
+            shared[name] = value if old is None else torch.cat([old, value])
         shared["threshold"] = commit.columns["threshold"]
 
     def commit(self, tile: Tile, commit: Commit) -> None:
@@ -205,23 +206,28 @@ class KCenter(Objective):
         """Let rows meet all centres that they have not met; rows of like lag go together."""
         state, centres = tile.state, tile.shared["centres"]
         lag = len(centres) - state["met"][rows]
-        for low, high in itertools.pairwise(_LAGS):
+        few = len(rows) * int(lag.max(initial=0)) < PAIRS
+        for low, high in itertools.pairwise((0, _LAGS[-1]) if few else _LAGS):
             some = rows[(lag > low) & (lag <= high)]
             if len(some):
                 first = int(state["met"][some].min())
-                for block in centres[first:].split(CENTRES):
-                    self._lower(tile, some, block)
+                for start in range(first, len(centres), CENTRES):
+                    self._lower(tile, some, slice(start, start + CENTRES))
         state["met"][rows] = len(centres)
 
-    def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], centres: Tensor) -> None:
+    def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], which: slice) -> None:
+        """Let rows meet some centres."""
         state, x, norm = tile.state, tile.columns[self.column], tile.state["norm"]
+        origin, centres = state["origin"], tile.shared["centres"][which]
+        length = tile.shared["length"][which] if origin is None else None
         if 2 * len(rows) > len(x):  # a product costs less than a copy of that many rows
-            new = euclidean(x, norm, state["squared"], centres, origin=state["origin"])
-            state["squared"][rows] = new[rows]
+            made = euclidean(x, norm, state["squared"], centres, origin=origin, length=length)
+            state["squared"][rows] = made[rows]
             return
         index, old = torch.from_numpy(rows), state["squared"][rows]
-        new = euclidean(x[index], norm[index], old, centres, origin=state["origin"])
-        state["squared"][rows] = new
+        x, norm = x.index_select(0, index), norm[index]
+        made = euclidean(x, norm, old, centres, origin=origin, length=length)
+        state["squared"][rows] = made
 
     def _commit_of(
         self,
