@@ -29,10 +29,10 @@ def committee(net: TaskNet) -> Committee:
     return Committee(nets, task, {"mean": torch.zeros(1), "std": torch.ones(1)}, "h", 0, 0)
 
 
-def columns(of: Committee, **options: bool) -> dict[str, torch.Tensor]:
+def columns(of: Committee, *, compile: bool = False) -> dict[str, torch.Tensor]:
     x = torch.rand((ROWS, 1, 12, 12), generator=torch.Generator().manual_seed(1))
     ids, keys = [str(i) for i in range(ROWS)], np.arange(ROWS, dtype=np.uint64)
-    return signals_of(of, SIGNALS, x, ids, keys, options=ScanOptions(**options))
+    return signals_of(of, SIGNALS, x, ids, keys, options=ScanOptions(compile=compile))
 
 
 @pytest.mark.slow
