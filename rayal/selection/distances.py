@@ -196,6 +196,10 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     made: Tensor
     if x.ndim == 1:
         return (x.double() ** 2).sum()
+    if origin is None and x.shape[1] < RUN:
+        wide = x.double()
+        made = torch.linalg.vecdot(wide, wide)
+        return made
     if origin is None and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
         runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
         made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
