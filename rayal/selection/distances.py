@@ -122,8 +122,9 @@ def _nearest(
 ) -> Floats:
     """Lower distances by a product, and again, from differences, where it has no digits left."""
     b, nearest = len(length), np.array(old)
-    scale = (norm + length.max()).numpy()
     new = products(None)[:b].amin(dim=0).double().numpy() + norm.numpy()
+    # a centre at distance d is no longer than |x| + d, so |x|² + |c|² is at most this
+    scale = 3.0 * norm.numpy() + 2.0 * new.clip(0.0)
     close = new <= CLOSE * scale
     np.minimum(nearest, new, out=nearest, where=~close)
     rows = np.flatnonzero(close & (new - ERROR * scale < nearest) & (nearest > 0.0))
