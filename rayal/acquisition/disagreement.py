@@ -31,7 +31,7 @@ def bald(mean: Tensor, member_entropy: Tensor) -> Tensor:
 
 def bald_of_members(member_log_probs: Tensor) -> Tensor:
     """Return the mutual information ``[N]`` of member log-probabilities ``[N, M, C]``."""
-    gains = []
+    gains = [member_log_probs.new_zeros(0, dtype=torch.float64)]
     rows = max(1, CHUNK // max(1, member_log_probs[0:1].numel()))  # they stay in the cache
     for start in range(0, len(member_log_probs), rows):
         some = member_log_probs[start : start + rows]

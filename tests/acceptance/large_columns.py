@@ -26,7 +26,7 @@ from measure import children
 from rayal.engine.cluster import connect
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.shards import column_array
-from rayal.engine.storage import write_part
+from rayal.engine.storage import read_mapped, write_part
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter
 from rayal.selection.kmeans import KMeansPP
@@ -97,7 +97,7 @@ def round_of(executor: Executor, folder: Path, name: str, k: int, rows: int) -> 
     return {
         "executor": executor.name,
         "round": name,
-        "rows": min(rows, len(paths) * PART_ROWS),
+        "rows": sum(table.num_rows for table in map(read_mapped, paths)),
         "k": len(chosen.keys),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(busy, 1),
