@@ -244,11 +244,13 @@ def gc(
 
 @app.command("bench")
 def bench_command(
-    quick: Annotated[bool, typer.Option(help="Smaller arrays, about two minutes.")] = False,
+    quick: Annotated[bool, typer.Option(help="Smaller arrays, a few minutes.")] = False,
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Where the figures go.")
     ] = None,
-    gpu: Annotated[bool, typer.Option(help="Measure the kernels on a GPU too.")] = False,
+    gpu: Annotated[
+        bool, typer.Option(help="List the rows of a GPU too; none runs there yet.")
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A row, the start of its name, or a pattern with *."),

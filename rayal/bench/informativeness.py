@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayal import selection as kernels
 from rayal.acquisition import bald_of_members, entropy, margin
 from rayal.bench import baselines, child, data, peers
 from rayal.bench.context import Context, mean_and_error
 from rayal.bench.naive_bait import exhaustive_bait, naive_bait
 from rayal.bench.rows import Measured, Quality, median
 from rayal.bench.timing import alternate, one_thread
-from rayal.selection import joint_entropy
 
 MEMBERS = 20
 PUBLISHED_BAIT = 231.0  # seconds of the authors' code at 5,000 x 64, C=10, B=50
@@ -36,10 +36,14 @@ def batchbald(context: Context) -> Iterator[tuple[str, Measured]]:
     sizes, k = context.sizes, 10
     log_probs = data.member_log_probabilities(sizes.pool, MEMBERS, sizes.classes, context.seed)
     seeds = itertools.count(context.seed)
+
+    def chosen() -> Any:
+        return kernels.joint_entropy(log_probs, k, draws=sizes.draws, seed=next(seeds))
+
     with one_thread():
         runs = alternate(
             {
-                "rayal": lambda: joint_entropy(log_probs, k, draws=sizes.draws, seed=next(seeds)),
+                "rayal": chosen,
                 "redux": peers.redux(log_probs, k, sizes.draws),
             },
             context.repeats,
@@ -76,11 +80,6 @@ def _information(log_probs: Tensor, batches: Sequence[Any], seed: int) -> tuple[
 
 def bait(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure BAIT against its published form; on a small case, against explicit inverses."""
-    try:
-        from rayal.selection import bait as kernel  # type: ignore[attr-defined, unused-ignore]
-    except ImportError:
-        yield "bait-5k", Measured(missing="rayal.selection has no bait")
-        return
     sizes = context.sizes
     log_probs = data.log_probabilities(sizes.pool, sizes.classes, context.seed)
     h = data.mixture(sizes.pool, sizes.bait_width, context.seed)
@@ -92,7 +91,7 @@ def bait(context: Context) -> Iterator[tuple[str, Measured]]:
 
     with one_thread():
         runs = alternate(
-            {"rayal": lambda: kernel(log_probs, h, k, seed=context.seed), "naive": naive},
+            {"rayal": lambda: kernels.bait(log_probs, h, k), "naive": naive},
             context.repeats,
             warm=False,
         )
@@ -105,20 +104,20 @@ def bait(context: Context) -> Iterator[tuple[str, Measured]]:
         Measured(
             seconds=runs["rayal"].cpu,
             peer_seconds=seconds,
-            quality=_same_bait(kernel, context.seed),
+            quality=_same_bait(context.seed),
             note=f"naive form extrapolated from {steps} of {2 * k} forward steps{reference}",
             figures={"published_seconds": PUBLISHED_BAIT},
         ),
     )
 
 
-def _same_bait(kernel: Callable[..., Any], seed: int) -> Quality:
+def _same_bait(seed: int) -> Quality:
     cases = 5
     same = 0
     for case in range(cases):
         log_probs = data.log_probabilities(30, 3, seed + case)
         h = data.mixture(30, 4, seed + case)
-        mine, exact = kernel(log_probs, h, 5, ridge=1.0), exhaustive_bait(log_probs, h, 5)
+        mine, exact = kernels.bait(log_probs, h, 5, ridge=1.0), exhaustive_bait(log_probs, h, 5)
         same += set(np.asarray(mine).tolist()) == set(exact.tolist())
     return Quality(f"same picks as explicit inverses in {same} of {cases} cases", same == cases)
 

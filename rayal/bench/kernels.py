@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from rayal.bench import baselines, child, data, peers
@@ -213,9 +211,6 @@ def _approximated(
     measure: str,
     value: Callable[[Positions], float],
 ) -> Measured:
-    lacking = sorted(set(given) - set(inspect.signature(kernel).parameters))
-    if lacking:
-        return Measured(missing=f"{kernel.__name__} has no parameter {', '.join(lacking)}")
     runs = alternate(
         {
             "rayal": lambda: kernel(*arguments, seed=context.seed, **given),
@@ -233,40 +228,6 @@ def _approximated(
 
 
 def gpu(context: Context) -> Iterator[tuple[str, Measured]]:
-    """Measure the kernels on tensors of a GPU against the same on the CPU."""
-    sizes, k = context.sizes, context.sizes.picks[0]
-    names = ("gpu-kcenter", "gpu-badge")
-    if not torch.cuda.is_available():
-        reason = "torch.cuda.is_available() is False: there is no GPU, or torch was built without"
-        yield from ((name, Measured(missing=reason)) for name in names)
-        return
-    h = data.mixture(sizes.rows, sizes.width, context.seed)
-    a = data.residuals(sizes.rows, sizes.classes, context.seed)
-    kernels: tuple[Callable[..., Any], ...] = (k_center, kmeans_plus_plus)
-    for name, kernel, arrays in zip(names, kernels, ((h,), (a, h)), strict=True):
-        runs = alternate(
-            {
-                "rayal": _on(kernel, tuple(t.cuda() for t in arrays), k),
-                "cpu": _on(kernel, arrays, k),
-            },
-            context.repeats,
-        )
-        same = np.intersect1d(runs["rayal"].result, runs["cpu"].result).size
-        yield (
-            name,
-            Measured(
-                seconds=runs["rayal"].wall,
-                peer_seconds=runs["cpu"].wall,
-                quality=Quality(f"{same} of {k} picks are the CPU's"),
-                note=f"seconds of the clock; {torch.cuda.get_device_name()}",
-            ),
-        )
-
-
-def _on(kernel: Callable[..., Any], arrays: tuple[Tensor, ...], k: int) -> Callable[[], Any]:
-    def run() -> Any:
-        picks = kernel(*arrays, k)
-        torch.cuda.synchronize()
-        return picks
-
-    return run
+    """Say why the kernels are not measured on a GPU: they compute on the CPU."""
+    why = "the kernels compute on the CPU; tensors of a GPU are copied there"
+    yield from ((name, Measured(missing=why)) for name in ("gpu-kcenter", "gpu-badge"))

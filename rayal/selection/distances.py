@@ -2,7 +2,7 @@
 
 The product form |x|² + |c|² - 2 x·c loses all digits where x is close to c. Such pairs are found
 by their size and computed again from differences, so that equal rows are at distance exactly 0.
-Nothing of the size of a tile is copied: what a tile keeps is a norm per row.
+A tile keeps a norm per row; it is copied, shifted, only where its mean lies far from zero.
 """
 
 from __future__ import annotations
