@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rayal.client import ApiError as ApiError
+    from rayal.client import Client as Client
     from rayal.engine.cluster import connect as connect
     from rayal.engine.driver import Project as Project
     from rayal.engine.pool import Pool as Pool
@@ -35,6 +37,8 @@ _PUBLIC = {
     "Pool": "rayal.engine.pool",
     "Project": "rayal.engine.driver",
     "connect": "rayal.engine.cluster",
+    "Client": "rayal.client",
+    "ApiError": "rayal.client",
     "Ledger": "rayal.project",
     "select": "rayal.strategies",
     "Strategy": "rayal.strategies",

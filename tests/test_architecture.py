@@ -28,7 +28,17 @@ LAYERS = [
     {"engine"},
     {"evaluation"},
     {"bench"},
-    {"cli", "commands", "jobs", "console", "service", "testing", "__main__"},
+    {
+        "cli",
+        "client",
+        "commands",
+        "console",
+        "jobs",
+        "remote",
+        "service",
+        "testing",
+        "__main__",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 RAY = {"engine", "evaluation/sweep", "service/deployment"}
@@ -94,7 +104,8 @@ def test_importing_rayal_is_light() -> None:
     code = (
         "import time, sys; t = time.perf_counter(); import rayal; "
         "s = time.perf_counter() - t; "
-        "print(s, [m for m in ('torch', 'ray', 'sqlalchemy', 'pyarrow') if m in sys.modules])"
+        "heavy = ('torch', 'ray', 'sqlalchemy', 'pyarrow', 'httpx'); "
+        "print(s, [m for m in heavy if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, loaded = out.stdout.split(maxsplit=1)

@@ -1,0 +1,274 @@
+"""What an annotator's tool does: push items, lease, label, skip, correct, read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import quote
+
+from rayal.client.connection import Connection, Pages, asked_pause
+from rayal.client.types import (
+    ItemInfo,
+    LabelInfo,
+    LabelOutcome,
+    LeaseInfo,
+    Pushed,
+    Ranked,
+)
+
+MOST_ROWS = 1000  # of one body of items or labels
+MOST_BYTES = 6 << 20  # of one body of items; the service's limit is 10 MiB unless configured
+
+
+class LabelingCalls(Connection):
+    """Items, leases and labels of a project."""
+
+    # -- items ----------------------------------------------------------------------------------
+
+    def push(self, project: str, items: Iterable[Mapping[str, Any]]) -> Pushed:
+        """Add items; those that are there with the same content stay as they are.
+
+        Args:
+            project: its name.
+            items: each with ``id`` and one of ``data`` (an encoded image, base64), ``uri`` or
+                ``features``; sent in bodies of a bounded size.
+
+        Returns:
+            How many were created and unchanged, and which were refused and why.
+        """
+        whole: Pushed = {"created": 0, "unchanged": 0, "conflicts": [], "rejected": []}
+        for body in bodies(items):
+            path = f"{of(project)}/items"
+            made = self.call("POST", path, content=body, headers=_JSON).json()
+            whole["created"] += made["created"]
+            whole["unchanged"] += made["unchanged"]
+            whole["conflicts"] += made.get("conflicts", [])
+            whole["rejected"] += made.get("rejected", [])
+        return whole
+
+    def put_item(self, project: str, item: Mapping[str, Any]) -> ItemInfo:
+        """Add one item, or find it there with the same content."""
+        path = f"{of(project)}/items/{item_key(item['id'])}"
+        return cast(ItemInfo, self.call("PUT", path, json=dict(item)).json())
+
+    def items(
+        self, project: str, *, state: str | None = None, limit: int | None = None
+    ) -> Pages[ItemInfo]:
+        """Return the items that something happened to, by state where one is given.
+
+        Args:
+            project: its name.
+            state: unlabeled, offered, leased, labeled, skipped or conflict.
+            limit: rows of a page.
+        """
+        query = {"state": state, "limit": limit}
+        return cast(Pages[ItemInfo], self.pages(f"{of(project)}/items", "items", query))
+
+    def item(self, project: str, item: str) -> ItemInfo:
+        """Return what is known of an item."""
+        path = f"{of(project)}/items/{item_key(item)}"
+        return cast(ItemInfo, self.call("GET", path).json())
+
+    def content(self, project: str, item: str) -> bytes:
+        """Return an item as its annotator sees it: an image file, or a table row as JSON."""
+        return self.call("GET", f"{of(project)}/items/{item_key(item)}/content").content
+
+    def why(self, project: str, item: str) -> dict[str, Any]:
+        """Return why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
+        answer = self.call("GET", f"{of(project)}/items/{item_key(item)}/why")
+        return cast(dict[str, Any], answer.json())
+
+    # -- leases -----------------------------------------------------------------------------------
+
+    def ranked(self, project: str, *, count: int = 100) -> Pages[Ranked]:
+        """Return the offered items in the order of their ranks; nothing is leased by that.
+
+        Args:
+            project: its name.
+            count: rows of a page.
+        """
+
+        def fetch(cursor: str | None) -> tuple[list[Ranked], str | None]:
+            body = {"count": count} | ({} if cursor is None else {"cursor": cursor})
+            page = self.call("POST", f"{of(project)}/query", json=body).json()
+            return page["items"], page.get("next")
+
+        return Pages(fetch)
+
+    def lease(
+        self,
+        project: str,
+        annotator: str,
+        count: int = 1,
+        *,
+        ttl: float | None = None,
+        wait: float = 0.0,
+    ) -> list[LeaseInfo]:
+        """Hold the next offered items for an annotator; its open leases come back first.
+
+        Args:
+            project: its name.
+            annotator: who holds them.
+            count: most items to hold, at most 100.
+            ttl: seconds until a lease expires; by default the project's.
+            wait: seconds to go on asking while nothing is ready, as often as the service says.
+        """
+        body: dict[str, Any] = {"annotator": annotator, "count": count}
+        if ttl is not None:
+            body["ttl_s"] = ttl
+        end = time.monotonic() + wait
+        while True:
+            answer = self.call("POST", f"{of(project)}/leases", json=body)
+            leases: list[LeaseInfo] = answer.json()["leases"]
+            left = end - time.monotonic()
+            if leases or left <= 0.0:
+                return leases
+            time.sleep(min(max(asked_pause(answer), 0.2), left))
+
+    def extend(self, project: str, lease: str, ttl: float) -> LeaseInfo:
+        """Let a lease end only after so many seconds from now.
+
+        Raises:
+            ApiError: ``lease-expired`` where the lease ended and another annotator has the item.
+        """
+        path = f"{of(project)}/leases/{quote(lease, safe='')}:extend"
+        return cast(LeaseInfo, self.call("POST", path, json={"ttl_s": ttl}).json())
+
+    def give_back(self, project: str, lease: str) -> None:
+        """End a lease without a label; its item is offered again."""
+        self.call("DELETE", f"{of(project)}/leases/{quote(lease, safe='')}")
+
+    # -- labels -----------------------------------------------------------------------------------
+
+    def label(
+        self,
+        project: str,
+        annotator: str,
+        labels: Mapping[str, Any],
+        *,
+        leases: Mapping[str, str] | None = None,
+    ) -> list[LabelOutcome]:
+        """Record labels by item id; one that does not fit is rejected, and the others are kept.
+
+        Args:
+            project: its name.
+            annotator: who says so.
+            labels: item id to label.
+            leases: item id to the lease under which it was labeled, where there is one.
+        """
+        held = leases or {}
+        rows = (_entry(i, annotator, held.get(i), label=value) for i, value in labels.items())
+        return self.label_rows(project, rows)
+
+    def label_rows(self, project: str, rows: Iterable[Mapping[str, Any]]) -> list[LabelOutcome]:
+        """Record labels and skips of several annotators, as the route ``labels`` takes them.
+
+        Args:
+            project: its name.
+            rows: each with item, annotator, and label or skip; a thousand go in one body.
+        """
+        results: list[LabelOutcome] = []
+        for chunk in chunks(rows, MOST_ROWS):
+            answer = self.call("POST", f"{of(project)}/labels", json={"labels": chunk})
+            results += answer.json()["results"]
+        return results
+
+    def skip(
+        self,
+        project: str,
+        annotator: str,
+        item: str,
+        *,
+        reason: str | None = None,
+        lease: str | None = None,
+    ) -> LabelOutcome:
+        """Say that an annotator cannot label an item, which is not shown to it again."""
+        more: dict[str, Any] = {"skip": True}
+        if reason is not None:
+            more["reason"] = reason
+        return self.label_rows(project, [_entry(item, annotator, lease, **more)])[0]
+
+    def relabel(self, project: str, annotator: str, item: str, label: Any) -> LabelOutcome:
+        """Set an annotator's label of an item; what it said before stays in the history."""
+        answer = self.call("PUT", _label_path(project, annotator, item), json={"label": label})
+        return cast(LabelOutcome, answer.json())
+
+    def retract(self, project: str, annotator: str, item: str) -> None:
+        """Take an annotator's label of an item back; the history keeps it."""
+        self.call("DELETE", _label_path(project, annotator, item))
+
+    def labels(
+        self, project: str, *, since: int = 0, state: str | None = None, limit: int | None = None
+    ) -> Pages[LabelInfo]:
+        """Return the label history in the order in which it came.
+
+        Args:
+            project: its name.
+            since: only rows after this label.
+            state: only rows of this status.
+            limit: rows of a page.
+        """
+        query = {"since": since or None, "state": state, "limit": limit}
+        return cast(Pages[LabelInfo], self.pages(f"{of(project)}/labels", "labels", query))
+
+    def resolved(self, project: str, *, limit: int | None = None) -> Pages[dict[str, Any]]:
+        """Return the labels that training sees: one of each item, by the project's agreement."""
+        query = {"view": "resolved", "limit": limit}
+        return self.pages(f"{of(project)}/labels", "labels", query)
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def of(project: str) -> str:
+    """Return the path of a project."""
+    return f"/v1/projects/{quote(project, safe='')}"
+
+
+def item_key(item: str) -> str:
+    """Return an item's key in URLs: the 64-bit hash of its id as 16 hexadecimal digits."""
+    digest = hashlib.blake2b(item.encode(), digest_size=8).digest()
+    return f"{int.from_bytes(digest, 'little'):016x}"
+
+
+def chunks(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in lists of at most ``size``."""
+    chunk: list[dict[str, Any]] = []
+    for row in rows:
+        chunk.append(dict(row))
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def bodies(items: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Yield bodies of items that neither have too many rows nor too many bytes."""
+    rows: list[bytes] = []
+    size = 0
+    for item in items:
+        row = json.dumps(dict(item)).encode()
+        if rows and (len(rows) == MOST_ROWS or size + len(row) > MOST_BYTES):
+            yield _items_body(rows)
+            rows, size = [], 0
+        rows.append(row)
+        size += len(row) + 1
+    if rows:
+        yield _items_body(rows)
+
+
+def _items_body(rows: Sequence[bytes]) -> bytes:
+    return b'{"items":[' + b",".join(rows) + b"]}"
+
+
+def _entry(item: str, annotator: str, lease: str | None, **more: Any) -> dict[str, Any]:
+    held = {} if lease is None else {"lease_id": lease}
+    return {"item": item, "annotator": annotator, **held, **more}
+
+
+def _label_path(project: str, annotator: str, item: str) -> str:
+    return f"{of(project)}/labels/{item_key(item)}/{quote(annotator, safe='')}"

@@ -1,0 +1,196 @@
+"""Rounds, models, predictions, and the jobs behind them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx
+
+from rayal.client.connection import ApiError, Pages
+from rayal.client.labeling import LabelingCalls, of
+from rayal.client.types import JobInfo, ModelInfo, Prediction, RoundInfo
+
+Progress = Callable[[Mapping[str, Any]], None]
+FINISHED = frozenset({"done", "failed", "cancelled"})
+
+
+class RoundCalls(LabelingCalls):
+    """Rounds, models and jobs of a project."""
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def rounds(self, project: str, *, limit: int | None = None) -> Pages[RoundInfo]:
+        """Return the rounds that have begun, the first one first."""
+        pages = self.pages(f"{of(project)}/rounds", "rounds", {"limit": limit})
+        return cast(Pages[RoundInfo], pages)
+
+    def round(self, project: str, number: int) -> RoundInfo:
+        """Return one round: its stage, what was asked and what came, its model and metrics."""
+        return cast(RoundInfo, self.call("GET", f"{of(project)}/rounds/{number}").json())
+
+    def close_round(
+        self, project: str, *, reason: str | None = None, min_labels: int | None = None
+    ) -> JobInfo:
+        """Ask for the next round with the labels there are; while one is closing it is that one.
+
+        Args:
+            project: its name.
+            reason: kept in the history.
+            min_labels: refuse unless so many labels are new.
+        """
+        body = {"reason": reason, "min_labels": min_labels}
+        given = {k: v for k, v in body.items() if v is not None}
+        return cast(JobInfo, self.call("POST", f"{of(project)}/rounds:close", json=given).json())
+
+    def wait_for_round(
+        self,
+        project: str,
+        number: int,
+        *,
+        timeout: float = 3600.0,
+        progress: Progress | None = None,
+        poll: float = 1.0,
+    ) -> RoundInfo:
+        """Wait until a round is evaluated and has offered its batch, or is the last one.
+
+        Args:
+            project: its name.
+            number: of the round; it need not have begun.
+            timeout: seconds to wait.
+            progress: called with the round each time it was asked for.
+            poll: seconds between two questions.
+
+        Raises:
+            ApiError: the round failed, or is not done in time.
+        """
+
+        self.call("GET", of(project))  # from here on a missing round is one that has not begun
+        end = time.monotonic() + timeout
+        while True:
+            row = self._begun(project, number)
+            if row is not None and progress is not None:
+                progress(row)
+            if row is not None and row["stage"] == "failed":
+                raise ApiError(f"round {number} of {project!r} failed: {row['error']}", "failed")
+            if row is not None and row["stage"] in {"label", "done"}:
+                return row
+            _pause(end, poll, f"round {number} of {project!r} is not done after {timeout:.0f} s")
+
+    def _begun(self, project: str, number: int) -> RoundInfo | None:
+        try:
+            return self.round(project, number)
+        except ApiError as error:
+            if error.type != "not-found":
+                raise
+            return None
+
+    def metrics(self, project: str) -> dict[str, Any]:
+        """Return the learning curve: labels, accuracy and calibration by round, and agreement."""
+        return cast(dict[str, Any], self.call("GET", f"{of(project)}/metrics").json())
+
+    # -- models -----------------------------------------------------------------------------------
+
+    def models(self, project: str, *, limit: int | None = None) -> Pages[ModelInfo]:
+        """Return the versions of the model, the oldest first."""
+        pages = self.pages(f"{of(project)}/models", "models", {"limit": limit})
+        return cast(Pages[ModelInfo], pages)
+
+    def model(self, project: str, version: str) -> ModelInfo:
+        """Return one version."""
+        path = f"{of(project)}/models/{quote(version, safe='')}"
+        return cast(ModelInfo, self.call("GET", path).json())
+
+    def activate(self, project: str, version: str) -> ModelInfo:
+        """Let predictions and suggestions come from this version."""
+        path = f"{of(project)}/models/{quote(version, safe='')}:activate"
+        return cast(ModelInfo, self.call("POST", path, json={}).json())
+
+    def predict(
+        self,
+        project: str,
+        *,
+        items: Sequence[str] | None = None,
+        inputs: Sequence[Any] | None = None,
+        model: str | None = None,
+        timeout: float = 3600.0,
+    ) -> list[Prediction]:
+        """Return what a model says of items or inputs; many of them are a job, which is waited for.
+
+        Args:
+            project: its name.
+            items: their ids.
+            inputs: in place of items: what an item is pushed with, one each.
+            model: version; by default the active one.
+            timeout: seconds to wait for a job.
+        """
+        body = {"items": items, "inputs": inputs, "model": model}
+        given = {k: v for k, v in body.items() if v is not None}
+        answer = self.call("POST", f"{of(project)}/predictions", json=given)
+        made = answer.json()
+        if answer.status_code == httpx.codes.ACCEPTED:
+            made = self.wait(made["job"], timeout=timeout)["result"]
+        return cast(list[Prediction], made["predictions"])
+
+    # -- jobs -------------------------------------------------------------------------------------
+
+    def jobs(
+        self, project: str | None = None, *, state: str | None = None, limit: int | None = None
+    ) -> Pages[JobInfo]:
+        """Return jobs, the newest first.
+
+        Args:
+            project: whose; by default of all that the token may see.
+            state: queued, running, done, failed or cancelled.
+            limit: rows of a page.
+        """
+        query = {"project": project, "state": state, "limit": limit}
+        return cast(Pages[JobInfo], self.pages("/v1/jobs", "jobs", query))
+
+    def job(self, job: str) -> JobInfo:
+        """Return a job: its state, progress, and what it came to."""
+        return cast(JobInfo, self.call("GET", f"/v1/jobs/{quote(job, safe='')}").json())
+
+    def cancel(self, job: str) -> None:
+        """End a job; what it has committed stays."""
+        self.call("DELETE", f"/v1/jobs/{quote(job, safe='')}")
+
+    def wait(
+        self,
+        job: str,
+        *,
+        timeout: float = 3600.0,
+        progress: Progress | None = None,
+        poll: float = 1.0,
+    ) -> JobInfo:
+        """Wait until a job is done.
+
+        Args:
+            job: its name.
+            timeout: seconds to wait.
+            progress: called with the job each time it was asked for.
+            poll: seconds between two questions.
+
+        Raises:
+            ApiError: the job failed or was cancelled, or is not done in time.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            row = self.job(job)
+            if progress is not None:
+                progress(row)
+            if row["state"] == "done":
+                return row
+            if row["state"] in FINISHED:
+                raise ApiError(f"job {job} is {row['state']}: {row['error']}", "failed")
+            _pause(end, poll, f"job {job} is {row['state']} after {timeout:.0f} s")
+
+
+def _pause(end: float, poll: float, late: str) -> None:
+    """Wait for the next question, or raise ApiError with a sentence where time is over."""
+    left = end - time.monotonic()
+    if left <= 0.0:
+        raise ApiError(f"{late}; it goes on in the service, ask again", "late")
+    time.sleep(min(poll, left))
