@@ -14,6 +14,7 @@ import typer
 
 from rayal import __version__
 from rayal.errors import RayalError, SettingsError
+from rayal.remote import remote
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which items should be labeled next? Deep active learning with durable rounds.",
 )
+app.add_typer(remote, name="remote")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Where = Annotated[str, typer.Argument(metavar="ROOT#PROJECT", help="Storage root and project.")]
 Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Storage root.")]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-import typer
-from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rayal.config import Cell
+from rayal.display import out as out
+from rayal.display import plain_table
+from rayal.display import show as show
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import seeds_text
@@ -32,7 +32,6 @@ from rayal.parameters import ParameterInfo, parameters
 from rayal.registry import learners, networks, strategies
 from rayal.strategies.base import TAXONOMY
 
-out = Console()
 err = Console(stderr=True)
 _UNITS = {
     "train": "steps",
@@ -162,7 +161,7 @@ def _parameters(entry: Any) -> Iterable[Any]:
 
 def strategy_table() -> Table:
     """Return all strategies, grouped by taxonomy."""
-    table = _plain("strategy", "what it does", "source")
+    table = plain_table("strategy", "what it does", "source")
     for group in TAXONOMY:
         names = [n for n in strategies if strategies[n].taxonomy == group]
         if names:
@@ -170,13 +169,6 @@ def strategy_table() -> Table:
         for name in names:
             row = strategy_json(name)
             table.add_row(f"  {name}", row["summary"], row["source"])
-    return table
-
-
-def _plain(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=number == 0)
     return table
 
 
@@ -193,7 +185,7 @@ def strategy_markdown() -> str:
 
 def entry_table(kind: str, entries: dict[str, Any]) -> Table:
     """Return learners or networks with their parameters."""
-    table = _plain(kind, "what it is", "parameters")
+    table = plain_table(kind, "what it is", "parameters")
     for name, row in entries.items():
         table.add_row(name, row["summary"], ", ".join(p["name"] for p in row["parameters"]))
     return table
@@ -201,7 +193,7 @@ def entry_table(kind: str, entries: dict[str, Any]) -> Table:
 
 def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
     """Return hyperparameters with type, default and bounds."""
-    table = _plain("parameter", "type", "default", "bounds")
+    table = plain_table("parameter", "type", "default", "bounds")
     for row in rows:
         table.add_row(row["name"], row["type"], str(row["default"]), ", ".join(row["bounds"]))
     return table
@@ -229,45 +221,3 @@ def print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
             text = ", ".join(value) if isinstance(value, list) else str(value)
             out.print(f"  {key}: {text or '–'}", highlight=False, markup=False)
     out.print(parameter_table(row["parameters"]))
-
-
-def show(value: Any, *, as_json: bool) -> None:
-    """Print a record or rows, as JSON or as tables."""
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, default=str))
-        return
-    rows = value if isinstance(value, list) else [value]
-    flat = [_flat(row) for row in rows]
-    nested = {k: v for row in rows for k, v in row.items() if _is_rows(v)}
-    names = list(dict.fromkeys(k for row in flat for k in row))
-    if isinstance(value, list) and all(row.keys() == flat[0].keys() for row in flat):
-        out.print(_rows_table(names, flat))
-    else:
-        for row in flat:
-            table = Table.grid(padding=(0, 2))
-            for name, text in row.items():
-                table.add_row(name, Text(text))
-            out.print(table, "")
-    for name, inner in nested.items():
-        out.print(name, style="bold")
-        show(inner, as_json=False)
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, str]:
-    flat = {}
-    for name, value in row.items():
-        if not _is_rows(value):
-            plain = isinstance(value, Mapping | list | tuple)
-            flat[name] = json.dumps(value, default=str) if plain else str(value)
-    return flat
-
-
-def _rows_table(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
-    table = _plain(*names)
-    for row in rows:
-        table.add_row(*(Text(row.get(name, "")) for name in names))
-    return table

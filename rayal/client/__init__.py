@@ -20,7 +20,7 @@ from rayal.client.connection import Pages as Pages
 from rayal.client.labeling import item_key as item_key
 from rayal.client.labeling import of
 from rayal.client.rounds import RoundCalls
-from rayal.client.types import ProjectInfo, TokenInfo
+from rayal.client.types import ProjectInfo, ProjectSummary, TokenInfo, TokenMade
 
 
 class Client(RoundCalls):
@@ -33,9 +33,9 @@ class Client(RoundCalls):
 
     # -- projects ---------------------------------------------------------------------------------
 
-    def projects(self, *, limit: int | None = None) -> Pages[ProjectInfo]:
-        """Return the projects that the token may see."""
-        return cast(Pages[ProjectInfo], self.pages("/v1/projects", "projects", {"limit": limit}))
+    def projects(self, *, limit: int | None = None) -> Pages[ProjectSummary]:
+        """Return the projects that the token may see, by name."""
+        return cast(Pages[ProjectSummary], self.pages("/v1/projects", "projects", {"limit": limit}))
 
     def create_project(self, settings: Mapping[str, Any]) -> ProjectInfo:
         """Make a project, or find it there with the same settings.
@@ -83,6 +83,7 @@ class Client(RoundCalls):
         *,
         ids: Sequence[str] | None = None,
         params: Mapping[str, Any] | None = None,
+        labeled: Mapping[str, Sequence[Any]] | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
         """Choose k rows of columns, as ``rayal.select`` does; at most 10,000 rows.
@@ -93,6 +94,7 @@ class Client(RoundCalls):
             k: rows to choose.
             ids: of the rows; they break ties.
             params: hyperparameters of the strategy.
+            labeled: the same columns of labeled rows, for strategies that look at them.
             seed: query seed.
         """
         body: dict[str, Any] = {
@@ -104,28 +106,30 @@ class Client(RoundCalls):
         }
         if ids is not None:
             body["ids"] = list(ids)
+        if labeled is not None:
+            body["labeled"] = {name: list(rows) for name, rows in labeled.items()}
         return cast(dict[str, Any], self.call("POST", "/v1/query", json=body).json())
 
     # -- tokens -----------------------------------------------------------------------------------
 
-    def tokens(self, *, limit: int | None = None) -> Pages[TokenInfo]:
-        """Return the tokens, without their secrets."""
-        return cast(Pages[TokenInfo], self.pages("/v1/tokens", "tokens", {"limit": limit}))
+    def tokens(self) -> list[TokenInfo]:
+        """Return the tokens in the order in which they were made, without their secrets."""
+        return cast(list[TokenInfo], self.call("GET", "/v1/tokens").json()["tokens"])
 
     def create_token(
-        self, name: str, scopes: Sequence[str], *, expires: float | None = None
-    ) -> TokenInfo:
+        self, name: str, scopes: Sequence[str], *, ttl: float | None = None
+    ) -> TokenMade:
         """Make a token; the answer holds its text, which is shown this once.
 
         Args:
             name: what it is for.
             scopes: ``admin``, or ``project:NAME:write``, ``:label`` or ``:read``.
-            expires: seconds from now; None for never.
+            ttl: seconds until it expires; None for never.
         """
         body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
-        if expires is not None:
-            body["expires_in_s"] = expires
-        return cast(TokenInfo, self.call("POST", "/v1/tokens", json=body).json())
+        if ttl is not None:
+            body["ttl_s"] = ttl
+        return cast(TokenMade, self.call("POST", "/v1/tokens", json=body).json())
 
     def token(self, token_id: str) -> TokenInfo:
         """Return a token's name, scopes and times."""

@@ -175,7 +175,7 @@ class Connection:
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
         query = {k: v for k, v in (params or {}).items() if v is not None}
         request = self._http.build_request(
-            method, path, json=json, params=query, headers=sent, content=content
+            method, path, json=json, params=query or None, headers=sent, content=content
         )
         answer, tries = self._answered(request)
         if answer.is_success or (method == "DELETE" and tries > 1 and answer.status_code == 404):

@@ -9,18 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote
 
+import httpx
+
 from rayal.client.connection import Connection, Pages, asked_pause
 from rayal.client.types import (
     ItemInfo,
     LabelInfo,
     LabelOutcome,
     LeaseInfo,
+    LeaseList,
     Pushed,
     Ranked,
+    ResolvedLabel,
 )
 
 MOST_ROWS = 1000  # of one body of items or labels
-MOST_BYTES = 6 << 20  # of one body of items; the service's limit is 10 MiB unless configured
+MOST_BYTES = {"items": 6 << 20, "labels": 3 << 17}  # of one body; the service takes 10 MiB, 512 KiB
 
 
 class LabelingCalls(Connection):
@@ -40,13 +44,13 @@ class LabelingCalls(Connection):
             How many were created and unchanged, and which were refused and why.
         """
         whole: Pushed = {"created": 0, "unchanged": 0, "conflicts": [], "rejected": []}
-        for body in bodies(items):
+        for body in bodies("items", items):
             path = f"{of(project)}/items"
             made = self.call("POST", path, content=body, headers=_JSON).json()
             whole["created"] += made["created"]
             whole["unchanged"] += made["unchanged"]
-            whole["conflicts"] += made.get("conflicts", [])
-            whole["rejected"] += made.get("rejected", [])
+            whole["conflicts"] += made["conflicts"]
+            whole["rejected"] += made["rejected"]
         return whole
 
     def put_item(self, project: str, item: Mapping[str, Any]) -> ItemInfo:
@@ -74,7 +78,11 @@ class LabelingCalls(Connection):
 
     def content(self, project: str, item: str) -> bytes:
         """Return an item as its annotator sees it: an image file, or a table row as JSON."""
-        return self.call("GET", f"{of(project)}/items/{item_key(item)}/content").content
+        return self.fetch(self.item(project, item)["content"])
+
+    def fetch(self, content: str) -> bytes:
+        """Return what the signed path of an item's content leads to."""
+        return self.call("GET", content).content
 
     def why(self, project: str, item: str) -> dict[str, Any]:
         """Return why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
@@ -114,19 +122,31 @@ class LabelingCalls(Connection):
             annotator: who holds them.
             count: most items to hold, at most 100.
             ttl: seconds until a lease expires; by default the project's.
-            wait: seconds to go on asking while nothing is ready, as often as the service says.
+            wait: seconds to go on asking while nothing is ready, as often as the service says;
+                a project that is finished is not waited for.
         """
+        end = time.monotonic() + wait
+        while True:
+            answer = self._leases(project, annotator, count, ttl)
+            made: LeaseList = answer.json()
+            left = end - time.monotonic()
+            if made["leases"] or left <= 0.0 or made.get("reason") == "finished":
+                return made["leases"]
+            time.sleep(min(max(asked_pause(answer), 0.2), left))
+
+    def lease_or_reason(
+        self, project: str, annotator: str, count: int = 1, *, ttl: float | None = None
+    ) -> LeaseList:
+        """Hold items as ``lease`` does, or say why there are none."""
+        return cast(LeaseList, self._leases(project, annotator, count, ttl).json())
+
+    def _leases(
+        self, project: str, annotator: str, count: int, ttl: float | None
+    ) -> httpx.Response:
         body: dict[str, Any] = {"annotator": annotator, "count": count}
         if ttl is not None:
             body["ttl_s"] = ttl
-        end = time.monotonic() + wait
-        while True:
-            answer = self.call("POST", f"{of(project)}/leases", json=body)
-            leases: list[LeaseInfo] = answer.json()["leases"]
-            left = end - time.monotonic()
-            if leases or left <= 0.0:
-                return leases
-            time.sleep(min(max(asked_pause(answer), 0.2), left))
+        return self.call("POST", f"{of(project)}/leases", json=body)
 
     def extend(self, project: str, lease: str, ttl: float) -> LeaseInfo:
         """Let a lease end only after so many seconds from now.
@@ -168,11 +188,11 @@ class LabelingCalls(Connection):
 
         Args:
             project: its name.
-            rows: each with item, annotator, and label or skip; a thousand go in one body.
+            rows: each with item, annotator, and label or skip; sent in bodies of a bounded size.
         """
         results: list[LabelOutcome] = []
-        for chunk in chunks(rows, MOST_ROWS):
-            answer = self.call("POST", f"{of(project)}/labels", json={"labels": chunk})
+        for body in bodies("labels", rows):
+            answer = self.call("POST", f"{of(project)}/labels", content=body, headers=_JSON)
             results += answer.json()["results"]
         return results
 
@@ -214,10 +234,10 @@ class LabelingCalls(Connection):
         query = {"since": since or None, "state": state, "limit": limit}
         return cast(Pages[LabelInfo], self.pages(f"{of(project)}/labels", "labels", query))
 
-    def resolved(self, project: str, *, limit: int | None = None) -> Pages[dict[str, Any]]:
+    def resolved(self, project: str, *, limit: int | None = None) -> Pages[ResolvedLabel]:
         """Return the labels that training sees: one of each item, by the project's agreement."""
         query = {"view": "resolved", "limit": limit}
-        return self.pages(f"{of(project)}/labels", "labels", query)
+        return cast(Pages[ResolvedLabel], self.pages(f"{of(project)}/labels", "labels", query))
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -234,35 +254,23 @@ def item_key(item: str) -> str:
     return f"{int.from_bytes(digest, 'little'):016x}"
 
 
-def chunks(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows in lists of at most ``size``."""
-    chunk: list[dict[str, Any]] = []
-    for row in rows:
-        chunk.append(dict(row))
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def bodies(items: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Yield bodies of items that neither have too many rows nor too many bytes."""
-    rows: list[bytes] = []
+def bodies(member: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Yield bodies that hold the rows under a member, none too many and none too large."""
+    texts: list[bytes] = []
     size = 0
-    for item in items:
-        row = json.dumps(dict(item)).encode()
-        if rows and (len(rows) == MOST_ROWS or size + len(row) > MOST_BYTES):
-            yield _items_body(rows)
-            rows, size = [], 0
-        rows.append(row)
-        size += len(row) + 1
-    if rows:
-        yield _items_body(rows)
+    for row in rows:
+        text = json.dumps(dict(row)).encode()
+        if texts and (len(texts) == MOST_ROWS or size + len(text) > MOST_BYTES[member]):
+            yield _body(member, texts)
+            texts, size = [], 0
+        texts.append(text)
+        size += len(text) + 1
+    if texts:
+        yield _body(member, texts)
 
 
-def _items_body(rows: Sequence[bytes]) -> bytes:
-    return b'{"items":[' + b",".join(rows) + b"]}"
+def _body(member: str, texts: Sequence[bytes]) -> bytes:
+    return b'{"%s":[%s]}' % (member.encode(), b",".join(texts))
 
 
 def _entry(item: str, annotator: str, lease: str | None, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import httpx
 
 from rayal.client.connection import ApiError, Pages
 from rayal.client.labeling import LabelingCalls, of
-from rayal.client.types import JobInfo, ModelInfo, Prediction, RoundInfo
+from rayal.client.types import CurveInfo, JobInfo, ModelInfo, Prediction, RoundInfo
 
 Progress = Callable[[Mapping[str, Any]], None]
 FINISHED = frozenset({"done", "failed", "cancelled"})
@@ -22,10 +22,10 @@ class RoundCalls(LabelingCalls):
 
     # -- rounds -----------------------------------------------------------------------------------
 
-    def rounds(self, project: str, *, limit: int | None = None) -> Pages[RoundInfo]:
-        """Return the rounds that have begun, the first one first."""
-        pages = self.pages(f"{of(project)}/rounds", "rounds", {"limit": limit})
-        return cast(Pages[RoundInfo], pages)
+    def rounds(self, project: str) -> list[RoundInfo]:
+        """Return the rounds in order; -1 is the initial choice."""
+        answer = self.call("GET", f"{of(project)}/rounds").json()
+        return cast(list[RoundInfo], answer["rounds"])
 
     def round(self, project: str, number: int) -> RoundInfo:
         """Return one round: its stage, what was asked and what came, its model and metrics."""
@@ -43,7 +43,8 @@ class RoundCalls(LabelingCalls):
         """
         body = {"reason": reason, "min_labels": min_labels}
         given = {k: v for k, v in body.items() if v is not None}
-        return cast(JobInfo, self.call("POST", f"{of(project)}/rounds:close", json=given).json())
+        answer = self.call("POST", f"{of(project)}/rounds:close", json=given)
+        return cast(JobInfo, answer.json()["job"])
 
     def wait_for_round(
         self,
@@ -87,16 +88,16 @@ class RoundCalls(LabelingCalls):
                 raise
             return None
 
-    def metrics(self, project: str) -> dict[str, Any]:
-        """Return the learning curve: labels, accuracy and calibration by round, and agreement."""
-        return cast(dict[str, Any], self.call("GET", f"{of(project)}/metrics").json())
+    def metrics(self, project: str) -> CurveInfo:
+        """Return the learning curve, the labels by annotator, and how far annotators agree."""
+        return cast(CurveInfo, self.call("GET", f"{of(project)}/metrics").json())
 
     # -- models -----------------------------------------------------------------------------------
 
-    def models(self, project: str, *, limit: int | None = None) -> Pages[ModelInfo]:
+    def models(self, project: str) -> list[ModelInfo]:
         """Return the versions of the model, the oldest first."""
-        pages = self.pages(f"{of(project)}/models", "models", {"limit": limit})
-        return cast(Pages[ModelInfo], pages)
+        answer = self.call("GET", f"{of(project)}/models").json()
+        return cast(list[ModelInfo], answer["models"])
 
     def model(self, project: str, version: str) -> ModelInfo:
         """Return one version."""
@@ -131,7 +132,7 @@ class RoundCalls(LabelingCalls):
         answer = self.call("POST", f"{of(project)}/predictions", json=given)
         made = answer.json()
         if answer.status_code == httpx.codes.ACCEPTED:
-            made = self.wait(made["job"], timeout=timeout)["result"]
+            made = self.wait(made["job"]["job"], timeout=timeout)["result"]
         return cast(list[Prediction], made["predictions"])
 
     # -- jobs -------------------------------------------------------------------------------------

@@ -1,37 +1,70 @@
-"""What the service's answers hold: plain dictionaries, as they came, with their members named."""
+"""What the service's answers hold: plain dictionaries, as they came, with their members named.
+
+Times are seconds since the epoch. An item's ``key`` is what URLs name it by.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
 
-class ProjectInfo(TypedDict):
-    """A project with its settings and how it stands."""
+class ProjectSummary(TypedDict):
+    """A project of a list."""
 
     name: str
     version: int
+    created_at: float
+
+
+class ProjectInfo(ProjectSummary):
+    """A project with its settings, and how it stands."""
+
+    pool: str
+    items: int
     settings: dict[str, Any]
-    counts: NotRequired[dict[str, int]]
+    counts: dict[str, int]
+    ready: int
+    model: str | None
+    job: str | None
 
 
 class ItemInfo(TypedDict):
-    """An item: its id, its key in URLs, and what is known of it."""
+    """An item, and how it stands; what it never was offered for is None."""
 
     id: str
     key: str
-    state: NotRequired[str]
-    round: NotRequired[int | None]
-    rank: NotRequired[int | None]
-    score: NotRequired[float | None]
+    state: str
+    round: int | None
+    rank: int | None
+    score: float | None
+    content: str
+
+
+class Ranked(TypedDict):
+    """An offered item in the order of its rank."""
+
+    id: str
+    key: str
+    round: int
+    rank: int
+    score: float | None
+
+
+class Refused(TypedDict):
+    """An item that was not added, and why."""
+
+    id: str
+    key: str
+    detail: str
 
 
 class Pushed(TypedDict):
-    """What became of pushed items; conflicts and rejections name theirs."""
+    """What became of pushed items: conflicts are ids known with another content."""
 
     created: int
     unchanged: int
-    conflicts: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
+    conflicts: list[Refused]
+    rejected: list[Refused]
 
 
 class Suggestion(TypedDict):
@@ -42,22 +75,39 @@ class Suggestion(TypedDict):
     model_version: str
 
 
+class LeasedItem(TypedDict):
+    """The item of a lease; ``content`` is a signed path that needs no token."""
+
+    id: str
+    key: str
+    content: str
+
+
 class LeaseInfo(TypedDict):
-    """An annotator's hold on an item until ``expires_at``, seconds since the epoch."""
+    """An annotator's hold on an item until ``expires_at``."""
 
     lease_id: str
-    item: dict[str, Any]
+    annotator: str
+    item: LeasedItem
+    round: int
     rank: int
     score: float | None
-    round: int
+    suggestion: Suggestion | None
     expires_at: float
-    suggestion: NotRequired[Suggestion | None]
+
+
+class LeaseList(TypedDict):
+    """Work for an annotator; where there is none, why."""
+
+    leases: list[LeaseInfo]
+    reason: NotRequired[Literal["training", "held", "finished", "nothing-offered"] | None]
 
 
 class LabelOutcome(TypedDict):
-    """What became of one label."""
+    """What became of one answer; ``label_id`` numbers the project's history."""
 
     item: str
+    key: str
     status: Literal[
         "accepted",
         "surplus",
@@ -70,7 +120,7 @@ class LabelOutcome(TypedDict):
     ]
     late: bool
     label_id: int | None
-    detail: NotRequired[str | None]
+    detail: str | None
 
 
 class LabelInfo(TypedDict):
@@ -78,24 +128,40 @@ class LabelInfo(TypedDict):
 
     label_id: int
     item: str
+    key: str
     annotator: str
     label: Any
     status: str
     late: bool
+    lease_id: str | None
+    reason: str | None
+    provenance: dict[str, Any]
+    superseded_by: int | None
     labeled_at: float
 
 
+class ResolvedLabel(TypedDict):
+    """The value that an item is trained on."""
+
+    item: str
+    key: str
+    label: Any
+
+
 class RoundInfo(TypedDict):
-    """A round: the stage it is at, what was asked for and what came, its model and metrics."""
+    """A round: what it works on, what was asked for and what came, its model and metrics."""
 
     n: int
     stage: str
     wanted: int
+    offered: int
     leased: int
     labeled: int
     skipped: int
+    conflict: int
+    labels: int
     model: str | None
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     error: str | None
 
 
@@ -105,6 +171,8 @@ class ModelInfo(TypedDict):
     version: str
     round: int
     active: bool
+    labels: int | None
+    metrics: dict[str, float | None]
     created_at: float
 
 
@@ -114,32 +182,46 @@ class Prediction(TypedDict):
     item: str | None
     label: Any
     probs: list[float]
+    score: float
 
 
-class Ranked(TypedDict):
-    """An offered item in the order of its rank."""
+class CurveInfo(TypedDict):
+    """The learning curve by round, labels by annotator, and how far annotators agree."""
 
-    item: str
-    rank: int
-    score: float | None
-    round: int
+    curve: list[dict[str, Any]]
+    annotators: dict[str, int]
+    agreement: dict[str, Any]
+    counts: dict[str, int]
 
 
 class JobInfo(TypedDict):
-    """Long work: its state is queued, running, done, failed or cancelled."""
+    """Long work."""
 
     job: str
+    project: str | None
     kind: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     progress: dict[str, Any] | None
     result: Any
     error: str | None
+    attempts: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
 
 
 class TokenInfo(TypedDict):
-    """An access token; ``token`` itself is in the answer to its creation and nowhere else."""
+    """An access token, without its secret."""
 
     token_id: str
     name: str
     scopes: list[str]
-    token: NotRequired[str]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+class TokenMade(TokenInfo):
+    """A new token: its text, which is None where this try only repeats one that was answered."""
+
+    token: str | None

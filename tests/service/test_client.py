@@ -258,6 +258,12 @@ def test_names_are_quoted(clock: Clock) -> None:
     )
 
 
+def test_the_signature_of_a_path_is_kept(clock: Clock) -> None:
+    told = Told(httpx.Response(200, content=b"png"))
+    assert client(told).fetch("/v1/projects/p/items/00/content?until=1&sig=ab%2B") == b"png"
+    assert told.requests[0].url.raw_path.endswith(b"/content?until=1&sig=ab%2B")
+
+
 def test_labels_go_in_bodies_of_a_thousand(clock: Clock) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         rows = json.loads(request.content)["labels"]
@@ -285,11 +291,12 @@ def test_pushed_bodies_are_bounded_and_summed(clock: Clock) -> None:
         )
 
     told = Told(answer)
-    items = [{"id": f"i{n}", "data": "x" * (MOST_BYTES // 3)} for n in range(5)]
+    most = MOST_BYTES["items"]
+    items = [{"id": f"i{n}", "data": "x" * (most // 3)} for n in range(5)]
     pushed = client(told).push("p", items)
     assert pushed["created"] == 4 and pushed["conflicts"] == [{"id": "i1"}]
-    assert all(len(r.content) <= MOST_BYTES + 100 for r in told.requests)
-    assert sum(len(json.loads(body)["items"]) for body in bodies(items)) == 5
+    assert all(len(r.content) <= most + 100 for r in told.requests)
+    assert sum(len(json.loads(body)["items"]) for body in bodies("items", items)) == 5
 
 
 def test_a_lease_is_waited_for_as_the_service_says(clock: Clock) -> None:
@@ -300,6 +307,10 @@ def test_a_lease_is_waited_for_as_the_service_says(clock: Clock) -> None:
     assert len(set(told.keys)) == 3  # each question is a call of its own
     assert client(Told(none)).lease("p", "ann", wait=10.0) == []
     assert client(Told(none)).lease("p", "ann") == []
+    assert clock.sleeps == [4.0, 4.0, 4.0, 4.0, 2.0]
+    over = httpx.Response(200, json={"leases": [], "reason": "finished"})
+    assert client(Told(over)).lease("p", "ann", wait=60.0) == []
+    assert client(Told(over)).lease_or_reason("p", "ann")["reason"] == "finished"
 
 
 def test_a_round_is_waited_for(clock: Clock) -> None:
@@ -327,9 +338,9 @@ def test_a_round_that_fails_or_does_not_come(clock: Clock) -> None:
 
 
 def test_many_predictions_are_a_job_that_is_waited_for(clock: Clock) -> None:
-    rows = [{"item": "a", "label": "cat", "probs": [0.9, 0.1]}]
+    rows: Any = [{"item": "a", "label": "cat", "probs": [0.9, 0.1]}]
     told = Told(
-        httpx.Response(202, json={"job": "j1", "state": "queued"}),
+        httpx.Response(202, json={"job": {"job": "j1", "state": "queued"}}),
         httpx.Response(200, json={"job": "j1", "state": "running", "progress": {}}),
         httpx.Response(200, json={"job": "j1", "state": "done", "result": {"predictions": rows}}),
     )

@@ -1,0 +1,265 @@
+"""The commands ``rayal remote …``: what an annotator or a tool does over HTTP, from a shell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayal.errors import LabelError, SettingsError
+from rayal.remote_files import answers_of, items_of
+
+if TYPE_CHECKING:
+    from rayal.client import Client
+
+remote = typer.Typer(no_args_is_help=True, help="Work with a service over HTTP.")
+tokens = typer.Typer(no_args_is_help=True, help="Access tokens of the service.")
+remote.add_typer(tokens, name="token")
+
+Url = Annotated[str, typer.Option("--url", envvar="RAYAL_URL", help="Of the service.")]
+Token = Annotated[str | None, typer.Option("--token", envvar="RAYAL_TOKEN", help="Access token.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Name = Annotated[str, typer.Argument(metavar="PROJECT")]
+Item = Annotated[str, typer.Argument(metavar="ITEM", help="Id of the item.")]
+Annotator = Annotated[str, typer.Option(help="Who labels.")]
+HERE = "http://127.0.0.1:8000"
+
+
+@remote.command()
+def projects(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
+    """List the projects that the token may see."""
+    with _client(url, token) as client:
+        _show(list(client.projects()), json_)
+
+
+@remote.command()
+def create(
+    settings: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The project's settings.")],
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Make a project, or find it there with the same settings."""
+    from rayal.yamlfile import read_mapping
+
+    with _client(url, token) as client:
+        _show(client.create_project(read_mapping(settings)), json_)
+
+
+@remote.command()
+def push(
+    project: Name,
+    source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="Images, .csv or .jsonl.")],
+    id_: Annotated[str, typer.Option("--id", help="Column of the ids in a .csv file.")] = "id",
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Add the images of a folder, or the rows of a table; what is there already stays."""
+    with _client(url, token) as client:
+        _show(client.push(project, items_of(source, id_)), json_)
+
+
+@remote.command()
+def lease(
+    project: Name,
+    annotator: Annotator = "me",
+    count: Annotated[int, typer.Option(min=1, max=100, help="Most items.")] = 1,
+    ttl: Annotated[float | None, typer.Option(help="Seconds until a lease expires.")] = None,
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Hold the next items that want a label; those held already come first."""
+    with _client(url, token) as client:
+        made = client.lease_or_reason(project, annotator, count, ttl=ttl)
+        if json_ or not made["leases"]:
+            _show(made, json_)
+            return
+        _show([_lease_line(row, client.url) for row in made["leases"]], json_)
+
+
+@remote.command()
+def label(
+    project: Name,
+    item: Annotated[str | None, typer.Argument(metavar="[ITEM", help="Id of the item.")] = None,
+    value: Annotated[str | None, typer.Argument(metavar="LABEL]", help="Its label.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="LABELS.csv", help="Columns id and label.")
+    ] = None,
+    annotator: Annotator = "me",
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Label an item, or all items of a CSV file; a label that does not fit is named."""
+    answers: dict[str, str] = {}
+    if from_ is not None and item is None:
+        answers = answers_of(from_)
+    elif from_ is None and item is not None and value is not None:
+        answers = {item: value}
+    else:
+        raise SettingsError(
+            "say which item has which label (rayal remote label PROJECT ITEM LABEL), or give "
+            "--from LABELS.csv with the columns id and label"
+        )
+    with _client(url, token) as client:
+        outcomes = client.label(project, annotator, answers)
+    _show(outcomes, json_)
+    refused = sum(row["status"] == "rejected" for row in outcomes)
+    if refused:
+        raise LabelError(f"{refused} of {len(outcomes)} labels were rejected; detail says why")
+
+
+@remote.command()
+def skip(
+    project: Name,
+    item: Item,
+    reason: Annotated[str | None, typer.Option(help="Why it cannot be labeled.")] = None,
+    annotator: Annotator = "me",
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Say that an annotator cannot label an item."""
+    with _client(url, token) as client:
+        _show(client.skip(project, annotator, item, reason=reason), json_)
+
+
+@remote.command()
+def rounds(project: Name, url: Url = HERE, token: Token = None, json_: Json = False) -> None:
+    """Show the rounds: stage, labels, metrics."""
+    with _client(url, token) as client:
+        rows = client.rounds(project)
+    _show(rows if json_ else [_round_line(row) for row in rows], json_)
+
+
+@remote.command()
+def close(
+    project: Name,
+    reason: Annotated[str | None, typer.Option(help="Kept in the history.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the next batch is offered.")] = False,
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Begin the next round with the labels there are."""
+    with _client(url, token) as client:
+        job = client.close_round(project, reason=reason)
+        _show(client.wait(job["job"]) if wait else job, json_)
+
+
+@remote.command()
+def status(project: Name, url: Url = HERE, token: Token = None, json_: Json = False) -> None:
+    """Show a project: its settings, items by state, rounds, and unfinished job."""
+    with _client(url, token) as client:
+        info, rows = client.project(project), client.rounds(project)
+    lines: Any = rows if json_ else [_round_line(row) for row in rows]
+    _show({**info, "rounds": lines}, json_)
+
+
+@remote.command()
+def why(
+    project: Name, item: Item, url: Url = HERE, token: Token = None, json_: Json = False
+) -> None:
+    """Show why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
+    with _client(url, token) as client:
+        _show(client.why(project, item), json_)
+
+
+@remote.command()
+def predict(
+    project: Name,
+    items: Annotated[list[str], typer.Argument(metavar="ITEM…", help="Ids of the items.")],
+    model: Annotated[str, typer.Option(help="Version.")] = "active",
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Show what a model says of items."""
+    with _client(url, token) as client:
+        rows = client.predict(project, items=items, model=model)
+    plain = [{k: row[k] for k in ("item", "label", "score")} for row in rows]
+    _show(rows if json_ else plain, json_)
+
+
+@remote.command()
+def jobs(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]")] = None,
+    project: Annotated[str | None, typer.Option(help="Whose jobs.")] = None,
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """List jobs, or show one."""
+    with _client(url, token) as client:
+        _show(list(client.jobs(project)) if job is None else client.job(job), json_)
+
+
+@tokens.command("create")
+def create_token(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[
+        list[str], typer.Option(help="admin, or project:NAME:write, :label or :read; repeatable.")
+    ],
+    ttl: Annotated[float | None, typer.Option(help="Seconds until it expires.")] = None,
+    url: Url = HERE,
+    token: Token = None,
+    json_: Json = False,
+) -> None:
+    """Make a token; its text is shown this once."""
+    with _client(url, token) as client:
+        _show(client.create_token(name, scope, ttl=ttl), json_)
+
+
+@tokens.command("list")
+def list_tokens(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
+    """List the tokens, without their secrets."""
+    with _client(url, token) as client:
+        _show(client.tokens(), json_)
+
+
+@tokens.command("revoke")
+def revoke_token(
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN_ID")],
+    url: Url = HERE,
+    token: Token = None,
+) -> None:
+    """Let a token be refused from now on."""
+    with _client(url, token) as client:
+        client.revoke_token(token_id)
+
+
+def _client(url: str, token: str | None) -> Client:
+    from rayal.client import Client
+
+    if token is None:
+        raise SettingsError("no token is given; set RAYAL_TOKEN, or say --token")
+    return Client(url, token)
+
+
+def _show(value: Any, as_json: bool) -> None:
+    from rayal.display import show
+
+    show(value, as_json=as_json)
+
+
+def _lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
+    said = row["suggestion"]
+    return {
+        "item": row["item"]["id"],
+        "rank": row["rank"],
+        "round": row["round"],
+        "suggestion": "" if said is None else said["label"],
+        "lease": row["lease_id"],
+        "content": url + row["item"]["content"],
+    }
+
+
+def _round_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("n", "stage", "wanted", "labeled", "labels", "model")
+    metrics = {k: "" if v is None else f"{v:.4f}" for k, v in row["metrics"].items()}
+    failed = {} if row["error"] is None else {"error": row["error"]}
+    return {**{name: row[name] for name in names}, **metrics, **failed}

@@ -1,0 +1,59 @@
+"""What a folder or file on this machine holds for a service: items to push, labels to send."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rayal.errors import LabelError, PoolError
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+
+def items_of(source: Path, id_: str) -> Iterator[dict[str, Any]]:
+    """Yield what a folder of images, a CSV file or JSON lines hold, as items to push."""
+    if source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES):
+            data = base64.b64encode(path.read_bytes()).decode()
+            yield {"id": path.relative_to(source).as_posix(), "data": data}
+    elif source.suffix == ".csv":
+        for number, row in enumerate(_rows(source, id_), start=2):
+            yield {"id": row.pop(id_), "features": _numbers(row, f"{source}, line {number}")}
+    elif source.suffix == ".jsonl":
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                yield dict(json.loads(line))
+            except (ValueError, TypeError):
+                raise PoolError(f"{source}, line {number} is no JSON object") from None
+    else:
+        raise PoolError(f"{source} is neither a folder of images, nor a .csv or .jsonl file")
+
+
+def answers_of(path: Path) -> dict[str, str]:
+    """Return the labels of a CSV file by item."""
+    answers: dict[str, str] = {}
+    for row in _rows(path, "id", "label"):
+        if row["id"] in answers:
+            raise LabelError(f"{path} labels item {row['id']!r} twice; give one label")
+        answers[row["id"]] = row["label"]
+    return answers
+
+
+def _rows(path: Path, *needed: str) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in needed if name not in (reader.fieldnames or ())]
+        if missing:
+            raise PoolError(f"{path} has no column {missing[0]!r}, but {reader.fieldnames}")
+        yield from reader
+
+
+def _numbers(row: Mapping[str, str], where: str) -> dict[str, float]:
+    try:
+        return {name: float(text) for name, text in row.items()}
+    except (TypeError, ValueError) as error:
+        raise PoolError(f"{where}: {error}; features are numbers") from None
