@@ -57,9 +57,17 @@ def push(
     token: Token = None,
     json_: Json = False,
 ) -> None:
-    """Add the images of a folder, or the rows of a table; what is there already stays."""
+    """Add the images of a folder, the rows of a table, or the items of JSON lines.
+
+    What is there already stays as it is.
+    """
     with _client(url, token) as client:
-        _show(client.push(project, items_of(source, id_)), json_)
+        if source.suffix == ".jsonl" and source.is_file():
+            made = client.push_file(project, source)
+            pushed = client.wait(made["job"])["result"] if "job" in made else made
+        else:
+            pushed = client.push(project, items_of(source, id_))
+        _show(pushed, json_)
 
 
 @remote.command()
@@ -183,6 +191,13 @@ def predict(
         rows = client.predict(project, items=items, model=model)
     plain = [{k: row[k] for k in ("item", "label", "score")} for row in rows]
     _show(rows if json_ else plain, json_)
+
+
+@remote.command()
+def models(project: Name, url: Url = HERE, token: Token = None, json_: Json = False) -> None:
+    """List the versions of the model."""
+    with _client(url, token) as client:
+        _show(client.models(project), json_)
 
 
 @remote.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", "
 
 
 def items_of(source: Path, id_: str) -> Iterator[dict[str, Any]]:
-    """Yield what a folder of images, a CSV file or JSON lines hold, as items to push."""
+    """Yield what a folder of images or a CSV file of numbers holds, as items to push."""
     if source.is_dir():
         for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES):
             data = base64.b64encode(path.read_bytes()).decode()
@@ -23,12 +22,6 @@ def items_of(source: Path, id_: str) -> Iterator[dict[str, Any]]:
     elif source.suffix == ".csv":
         for number, row in enumerate(_rows(source, id_), start=2):
             yield {"id": row.pop(id_), "features": _numbers(row, f"{source}, line {number}")}
-    elif source.suffix == ".jsonl":
-        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                yield dict(json.loads(line))
-            except (ValueError, TypeError):
-                raise PoolError(f"{source}, line {number} is no JSON object") from None
     else:
         raise PoolError(f"{source} is neither a folder of images, nor a .csv or .jsonl file")
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 from urllib.parse import urlsplit
@@ -155,7 +156,7 @@ class Connection:
         json: Any = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
+        content: bytes | Path | None = None,
     ) -> httpx.Response:
         """Return the answer to one call, tried again as long as that may help.
 
@@ -165,7 +166,7 @@ class Connection:
             json: body.
             params: of the query; those that are None are left out.
             headers: further ones.
-            content: body as bytes, in place of ``json``.
+            content: in place of ``json`` a body as bytes, or the file that holds it.
 
         Raises:
             ApiError: the service refused, or did not answer.
@@ -174,20 +175,25 @@ class Connection:
         if method in {"POST", "PATCH"}:
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
         query = {k: v for k, v in (params or {}).items() if v is not None}
-        request = self._http.build_request(
-            method, path, json=json, params=query or None, headers=sent, content=content
-        )
+
+        def request() -> httpx.Request:
+            body = blocks(content) if isinstance(content, Path) else content
+            return self._http.build_request(
+                method, path, json=json, params=query or None, headers=sent, content=body
+            )
+
         answer, tries = self._answered(request)
         if answer.is_success or (method == "DELETE" and tries > 1 and answer.status_code == 404):
             return answer  # what a lost answer deleted is gone
-        raise refusal(request, answer)
+        raise refusal(method, path, answer)
 
-    def _answered(self, request: httpx.Request) -> tuple[httpx.Response, int]:
+    def _answered(self, made: Callable[[], httpx.Request]) -> tuple[httpx.Response, int]:
         """Return the last answer and the number of tries that it took."""
         started, tries = time.monotonic(), 0
         while True:
             tries += 1
             answer: httpx.Response | None = None
+            request = made()
             try:
                 answer = self._http.send(request)
                 fault = f"{answer.status_code} {answer.reason_phrase}".strip()
@@ -254,7 +260,14 @@ def asked_pause(answer: httpx.Response) -> float:
         return 0.0
 
 
-def refusal(request: httpx.Request, answer: httpx.Response) -> ApiError:
+def blocks(file: Path) -> Iterator[bytes]:
+    """Yield what a file holds, a megabyte at a time."""
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            yield block
+
+
+def refusal(method: str, path: str, answer: httpx.Response) -> ApiError:
     """Return the error that an answer stands for, with a sentence of what, where and why."""
     problem = _problem(answer)
     named = str(problem.get("type", "")).removeprefix(PROBLEM) or "no problem document"
@@ -263,7 +276,7 @@ def refusal(request: httpx.Request, answer: httpx.Response) -> ApiError:
         f"; {e.get('pointer', '')}: {e.get('detail', '')}" for e in problem.get("errors") or ()
     )
     known = f" (request {problem['request_id']})" if problem.get("request_id") else ""
-    sentence = f"{request.method} {request.url.path}: {answer.status_code} {named}: {why}"
+    sentence = f"{method} {path.partition('?')[0]}: {answer.status_code} {named}: {why}"
     return ApiError(f"{sentence}{where}{known}", named, status=answer.status_code, problem=problem)
 
 

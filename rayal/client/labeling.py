@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ import httpx
 from rayal.client.connection import Connection, Pages, asked_pause
 from rayal.client.types import (
     ItemInfo,
+    JobInfo,
     LabelInfo,
     LabelOutcome,
     LeaseInfo,
@@ -38,7 +40,8 @@ class LabelingCalls(Connection):
         Args:
             project: its name.
             items: each with ``id`` and one of ``data`` (an encoded image, base64), ``uri`` or
-                ``features``; sent in bodies of a bounded size.
+                ``features``, and ``role: test`` if it is only measured on; sent in bodies of a
+                bounded size.
 
         Returns:
             How many were created and unchanged, and which were refused and why.
@@ -53,10 +56,25 @@ class LabelingCalls(Connection):
             whole["rejected"] += made["rejected"]
         return whole
 
-    def put_item(self, project: str, item: Mapping[str, Any]) -> ItemInfo:
+    def push_file(self, project: str, file: Path) -> Pushed | JobInfo:
+        """Add the items of a file of JSON lines as one snapshot, the way to bring a large pool.
+
+        Args:
+            project: its name.
+            file: an item a line, as ``push`` takes them; it is streamed.
+
+        Returns:
+            What became of the items, or the job that takes them; ``wait`` for it.
+        """
+        lines = {"Content-Type": "application/x-ndjson"}
+        answer = self.call("POST", f"{of(project)}/items", content=file, headers=lines)
+        made = answer.json()
+        return cast(JobInfo, made["job"]) if answer.status_code == 202 else cast(Pushed, made)
+
+    def put_item(self, project: str, item: Mapping[str, Any]) -> Pushed:
         """Add one item, or find it there with the same content."""
         path = f"{of(project)}/items/{item_key(item['id'])}"
-        return cast(ItemInfo, self.call("PUT", path, json=dict(item)).json())
+        return cast(Pushed, self.call("PUT", path, json=dict(item)).json())
 
     def items(
         self, project: str, *, state: str | None = None, limit: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -130,17 +131,17 @@ class RoundCalls(LabelingCalls):
         body = {"items": items, "inputs": inputs, "model": model}
         given = {k: v for k, v in body.items() if v is not None}
         answer = self.call("POST", f"{of(project)}/predictions", json=given)
-        made = answer.json()
-        if answer.status_code == httpx.codes.ACCEPTED:
-            made = self.wait(made["job"]["job"], timeout=timeout)["result"]
-        return cast(list[Prediction], made["predictions"])
+        if answer.status_code != httpx.codes.ACCEPTED:
+            return cast(list[Prediction], answer.json()["predictions"])
+        job = self.wait(answer.json()["job"]["job"], timeout=timeout)
+        return cast(list[Prediction], self.result(job["job"]))
 
     # -- jobs -------------------------------------------------------------------------------------
 
     def jobs(
         self, project: str | None = None, *, state: str | None = None, limit: int | None = None
     ) -> Pages[JobInfo]:
-        """Return jobs, the newest first.
+        """Return jobs, in the order in which they were asked for.
 
         Args:
             project: whose; by default of all that the token may see.
@@ -152,11 +153,20 @@ class RoundCalls(LabelingCalls):
 
     def job(self, job: str) -> JobInfo:
         """Return a job: its state, progress, and what it came to."""
-        return cast(JobInfo, self.call("GET", f"/v1/jobs/{quote(job, safe='')}").json())
+        return cast(JobInfo, self.call("GET", _job(job)).json())
 
-    def cancel(self, job: str) -> None:
-        """End a job; what it has committed stays."""
-        self.call("DELETE", f"/v1/jobs/{quote(job, safe='')}")
+    def result(self, job: str) -> list[dict[str, Any]]:
+        """Return the rows that a job has made, as one of many predictions does."""
+        text = self.call("GET", f"{_job(job)}/result").text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def cancel(self, job: str) -> JobInfo:
+        """Let a job not be done, or stop soon; what it has committed stays."""
+        return cast(JobInfo, self.call("DELETE", _job(job)).json())
+
+    def retry(self, job: str) -> JobInfo:
+        """Let a failed or cancelled job be done after all."""
+        return cast(JobInfo, self.call("POST", f"{_job(job)}:retry", json={}).json()["job"])
 
     def wait(
         self,
@@ -187,6 +197,10 @@ class RoundCalls(LabelingCalls):
             if row["state"] in FINISHED:
                 raise ApiError(f"job {job} is {row['state']}: {row['error']}", "failed")
             _pause(end, poll, f"job {job} is {row['state']} after {timeout:.0f} s")
+
+
+def _job(job: str) -> str:
+    return f"/v1/jobs/{quote(job, safe='')}"
 
 
 def _pause(end: float, poll: float, late: str) -> None:

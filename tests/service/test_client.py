@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -338,10 +339,30 @@ def test_a_round_that_fails_or_does_not_come(clock: Clock) -> None:
 
 
 def test_many_predictions_are_a_job_that_is_waited_for(clock: Clock) -> None:
-    rows: Any = [{"item": "a", "label": "cat", "probs": [0.9, 0.1]}]
+    rows: Any = [{"item": i, "label": "cat", "probs": [0.9, 0.1]} for i in "ab"]
     told = Told(
         httpx.Response(202, json={"job": {"job": "j1", "state": "queued"}}),
         httpx.Response(200, json={"job": "j1", "state": "running", "progress": {}}),
-        httpx.Response(200, json={"job": "j1", "state": "done", "result": {"predictions": rows}}),
+        httpx.Response(200, json={"job": "j1", "state": "done", "result": {"rows": 2}}),
+        httpx.Response(200, content=b"\n".join(json.dumps(row).encode() for row in rows)),
     )
-    assert client(told).predict("p", items=["a"]) == rows
+    assert client(told).predict("p", items=["a", "b"]) == rows
+    assert told.requests[-1].url.path == "/v1/jobs/j1/result"
+
+
+def test_a_file_is_streamed_again_with_every_try(clock: Clock, tmp_path: Path) -> None:
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.read())
+        if len(bodies) < 3:
+            return httpx.Response(503)
+        return httpx.Response(202, json={"job": {"job": "j1", "state": "queued"}})
+
+    file = tmp_path / "items.jsonl"
+    file.write_bytes(b'{"id": "a", "features": [1]}\n' * 100_000)
+    told = Told(answer)
+    made: Any = client(told).push_file("p", file)
+    assert made["job"] == "j1"
+    assert bodies == [file.read_bytes()] * 3 and len(set(told.keys)) == 1
+    assert told.requests[0].headers["content-type"] == "application/x-ndjson"
