@@ -63,8 +63,7 @@ def push(
     """
     with _client(url, token) as client:
         if source.suffix == ".jsonl" and source.is_file():
-            made = client.push_file(project, source)
-            pushed = client.wait(made["job"])["result"] if "job" in made else made
+            pushed = client.push_file(project, source)
         else:
             pushed = client.push(project, items_of(source, id_))
         _show(pushed, json_)

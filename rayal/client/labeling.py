@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ import httpx
 from rayal.client.connection import Connection, Pages, asked_pause
 from rayal.client.types import (
     ItemInfo,
-    JobInfo,
     LabelInfo,
     LabelOutcome,
     LeaseInfo,
@@ -55,21 +53,6 @@ class LabelingCalls(Connection):
             whole["conflicts"] += made["conflicts"]
             whole["rejected"] += made["rejected"]
         return whole
-
-    def push_file(self, project: str, file: Path) -> Pushed | JobInfo:
-        """Add the items of a file of JSON lines as one snapshot, the way to bring a large pool.
-
-        Args:
-            project: its name.
-            file: an item a line, as ``push`` takes them; it is streamed.
-
-        Returns:
-            What became of the items, or the job that takes them; ``wait`` for it.
-        """
-        lines = {"Content-Type": "application/x-ndjson"}
-        answer = self.call("POST", f"{of(project)}/items", content=file, headers=lines)
-        made = answer.json()
-        return cast(JobInfo, made["job"]) if answer.status_code == 202 else cast(Pushed, made)
 
     def put_item(self, project: str, item: Mapping[str, Any]) -> Pushed:
         """Add one item, or find it there with the same content."""

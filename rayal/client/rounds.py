@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ import httpx
 
 from rayal.client.connection import ApiError, Pages
 from rayal.client.labeling import LabelingCalls, of
-from rayal.client.types import CurveInfo, JobInfo, ModelInfo, Prediction, RoundInfo
+from rayal.client.types import CurveInfo, JobInfo, ModelInfo, Prediction, Pushed, RoundInfo
 
 Progress = Callable[[Mapping[str, Any]], None]
 FINISHED = frozenset({"done", "failed", "cancelled"})
@@ -135,6 +136,29 @@ class RoundCalls(LabelingCalls):
             return cast(list[Prediction], answer.json()["predictions"])
         job = self.wait(answer.json()["job"]["job"], timeout=timeout)
         return cast(list[Prediction], self.result(job["job"]))
+
+    def push_file(
+        self,
+        project: str,
+        file: Path,
+        *,
+        timeout: float = 3600.0,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Add the items of a file of JSON lines as one snapshot, the way to bring a large pool.
+
+        Args:
+            project: its name.
+            file: an item a line, as ``push`` takes them; it is streamed.
+            timeout: seconds to wait for the job that takes a long file.
+            progress: called with that job each time it was asked for.
+        """
+        lines = {"Content-Type": "application/x-ndjson"}
+        answer = self.call("POST", f"{of(project)}/items", content=file, headers=lines)
+        if answer.status_code != httpx.codes.ACCEPTED:
+            return cast(Pushed, answer.json())
+        job = answer.json()["job"]["job"]
+        return cast(Pushed, self.wait(job, timeout=timeout, progress=progress)["result"])
 
     # -- jobs -------------------------------------------------------------------------------------
 
