@@ -18,15 +18,16 @@ from rayal.cli import app
 from rayal.config import load
 from rayal.console import strategy_markdown
 from rayal.registry import strategies
+from rayal.remote import remote
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def _examples(suffix: str) -> list[Path]:
-    """Return the examples; the one that needs a cluster runs with the fault tests."""
+    """Return the examples; those that need a cluster or a service run in tests of these."""
     found = sorted((ROOT / "examples").glob(f"*.{suffix}"))
-    return [path for path in found if path.name != "submit_job.py"]
+    return [path for path in found if path.stem not in ("submit_job", "label_over_http")]
 
 
 def test_the_readme_table_is_the_registry() -> None:
@@ -39,7 +40,17 @@ def test_the_readme_table_is_the_registry() -> None:
 def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     entries = app.registered_commands
     commands = {c.name or c.callback.__name__ for c in entries if c.callback is not None}
+    commands |= {str(group.name) for group in app.registered_groups}
     assert commands == set(re.findall(r"^\| `rayal ([a-z]+)", README, re.M))
+
+
+def test_every_remote_verb_is_in_the_readme_and_the_other_way_round() -> None:
+    shown = re.search(r"^\| `rayal remote .*", README, re.M)
+    assert shown is not None
+    entries = remote.registered_commands
+    verbs = {c.name or c.callback.__name__ for c in entries if c.callback is not None}
+    verbs |= {str(group.name) for group in remote.registered_groups}
+    assert verbs == set(re.findall(r"`([a-z]+)`", shown[0]))
 
 
 def test_the_settings_in_the_readme_load() -> None:
