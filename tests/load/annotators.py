@@ -1,0 +1,163 @@
+"""Annotators that lease, think and label over HTTP, and what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+LATE = 30.0  # seconds that a call may take
+
+
+@dataclass
+class Seen:
+    """What annotators saw of a service, added up.
+
+    Attributes:
+        statuses: answers by route and status; 0 where no answer came.
+        seconds: what answers of 2xx took, by route.
+        unexplained: answers of 429 and 503 without Retry-After.
+        holders: item to the leases it was given under, by annotator.
+        accepted: item to annotator and label_id, of answers with the status accepted.
+        outcomes: answers to labels by their status.
+        empty: answers without a lease.
+    """
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    unexplained: int = 0
+    holders: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    accepted: dict[tuple[str, str], int] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    empty: int = 0
+
+    def hold(self, annotator: str, lease: Mapping[str, Any]) -> None:
+        """Note a lease."""
+        held = self.holders.setdefault(lease["item"]["id"], {})
+        held.setdefault(annotator, set()).add(lease["lease_id"])
+
+    def doubled(self, labels_per_item: int) -> list[str]:
+        """Return the items that more annotators held than they need, or one held twice.
+
+        No lease expires within a run and none is given back, so an item that was held is either
+        still held or labeled.
+        """
+        return [
+            item
+            for item, by in self.holders.items()
+            if len(by) > labels_per_item or any(len(leases) > 1 for leases in by.values())
+        ]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How annotators work.
+
+    Args:
+        url: of the service.
+        project: its name.
+        tokens: one for each annotator.
+        think: seconds between a lease and its label.
+        seconds: how long they work.
+        prefix: of the annotators' names.
+        value: the label that everybody gives.
+    """
+
+    url: str
+    project: str
+    tokens: Sequence[str]
+    think: float
+    seconds: float
+    prefix: str = "annotator"
+    value: str = "a"
+
+    def run(self) -> tuple[Seen, float]:
+        """Let all annotators work at once; return what they saw and the seconds it took."""
+        return asyncio.run(self._run())
+
+    async def _run(self) -> tuple[Seen, float]:
+        seen = Seen()
+        started = time.monotonic()
+        end = started + self.seconds
+        work = [self._annotate(n, token, seen, end) for n, token in enumerate(self.tokens)]
+        await asyncio.gather(*work)
+        return seen, time.monotonic() - started
+
+    async def _annotate(self, number: int, token: str, seen: Seen, end: float) -> None:
+        name, path = f"{self.prefix}-{number}", f"/v1/projects/{self.project}"
+        await asyncio.sleep(random.uniform(0.0, min(2.0, self.seconds / 4)))  # not all at once
+        async with httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=LATE,
+            trust_env=False,
+        ) as http:
+            while time.monotonic() < end:
+                body: dict[str, Any] = {"annotator": name, "count": 1}
+                answer = await self._tried(http, "lease", f"{path}/leases", body, seen, end)
+                leases = answer["leases"] if answer else []
+                if answer and not leases:
+                    seen.empty += 1
+                for lease in leases:
+                    seen.hold(name, lease)
+                await asyncio.sleep(self.think * random.uniform(0.5, 1.5))
+                if leases:
+                    await self._label(http, name, leases, seen)
+
+    async def _label(
+        self, http: httpx.AsyncClient, name: str, leases: Sequence[Any], seen: Seen
+    ) -> None:
+        """Label what is held; whoever holds something also says it, even when time is over."""
+        path = f"/v1/projects/{self.project}/labels"
+        told = [
+            {
+                "item": lease["item"]["id"],
+                "label": self.value,
+                "annotator": name,
+                "lease_id": lease["lease_id"],
+            }
+            for lease in leases
+        ]
+        over = time.monotonic() + LATE
+        answer = await self._tried(http, "label", path, {"labels": told}, seen, over)
+        for result in answer["results"] if answer else []:
+            seen.outcomes[result["status"]] += 1
+            if result["status"] == "accepted":
+                seen.accepted[result["item"], name] = result["label_id"]
+
+    async def _tried(
+        self, http: httpx.AsyncClient, route: str, path: str, body: Any, seen: Seen, end: float
+    ) -> Any:
+        """Return the answer to one call, tried again with one key until time is over."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        while True:
+            started = time.monotonic()
+            try:
+                answer = await http.post(path, json=body, headers=headers)
+            except httpx.TransportError:
+                seen.statuses[route, 0] += 1
+                pause = 1.0
+            else:
+                seen.statuses[route, answer.status_code] += 1
+                if answer.is_success:
+                    seen.seconds[route].append(time.monotonic() - started)
+                    return answer.json()
+                asked = answer.headers.get("Retry-After")
+                seen.unexplained += answer.status_code in (429, 503) and asked is None
+                pause = float(asked or 1.0)
+            if time.monotonic() + pause > end:
+                return None
+            await asyncio.sleep(pause * random.uniform(1.0, 1.5))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values does not exceed."""
+    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)] if values else math.nan
