@@ -1,0 +1,102 @@
+"""What the API stands on: the ledger, the pools, and where networks run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from rayal.engine.pool import Pool
+from rayal.labels import ClassLabel, NumberLabel
+from rayal.project import Ledger, ProjectRow
+from rayal.service.limits import Limits
+from rayal.service.pools import PoolItems, label_kind_of
+from rayal.service.uris import Prefixes
+
+if TYPE_CHECKING:
+    from rayal.service.settings import ServiceSettings
+
+SECRET = "secret"  # the file of the key that signs URLs
+_POOLS = 32  # snapshots kept open
+
+Ask = Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the handlers of the API use.
+
+    Args:
+        ledger: of the storage root.
+        limits: what a client may ask for.
+        prefixes: what may be read on behalf of clients.
+        secret: the key that signs URLs and cursors.
+        predict: forwards a prediction to where committees are.
+        query: forwards a stateless selection to the same place.
+        clock: seconds since the epoch, for tokens and signed URLs.
+    """
+
+    ledger: Ledger
+    limits: Limits
+    prefixes: Prefixes
+    secret: bytes
+    predict: Ask
+    query: Ask
+    clock: Callable[[], float] = time.time
+    _pools: OrderedDict[tuple[str, int], PoolItems] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def items(self, project: ProjectRow) -> PoolItems:
+        """Return the latest snapshot of a project's pool, opened once."""
+        record = self.ledger.snapshot(project.pool)
+        named = (record.pool, record.number)
+        with self._lock:
+            items = self._pools.pop(named, None) or PoolItems(Pool(self.ledger.root, record))
+            self._pools[named] = items
+            if len(self._pools) > _POOLS:
+                self._pools.popitem(last=False)
+        return items
+
+    def labels(self, project: ProjectRow) -> ClassLabel | NumberLabel:
+        """Return what the answers of a project look like."""
+        classes = project.settings.get("task", {}).get("classes")
+        return label_kind_of(self.items(project).pool, classes)
+
+
+def open_backend(settings: ServiceSettings, *, predict: Ask, query: Ask) -> Backend:
+    """Return the backend of a storage root, which is made on first use."""
+    root = Path(settings.storage)
+    ledger = Ledger(root, database=settings.database)
+    sources, given = settings.sources, settings.limits
+    return Backend(
+        ledger=ledger,
+        limits=Limits(**given.model_dump()),
+        prefixes=Prefixes(sources.paths, sources.urls, sources.private),
+        secret=read_secret(root),
+        predict=predict,
+        query=query,
+    )
+
+
+def read_secret(root: Path) -> bytes:
+    """Return the key of a storage root, made by whoever asks first; only its owner may read it."""
+    path = root / SECRET
+    if not path.exists():
+        draft = root / f".{SECRET}-{secrets.token_hex(8)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(secrets.token_bytes(32))
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(draft, path)  # the first one stands
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_bytes()
