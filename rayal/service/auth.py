@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rayal.project.records import TokenRow
 
 PREFIX = "ryl_"
-PROJECT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # names of projects, in paths and scopes
+PROJECT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # names of projects, in paths and scopes
 SCOPE = rf"^(admin|project:{PROJECT}:(write|label|read))$"
 _LEVELS = ("read", "label", "write")  # each includes those before it
 _TOKEN = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}")
@@ -32,14 +32,18 @@ class Need:
     Args:
         level: ``none`` (no token), ``any`` token, a level within the project, or ``admin``.
         of: the path parameter that names the project, or the job whose project it is.
+        signed: whether a signed URL does as well.
     """
 
     level: Level
     of: Literal["project", "job"] = "project"
+    signed: bool = False
 
 
 OPEN, ANY, ADMIN = Need("none"), Need("any"), Need("admin")
 READ, LABEL, WRITE = Need("read"), Need("label"), Need("write")
+READ_JOB, WRITE_JOB = Need("read", of="job"), Need("write", of="job")
+READ_OR_SIGNED = Need("read", signed=True)
 
 
 def new_token() -> str:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from rayal.engine.pool import Pool
-from rayal.labels import ClassLabel, NumberLabel
+from rayal.labels import ClassLabel
 from rayal.project import Ledger, ProjectRow
+from rayal.service.content import ContentLimits
 from rayal.service.limits import Limits
-from rayal.service.pools import PoolItems, label_kind_of
+from rayal.service.pools import pool_of
 from rayal.service.uris import Prefixes
 
 if TYPE_CHECKING:
     from rayal.service.settings import ServiceSettings
 
 SECRET = "secret"  # the file of the key that signs URLs
-_POOLS = 32  # snapshots kept open
 
 Ask = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
@@ -49,24 +46,16 @@ class Backend:
     predict: Ask
     query: Ask
     clock: Callable[[], float] = time.time
-    _pools: OrderedDict[tuple[str, int], PoolItems] = field(default_factory=OrderedDict)
-    _lock: Lock = field(default_factory=Lock)
 
-    def items(self, project: ProjectRow) -> PoolItems:
-        """Return the latest snapshot of a project's pool, opened once."""
-        record = self.ledger.snapshot(project.pool)
-        named = (record.pool, record.number)
-        with self._lock:
-            items = self._pools.pop(named, None) or PoolItems(Pool(self.ledger.root, record))
-            self._pools[named] = items
-            if len(self._pools) > _POOLS:
-                self._pools.popitem(last=False)
-        return items
-
-    def labels(self, project: ProjectRow) -> ClassLabel | NumberLabel:
+    def labels(self, project: ProjectRow) -> ClassLabel:
         """Return what the answers of a project look like."""
         classes = project.settings.get("task", {}).get("classes")
-        return label_kind_of(self.items(project).pool, classes)
+        return ClassLabel(tuple(classes or pool_of(self.ledger, project.project, ()).classes or ()))
+
+    @property
+    def content_limits(self) -> ContentLimits:
+        """How large pushed images may be."""
+        return ContentLimits(self.limits.image_bytes, self.limits.image_pixels)
 
 
 def open_backend(settings: ServiceSettings, *, predict: Ask, query: Ask) -> Backend:

@@ -21,7 +21,8 @@ from rayal.service.problems import ProblemError
 
 if TYPE_CHECKING:
     from rayal.project import ProjectRow
-    from rayal.project.records import TokenRow
+    from rayal.project.idempotency import Once
+    from rayal.project.records import Stored, TokenRow
 
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 REPLAYED = {"Idempotency-Replayed": "true"}
@@ -87,21 +88,37 @@ class Call:
 
         The answer is stored in the transaction of the effect; a repeated request gets it again.
         """
-        key = self.request.headers.get("idempotency-key")
+        key = self._key()
         if key is None:
             return respond(effect())
-        if not re.fullmatch(IDEMPOTENCY_KEY, key):
+        with self.backend.ledger.once(self._scope(), key, self._fingerprint()) as once:
+            return replayed(once.replay) if once.replay else _kept(once, as_answer(effect()))
+
+    def perform_then_store(
+        self, effect: Callable[[], Any], fingerprint: str | None = None
+    ) -> Response:
+        """Like ``perform``, for an effect that is long and may safely be repeated.
+
+        No transaction is open while it lasts, so other writers do not wait; a request that is
+        repeated after a crash has its effect again.
+        """
+        key = self._key()
+        if key is None:
+            return respond(effect())
+        named = (self._scope(), key, fingerprint or self._fingerprint())
+        with self.backend.ledger.once(*named) as once:
+            if once.replay:
+                return replayed(once.replay)
+        answer = as_answer(effect())
+        with self.backend.ledger.once(*named) as once:
+            return replayed(once.replay) if once.replay else _kept(once, answer)
+
+    def _key(self) -> str | None:
+        key = self.request.headers.get("idempotency-key")
+        if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
             detail = "Idempotency-Key must be 1 to 255 visible ASCII characters"
             raise ProblemError("validation", detail, errors=[("header:Idempotency-Key", detail)])
-        with self.backend.ledger.once(self._scope(), key, self._fingerprint()) as once:
-            if once.replay is not None:
-                stored = once.replay
-                return Response(stored.body, stored.status, {**stored.headers, **REPLAYED})
-            answer = as_answer(effect())
-            response = respond(answer)
-            kept = response if answer.stored is None else respond(Answer(answer.stored))
-            once.store(answer.status, bytes(kept.body), _headers(response))
-        return response
+        return key
 
     def _list(self, more: tuple[str, ...]) -> str:
         return "\n".join((self.request.url.path, *more))
@@ -141,6 +158,18 @@ def respond(given: Any) -> Response:
     value = body.model_dump() if isinstance(body, BaseModel) else body
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return Response(text.encode(), answer.status, headers, media_type="application/json")
+
+
+def replayed(stored: Stored) -> Response:
+    """Return the answer that a request got before."""
+    return Response(stored.body, stored.status, {**stored.headers, **REPLAYED})
+
+
+def _kept(once: Once, answer: Answer) -> Response:
+    response = respond(answer)
+    kept = response if answer.stored is None else respond(Answer(answer.stored))
+    once.store(answer.status, bytes(kept.body), _headers(response))
+    return response
 
 
 def _headers(response: Response) -> dict[str, str]:

@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
 # the nearest ancestor of an error decides
 _OF_ERRORS: dict[str, str] = {
     "UnknownNameError": "not-found",
+    "ConflictError": "conflict",
     "SettingsError": "validation",
     "PoolError": "validation",
     "NeedsError": "validation",
@@ -76,6 +77,7 @@ _OF_ERRORS: dict[str, str] = {
     "ResourceError": "too-large",
     "LedgerError": "conflict",
     "LeaseError": "lease-expired",
+    "UnknownLeaseError": "not-found",
     "PreconditionError": "precondition-failed",
     "IdempotencyError": "idempotency-mismatch",
     "StorageError": "not-ready",
@@ -123,8 +125,11 @@ def as_problem(error: Exception) -> ProblemError | None:
 
     What goes wrong with files and workers is told without its message, which names paths.
     """
+    error = getattr(error, "cause", None) or error  # of a failed task of a cluster
     if isinstance(error, ProblemError):
         return error
+    if isinstance(error, TimeoutError):
+        return ProblemError("not-ready", "no answer in time; try again later", retry_after=5)
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from rayal.service.backend import Backend
 from rayal.service.call import IDEMPOTENCY_KEY, Call, respond
 from rayal.service.problems import ProblemError, documented
 from rayal.service.requests import BoundedRequest
+from rayal.service.signing import check_content
 
 PATTERNS = {
     "project": auth.PROJECT,
@@ -56,12 +57,16 @@ class Operation:
         handler: takes ``call`` and the parameters of path, query and body.
         need: what the token must allow.
         tag: the group in the OpenAPI document.
-        answers: model of the body, or the OpenAPI response where it is not JSON.
+        answers: model of the body, or the OpenAPI response where it is not JSON; None: no body.
         status: of the usual answer.
         more: OpenAPI responses of further statuses that are no problems.
         problems: types beyond those that follow from the rest.
         limit: which limit the body has.
-        types: content types of a body that the handler reads by itself.
+        types: content types of the body, where that is not JSON alone.
+        once: how a POST takes an Idempotency-Key: its answer is stored in the transaction of its
+            effect; or after it, where the effect is long and may be repeated; or never, where
+            there is none.
+        body: the OpenAPI request body of a handler that reads it by itself.
     """
 
     method: str
@@ -69,18 +74,19 @@ class Operation:
     handler: Handler
     need: Need
     tag: str
-    answers: type[BaseModel] | dict[str, Any] | None
+    answers: Any
     status: int = 200
     more: dict[int | str, dict[str, Any]] = field(default_factory=dict)
     problems: Sequence[str] = ()
     limit: Limit = "label_body_bytes"
     types: tuple[str, ...] = ()
-    once: bool = True
+    once: Literal["joined", "after", "never"] = "joined"
+    body: dict[str, Any] | None = None
 
     @property
     def idempotent(self) -> bool:
         """Whether an Idempotency-Key makes a repeated request have its effect once."""
-        return self.method == "POST" and self.once
+        return self.method == "POST" and self.once != "never"
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
         """Return every response that is not the usual one, for the OpenAPI document."""
@@ -102,7 +108,9 @@ class Operation:
         """Return what FastAPI does not know of the operation, for the OpenAPI document."""
         extra: dict[str, Any] = {"x-rayal-scope": self.need.level}
         if self.need.level != "none":
-            extra["security"] = [{"bearer": []}]
+            extra["security"] = [{"bearer": []}, *([{}] if self.need.signed else [])]
+        if self.body is not None:
+            extra["requestBody"] = self.body
         if self.idempotent:
             schema = {"type": "string", "pattern": IDEMPOTENCY_KEY}
             text = "the same key with the same body has its effect once, for 24 hours"
@@ -139,7 +147,7 @@ class ScopedRoute(APIRoute):
     def __init__(self, operation: Operation, backend: Backend) -> None:
         self.operation = operation
         self._backend = backend
-        model = operation.answers if isinstance(operation.answers, type) else None
+        model = None if isinstance(operation.answers, dict) else operation.answers
         super().__init__(
             re.sub(r"\{(\w+)\}", r"{\1:rayal_\1}", operation.path),
             _answering(operation),
@@ -189,6 +197,9 @@ def authorize(backend: Backend, request: Request, need: Need) -> Any:
     """Return the row of the request's token, or raise the problem of what it lacks."""
     if need.level == "none":
         return None
+    if need.signed and "signature" in request.query_params:
+        _check_signature(backend, request)
+        return None
     hashed = auth.hash_of(auth.presented(request.headers.get("authorization")))
     row = auth.check(backend.ledger.token_by_hash(hashed), hashed, backend.clock())
     if need.level not in ("any", "admin"):
@@ -198,6 +209,19 @@ def authorize(backend: Backend, request: Request, need: Need) -> Any:
         project = None
     auth.require(row, need, project)
     return row
+
+
+def _check_signature(backend: Backend, request: Request) -> None:
+    query, path = request.query_params, request.path_params
+    expires = query.get("expires", "")
+    check_content(
+        backend.secret,
+        path["project"],
+        path["item"],
+        int(expires) if expires.isdecimal() and len(expires) < 16 else 0,
+        query["signature"],
+        backend.clock(),
+    )
 
 
 def check_type(request: Request, allowed: Sequence[str]) -> None:
@@ -227,13 +251,12 @@ def _answering(operation: Operation) -> Handler:
     def now(**given: Any) -> Response:
         if operation.idempotent:
             call: Call = given["call"]
-            return call.perform(lambda: handler(**given))
+            perform = call.perform if operation.once == "joined" else call.perform_then_store
+            return perform(lambda: handler(**given))
         return respond(handler(**given))
 
     return now
 
 
 def _is_async(handler: Handler) -> bool:
-    import inspect
-
     return inspect.iscoroutinefunction(handler)

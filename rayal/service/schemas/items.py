@@ -17,17 +17,20 @@ Features = dict[str, float] | list[float]
 class ItemContent(Body):
     """What an item is: one of uri, data and features."""
 
-    model_config = example(uri="file:///data/birds/0017.png")
+    model_config = example(uri="/data/birds/0017.png")
     uri: str | None = Field(
         None,
         max_length=4096,
         pattern=r"^[^\x00]+$",
-        description="a file or URL under the service's allowed prefixes, read at once",
+        description="an absolute path or an http(s) URL under the service's allowed prefixes, read at once",
     )
     data: str | None = Field(
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}
     )
     features: Features | None = Field(None, description="of a table: by name, or in their order")
+    role: Literal["pool", "test"] = Field(
+        "pool", description="test: measured on, never offered for labeling"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> ItemContent:
@@ -40,7 +43,7 @@ class ItemContent(Body):
 class ItemPush(ItemContent):
     """An item to add; an id is required unless data is given, whose default is its SHA-256."""
 
-    model_config = example(id="birds/0017.png", uri="file:///data/birds/0017.png")
+    model_config = example(id="birds/0017.png", uri="/data/birds/0017.png")
     id: ItemId | None = None
 
     @model_validator(mode="after")
@@ -48,6 +51,13 @@ class ItemPush(ItemContent):
         if self.id is None and self.data is None:
             raise ValueError("id is missing; only data has a default id, sha256:<hex>")
         return self
+
+
+class ItemPut(ItemContent):
+    """An item to add, under the key of its id."""
+
+    model_config = example(id="birds/0017.png", uri="/data/birds/0017.png")
+    id: ItemId
 
 
 class ItemsBody(Body):
@@ -144,10 +154,16 @@ class QueryBody(Body):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
+class ColumnPick(Answered):
+    """A chosen row."""
+
+    position: Count
+    id: str
+    score: FiniteFloat | None
+
+
 class Picks(Answered):
     """The choice, in pick order: the same as ``rayal.select`` makes."""
 
-    positions: list[Count]
-    ids: list[str]
-    scores: list[FiniteFloat | None]
-    approximation: dict[str, Any] | None = None
+    picks: list[ColumnPick]
+    approximation: dict[str, Any] | None = Field(description="null: the choice is exact")

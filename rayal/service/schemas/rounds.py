@@ -16,7 +16,7 @@ from rayal.service.schemas.base import (
     Text,
     example,
 )
-from rayal.service.schemas.items import Features
+from rayal.service.schemas.items import ItemContent
 
 Metrics = dict[str, FiniteFloat | None]
 
@@ -80,14 +80,18 @@ class ModelList(Answered):
     models: list[ModelInfo]
 
 
+class PredictInput(ItemContent):
+    """Something to predict that is in no pool; its id, if any, comes back with the answer."""
+
+    id: ItemId | None = None
+
+
 class PredictBody(Body):
     """Items of the pool, or inputs that are in no pool."""
 
     model_config = example(items=["birds/0017.png"])
     items: list[ItemId] | None = Field(None, min_length=1, max_length=10_000)
-    inputs: list[str | Features] | None = Field(
-        None, min_length=1, max_length=256, description="images in base64, or rows of a table"
-    )
+    inputs: list[PredictInput] | None = Field(None, min_length=1, max_length=256)
     model: str = Field(
         "active",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
@@ -102,12 +106,11 @@ class PredictBody(Body):
 
 
 class Prediction(Answered):
-    """What a model says of an item or input; a higher score is a surer model."""
+    """What a model says of an item or input."""
 
     item: str | None
     label: Any
-    probs: list[FiniteFloat]
-    score: FiniteFloat = Field(description="the largest probability")
+    probs: list[FiniteFloat] = Field(description="by class, in the order of the classes")
 
 
 class Predictions(Answered):
