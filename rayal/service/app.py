@@ -56,7 +56,7 @@ def create_app(backend: Backend) -> FastAPI:
             app.router.routes.append(ScopedRoute(operation, backend))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     for kind in (HTTPException, RequestValidationError, RayalError):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, _handle)
     app.add_middleware(LimitsMiddleware, limits=backend.limits)
     app.add_middleware(EveryRequest, metrics=app.state.metrics)
     return app
@@ -98,11 +98,15 @@ class EveryRequest:
             self._metrics.answered(scope["method"], route, status, seconds)
 
 
+async def _handle(request: Request, error: Exception) -> Response:
+    return _answer(request, error)
+
+
 def _answer(request: Request, error: Exception) -> Response:
     """Return the problem document of an error, and log one that nobody expected."""
     identity = request.scope["rayal.id"]
     problem = problems.as_problem(error)
-    if problem is None or problem.kind.status in (500, 503) and isinstance(error, RayalError):
+    if problem is None or (problem.kind.status in (500, 503) and isinstance(error, RayalError)):
         log.error("request %s %s: %s", identity, request.method, told(error))
     if problem is None:
         problem = problems.internal()

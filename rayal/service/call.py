@@ -18,6 +18,7 @@ from rayal.errors import UnknownNameError
 from rayal.service import signing
 from rayal.service.backend import Backend
 from rayal.service.problems import ProblemError
+from rayal.service.requests import BoundedRequest
 
 if TYPE_CHECKING:
     from rayal.project import ProjectRow
@@ -56,7 +57,7 @@ class Call:
     """
 
     backend: Backend
-    request: Request
+    request: BoundedRequest
     token: TokenRow | None
 
     def project(self, name: str) -> ProjectRow:

@@ -57,7 +57,9 @@ class Due:
                 return None
             new = _new_labels(conn, project, begun)
         last = row.settings.get("rounds")
-        if job in ("failed", "cancelled") or (last is not None and (round or 0) >= last + (round is None)):
+        if job in ("failed", "cancelled") or (
+            last is not None and (round or 0) >= last + (round is None)
+        ):
             return None
         if not new:
             return False

@@ -130,7 +130,9 @@ class Section:
         self.tag = tag
         self.operations: list[Operation] = []
 
-    def route(self, method: str, path: str, need: Need, **more: Any) -> Callable[[Handler], Handler]:
+    def route(
+        self, method: str, path: str, need: Need, **more: Any
+    ) -> Callable[[Handler], Handler]:
         """Return a decorator that makes a function the handler of an operation."""
 
         def enter(handler: Handler) -> Handler:
@@ -186,9 +188,9 @@ class ScopedRoute(APIRoute):
         seen: set[str] = set()
         for name, _ in request.query_params.multi_items():
             if name not in self._query or name in seen:
-                detail = f"{name!r} is given twice" if name in seen else (
-                    f"unknown parameter {name!r}; known: {', '.join(sorted(self._query)) or 'none'}"
-                )
+                known = ", ".join(sorted(self._query)) or "none"
+                detail = f"unknown parameter {name!r}; known: {known}"
+                detail = f"{name!r} is given twice" if name in seen else detail
                 raise ProblemError("validation", detail, errors=[(f"query:{name}", detail)])
             seen.add(name)
 

@@ -59,7 +59,9 @@ def position(secret: bytes, scope: str, cursor: str | None) -> list[Any] | None:
     except (binascii.Error, ValueError):
         raise _foreign() from None
     mac, text = raw[:_CURSOR_MAC], raw[_CURSOR_MAC:]
-    if not hmac.compare_digest(mac, _mac(secret, f"cursor\n{scope}\n".encode() + text)[:_CURSOR_MAC]):
+    if not hmac.compare_digest(
+        mac, _mac(secret, f"cursor\n{scope}\n".encode() + text)[:_CURSOR_MAC]
+    ):
         raise _foreign()
     return list(json.loads(text))
 

@@ -47,9 +47,7 @@ def list_items(
         rows = call.backend.ledger.items_page(
             project, state=state, after=at[0] if at else None, limit=limit
         )
-        found = [
-            shown(call, project, (r.item, r.state), (r.round, r.rank, r.score)) for r in rows
-        ]
+        found = [shown(call, project, (r.item, r.state), (r.round, r.rank, r.score)) for r in rows]
         rest = [rows[-1].item] if len(rows) == limit else None
     more = call.cursor(rest, str(state))
     return call.linked(ItemPage(items=found, next=more), more)
@@ -97,9 +95,7 @@ def named_of(call: Call, project: str, key: str) -> str:
     try:
         return item_of(call.backend.ledger, project, int(key, 16))
     except UnknownNameError:
-        raise ProblemError(
-            "not-found", f"project {project!r} has no item of key {key}"
-        ) from None
+        raise ProblemError("not-found", f"project {project!r} has no item of key {key}") from None
 
 
 def item_named(call: Call, project: str, key: str) -> str:
@@ -155,16 +151,12 @@ def _untouched(
     return found, [place]
 
 
-def _unlabeled(
-    call: Call, project: str, seen: Sequence[tuple[int, str]]
-) -> list[tuple[int, str]]:
+def _unlabeled(call: Call, project: str, seen: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     states = call.backend.ledger.item_states(project, [named for _, named in seen])
     return [(at, named) for at, named in seen if states[named] == "unlabeled"]
 
 
-def _offer(
-    call: Call, project: str, item: str
-) -> tuple[int | None, int | None, float | None]:
+def _offer(call: Call, project: str, item: str) -> tuple[int | None, int | None, float | None]:
     """Return round, rank and score by which an item was offered."""
     rows = call.backend.ledger.why(project, item)
     picked = [row for row in rows if isinstance(row, Appearance) and row.picked]

@@ -69,7 +69,9 @@ def cancel_job(call: Here, job: JobId) -> JobInfo:
     return shown(call.backend.ledger.cancel_job(job))
 
 
-@routes.route("POST", "/v1/jobs/{job}:retry", WRITE_JOB, answers=Accepted, status=202, problems=["conflict"])
+@routes.route(
+    "POST", "/v1/jobs/{job}:retry", WRITE_JOB, answers=Accepted, status=202, problems=["conflict"]
+)
 def retry_job(call: Here, job: JobId) -> Answer:
     """Let a failed or cancelled job be done after all."""
     return accepted(call.backend.ledger.retry_job(job))
@@ -89,7 +91,9 @@ def get_result(call: Here, job: JobId) -> Response:
     """Return the file that a finished job of predictions wrote; it is kept for a week."""
     row = call.backend.ledger.job(job)
     if row.state != "done":
-        raise ProblemError("conflict", f"job {job} is {row.state}; its result comes when it is done")
+        raise ProblemError(
+            "conflict", f"job {job} is {row.state}; its result comes when it is done"
+        )
     path = call.backend.ledger.root / RESULTS / f"{job}.jsonl"
     if not path.is_file():
         raise ProblemError("not-found", f"job {job} has no file of results, or has it no more")
@@ -102,8 +106,4 @@ def shown(row: JobRow) -> JobInfo:
         name: getattr(row, name)
         for name in ("job", "project", "kind", "state", "progress", "result", "error", "attempts")
     }
-    return JobInfo(
-        **same, created_at=row.created, started_at=row.started, finished_at=row.finished
-    )
-
-
+    return JobInfo(**same, created_at=row.created, started_at=row.started, finished_at=row.finished)

@@ -94,7 +94,9 @@ def take(call: Call, project: str, answers: Sequence[LabelItem]) -> list[LabelOu
     known = known_items(backend.ledger, project, [answer.item for answer in answers])
     results: list[LabelOutcome] = []
     with backend.ledger.transaction():
-        for annotator, some in groupby(zip(answers, known, strict=True), lambda pair: pair[0].annotator):
+        for annotator, some in groupby(
+            zip(answers, known, strict=True), lambda pair: pair[0].annotator
+        ):
             checked = [_checked(answer, kind, there) for answer, there in some]
             good = [entry for entry in checked if not isinstance(entry, LabelResult)]
             taken = iter(backend.ledger.label(project, annotator, good) if good else [])

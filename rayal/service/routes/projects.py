@@ -130,7 +130,9 @@ def _info(call: Call, row: ProjectRow) -> ProjectInfo:
     ledger, name = call.backend.ledger, row.project
     active = [model.version for model in ledger.models(name) if model.active]
     waiting = [
-        job.job for state in ("running", "queued") for job in ledger.jobs(name, state=state, limit=1)
+        job.job
+        for state in ("running", "queued")
+        for job in ledger.jobs(name, state=state, limit=1)
     ]
     return ProjectInfo(
         name=name,

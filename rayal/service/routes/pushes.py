@@ -79,7 +79,7 @@ async def add_items(call: Here, project: ProjectName) -> Response:
     limits = call.backend.limits
     lines = call.request.headers["content-type"].lower().startswith(_LINES)
     call.request.limit = limits.stream_bytes if lines else limits.body_bytes
-    folder = call.backend.ledger.root
+    folder = str(call.backend.ledger.root)
     with SpooledTemporaryFile(max_size=limits.body_bytes, dir=folder) as file:
         size, hashed = 0, sha256()
         async for piece in call.request.stream():

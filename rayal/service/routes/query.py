@@ -15,9 +15,7 @@ from rayal.service.schemas.items import Picks, QueryBody, Ranked, RankedBody, Ra
 routes = Section("query")
 
 
-@routes.route(
-    "POST", "/v1/projects/{project}/query", READ, answers=RankedPage, once="never"
-)
+@routes.route("POST", "/v1/projects/{project}/query", READ, answers=RankedPage, once="never")
 def query_project(call: Here, project: ProjectName, body: RankedBody) -> Answer:
     """Return the open items that come next, the best first; no lease is taken."""
     at = call.position(body.cursor)

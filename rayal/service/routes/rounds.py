@@ -71,9 +71,7 @@ def get_curve(call: Here, project: ProjectName) -> CurveInfo:
     ledger = call.backend.ledger
     stages, models = ledger.stages(project), ledger.models(project)
     present = [
-        row
-        for row in _labels(call, project)
-        if row.superseded_by is None and row.value is not None
+        row for row in _labels(call, project) if row.superseded_by is None and row.value is not None
     ]
     by: dict[str, int] = {}
     for row in present:
@@ -105,9 +103,7 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
     ]
 
 
-def _stage(
-    n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None
-) -> Any:
+def _stage(n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None) -> Any:
     """Return the stage that a round is at."""
     finished = {row.stage for row in stages if row.round == n}
     if n != numbers[-1] or "label" in finished:
@@ -123,9 +119,7 @@ def _stage(
     return "done" if ended else rest[0]
 
 
-def _made(
-    n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]
-) -> dict[str, Any]:
+def _made(n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]) -> dict[str, Any]:
     outputs = {row.stage: row.output for row in stages if row.round == n}
     version = [model.version for model in models if model.round == n]
     return {

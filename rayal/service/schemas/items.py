@@ -8,9 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, example
 
-State = Literal[
-    "unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten"
-]
+State = Literal["unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten"]
 Features = dict[str, float] | list[float]
 
 
@@ -22,7 +20,7 @@ class ItemContent(Body):
         None,
         max_length=4096,
         pattern=r"^[^\x00]+$",
-        description="an absolute path or an http(s) URL under the service's allowed prefixes, read at once",
+        description="an absolute path or an http(s) URL below the allowed prefixes; read at once",
     )
     data: str | None = Field(
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}

@@ -21,8 +21,6 @@ from rayal.service.schemas.base import (
 )
 
 
-
-
 class LeaseBody(Body):
     """Who asks for work, and for how much."""
 
@@ -68,7 +66,7 @@ class LeaseList(Answered):
 
     leases: list[LeaseInfo]
     reason: Literal["training", "held", "finished", "nothing-offered"] | None = Field(
-        None,
+        default=None,
         description="training: a round chooses the next items; held: others hold what is offered, "
         "or this annotator has answered all of it; nothing-offered: close a round",
     )
@@ -87,16 +85,20 @@ class LabelItem(Body):
     model_config = example(item="birds/0017.png", label="cat", annotator="ada")
     item: ItemId
     annotator: Annotator
-    label: LabelValue | None = Field(None, description="required unless skip is true")
-    skip: bool = Field(False, description="hide the item from this annotator")
-    reason: Text | None = Field(None, description="of a skip")
+    label: LabelValue | None = Field(default=None, description="required unless skip is true")
+    skip: bool = Field(default=False, description="hide the item from this annotator")
+    reason: Text | None = Field(default=None, description="of a skip")
     lease_id: str | None = Field(
-        None, pattern=r"^[0-9a-f]{32}$", description="the lease it was made under"
+        default=None, pattern=r"^[0-9a-f]{32}$", description="the lease it was made under"
     )
 
-    client_id: Text | None = Field(None, description="the tool's own id of the answer; kept")
-    labeled_at: float | None = Field(None, description="when the answer was given; kept")
-    model_version_seen: Text | None = Field(None, description="of the suggestion shown; kept")
+    client_id: Text | None = Field(
+        default=None, description="the tool's own id of the answer; kept"
+    )
+    labeled_at: float | None = Field(default=None, description="when the answer was given; kept")
+    model_version_seen: Text | None = Field(
+        default=None, description="of the suggestion shown; kept"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> LabelItem:

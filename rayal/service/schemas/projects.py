@@ -36,5 +36,3 @@ class ProjectPage(Page):
     """The projects that the token may read, by name."""
 
     projects: list[ProjectSummary]
-
-

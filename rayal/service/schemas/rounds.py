@@ -176,5 +176,3 @@ class Accepted(Answered):
     """Work that goes on behind the answer; Location is the job's."""
 
     job: JobInfo
-
-
