@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from anyio.to_thread import run_sync
 from fastapi.routing import APIRoute
@@ -38,9 +38,8 @@ Handler = Callable[..., Any]
 
 
 def _convertor(pattern: str) -> StringConvertor:
-    made = StringConvertor()
-    made.regex = pattern
-    return made
+    made = type("_Convertor", (StringConvertor,), {"regex": pattern})
+    return cast(StringConvertor, made())
 
 
 for _name, _pattern in PATTERNS.items():
@@ -163,9 +162,7 @@ class ScopedRoute(APIRoute):
             responses=operation.responses(),
             openapi_extra=operation.extra(),
         )
-        self._query = frozenset(
-            p.alias for p in self.dependant.query_params if p.field_info.include_in_schema
-        )
+        self._query = frozenset(parameter.alias for parameter in self.dependant.query_params)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, behind the checks of the request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query
 
@@ -14,8 +14,9 @@ from rayal.project import Appearance, LabelRow, LeaseRow
 from rayal.service import signing
 from rayal.service.auth import READ, WRITE
 from rayal.service.call import Answer, Call, Here
-from rayal.service.inbox import item_of, pool_of
+from rayal.service.inbox import item_of
 from rayal.service.listing import items_from
+from rayal.service.pools import pool_of
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Cursor, ItemKey, Limit, ProjectName, key_of
@@ -42,6 +43,7 @@ def list_items(
     """
     at = call.position(cursor, str(state))
     if state == "unlabeled":
+        rest: list[Any] | None
         found, rest = _untouched(call, project, at[0] if at else 0, limit)
     else:
         rows = call.backend.ledger.items_page(
@@ -87,7 +89,9 @@ def explain_item(call: Here, project: ProjectName, item: ItemKey) -> Why:
         for name in ("project", "item", "key"):
             row.pop(name, None)
     state = call.backend.ledger.item_states(project, [named])[named]
-    return Why(id=named, key=item, state=state, selections=chosen, history=worked)
+    return Why.model_validate(
+        {"id": named, "key": item, "state": state, "selections": chosen, "history": worked}
+    )
 
 
 def named_of(call: Call, project: str, key: str) -> str:

@@ -37,7 +37,8 @@ def list_jobs(
 ) -> Answer:
     """List jobs of projects that the token may read, in the order in which they were asked for."""
     at = call.position(cursor, str(project), str(state))
-    after, found, looked = (at[0] if at else None), [], 0
+    after, looked = (at[0] if at else None), 0
+    found: list[JobRow] = []
     scopes = call.token.scopes if call.token else ()
     if project is not None:
         call.project(project)

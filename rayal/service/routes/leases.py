@@ -100,7 +100,9 @@ def _shown(call: Call, project: str, row: Lease, said: SuggestionRow | None) -> 
     item = LeasedItem(
         id=row.item, key=key, content=signing.content_path(backend.secret, project, key, until)
     )
-    hint = said and Suggestion(label=said.label, probs=said.probs, model_version=said.version)
+    hint = None
+    if said is not None:
+        hint = Suggestion(label=said.label, probs=said.probs, model_version=said.version)
     return LeaseInfo(
         lease_id=row.lease,
         annotator=row.annotator,

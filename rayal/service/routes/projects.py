@@ -11,7 +11,7 @@ from rayal.project import ProjectRow
 from rayal.service.auth import ADMIN, ANY, READ, WRITE, allows
 from rayal.service.bodies import ProjectBody
 from rayal.service.call import Answer, Call, Here
-from rayal.service.inbox import pool_of
+from rayal.service.pools import pool_of
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Cursor, Limit, ProjectName
@@ -110,7 +110,7 @@ def change_project(
             "precondition-required", "send If-Match with the ETag that GET has given"
         )
     version = int(if_match.strip('"')[:18])
-    row = patch_project(call.backend.ledger, project, body, version=version)
+    row = patch_project(call.backend.ledger, project, {**body}, version=version)
     return _answer(call, row, 200, {})
 
 

@@ -92,12 +92,14 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
     first = ledger.selection(project, INITIAL) is not None
     numbers = ([INITIAL] if first else []) + begun
     return [
-        RoundInfo(
-            n=n,
-            stage=_stage(n, stages, numbers, job),
-            error=job.error if job and job.state == "failed" and n == numbers[-1] else None,
-            **_made(n, stages, models),
-            **ledger.counts(project, n),
+        RoundInfo.model_validate(
+            {
+                "n": n,
+                "stage": _stage(n, stages, numbers, job),
+                "error": job.error if job and n == numbers[-1] else None,
+                **_made(n, stages, models),
+                **ledger.counts(project, n),
+            }
         )
         for n in numbers
     ]
