@@ -1,0 +1,91 @@
+"""What the API stands on: the ledger, the pools, and where networks run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayal.labels import ClassLabel
+from rayal.project import Ledger, ProjectRow
+from rayal.service.content import ContentLimits
+from rayal.service.limits import Limits
+from rayal.service.pools import pool_of
+from rayal.service.uris import Prefixes
+
+if TYPE_CHECKING:
+    from rayal.service.settings import ServiceSettings
+
+SECRET = "secret"  # the file of the key that signs URLs
+
+Ask = Callable[[Mapping[str, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the handlers of the API use.
+
+    Args:
+        ledger: of the storage root.
+        limits: what a client may ask for.
+        prefixes: what may be read on behalf of clients.
+        secret: the key that signs URLs and cursors.
+        predict: forwards a prediction to where committees are.
+        query: forwards a stateless selection to the same place.
+        clock: seconds since the epoch, for tokens and signed URLs.
+    """
+
+    ledger: Ledger
+    limits: Limits
+    prefixes: Prefixes
+    secret: bytes
+    predict: Ask
+    query: Ask
+    clock: Callable[[], float] = time.time
+
+    def labels(self, project: ProjectRow) -> ClassLabel:
+        """Return what the answers of a project look like."""
+        classes = project.settings.get("task", {}).get("classes")
+        return ClassLabel(tuple(classes or pool_of(self.ledger, project.project, ()).classes or ()))
+
+    @property
+    def content_limits(self) -> ContentLimits:
+        """How large pushed images may be."""
+        return ContentLimits(self.limits.image_bytes, self.limits.image_pixels)
+
+
+def open_backend(settings: ServiceSettings, *, predict: Ask, query: Ask) -> Backend:
+    """Return the backend of a storage root, which is made on first use."""
+    root = Path(settings.storage)
+    ledger = Ledger(root, database=settings.database)
+    sources, given = settings.sources, settings.limits
+    return Backend(
+        ledger=ledger,
+        limits=Limits(**given.model_dump()),
+        prefixes=Prefixes(sources.paths, sources.urls, sources.private),
+        secret=read_secret(root),
+        predict=predict,
+        query=query,
+    )
+
+
+def read_secret(root: Path) -> bytes:
+    """Return the key of a storage root, made by whoever asks first; only its owner may read it."""
+    path = root / SECRET
+    if not path.exists():
+        draft = root / f".{SECRET}-{secrets.token_hex(8)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(secrets.token_bytes(32))
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(draft, path)  # the first one stands
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_bytes()

@@ -1,0 +1,111 @@
+"""Which projects' rounds are due: enough new labels since the last one began, or nothing open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from rayal.project import Ledger, ProjectRow
+from rayal.project.database import reading
+from rayal.project.schema import items, jobs, labels, projects, rounds
+
+_Seen = dict[str, tuple[int, int]]
+
+
+class Due:
+    """Looks for projects whose next round is due; one query where nothing has changed.
+
+    A round is due when as many offered items were labeled since the last one began as the project's
+    quorum says (by default as many as a batch has, and before round 0 as many as the first choice
+    has), or when some were and no offered item is open any more. Labels of items that were never
+    offered, such as imports and test items, do not count. A project whose last round failed or was
+    cancelled waits for somebody to ask.
+
+    Args:
+        ledger: the storage root's ledger.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen: _Seen = {}  # project -> (last label, last round) when it was not due
+
+    def projects(self) -> list[str]:
+        """Return the projects whose next round is due now."""
+        with reading(self._ledger.engine) as conn:
+            state = {row[0]: (row[1] or 0, row[2] or 0, row[3]) for row in conn.execute(_LAST)}
+        found = []
+        for project, (last, begun, round) in state.items():
+            here = (last, -1 if round is None else round)
+            if last <= begun or self._seen.get(project) == here:
+                continue
+            due = self._is_due(project, begun, round)
+            if due:
+                found.append(project)
+            elif due is False:
+                self._seen[project] = here
+        return found
+
+    def _is_due(self, project: str, begun: int, round: int | None) -> bool | None:
+        """Whether it is due; None where that may change without a label."""
+        row = self._ledger.project(project)
+        if not row.settings.get("service", {}).get("start", False):
+            return None
+        with reading(self._ledger.engine) as conn:
+            job = conn.execute(_last_job(project)).scalar()
+            if job in ("queued", "running"):
+                return None
+            new = _new_labels(conn, project, begun)
+        last = row.settings.get("rounds")
+        if job in ("failed", "cancelled") or (
+            last is not None and (round or 0) >= last + (round is None)
+        ):
+            return None
+        if not new:
+            return False
+        return new >= _quorum(row, first=round is None) or not self._open(project)
+
+    def _open(self, project: str) -> bool:
+        counts = self._ledger.counts(project)
+        return bool(counts["offered"] or counts["leased"])
+
+
+def _quorum(row: ProjectRow, *, first: bool) -> int:
+    given = row.settings["service"].get("quorum")
+    if first:
+        count = int(row.settings["initial"]["count"])
+        return min(int(given or count), count)
+    return int(given or row.settings["batch"])
+
+
+def _new_labels(conn: Connection, project: str, since: int) -> int:
+    """Return how many offered items were labeled after a row of the history."""
+    joined = labels.join(
+        items, (items.c.project == labels.c.project) & (items.c.item == labels.c.item)
+    )
+    query = (
+        select(func.count(func.distinct(labels.c.item)))
+        .select_from(joined)
+        .where(labels.c.project == project, labels.c.seq > since)
+        .where(labels.c.slot.is_not(None), labels.c.superseded_by.is_(None))
+        .where(items.c["round"].is_not(None))
+    )
+    return int(conn.execute(query).scalar_one())
+
+
+def _last_job(project: str) -> Any:
+    of = (jobs.c.project == project) & (jobs.c.kind == "round")
+    return select(jobs.c.state).where(of).order_by(jobs.c.number.desc()).limit(1)
+
+
+def _of(table: Any, column: Any) -> Any:
+    mine = table.c.project == projects.c.project
+    return select(func.max(column)).where(mine).correlate(projects).scalar_subquery()
+
+
+_LAST = select(
+    projects.c.project,
+    _of(labels, labels.c.seq),
+    _of(rounds, rounds.c.labels_seq),
+    _of(rounds, rounds.c["round"]),
+).where(projects.c.deleted.is_(None))

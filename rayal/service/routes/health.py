@@ -1,0 +1,59 @@
+"""Whether the service lives, whether it can work, and what it counts."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from rayal.errors import RayalError
+from rayal.service.auth import ANY, OPEN
+from rayal.service.call import Here
+from rayal.service.problems import ProblemError
+from rayal.service.routing import Section
+from rayal.service.schemas.base import Answered
+
+routes = Section("health")
+_PROMETHEUS = "text/plain; version=1.0.0; charset=utf-8"
+
+
+class Health(Answered):
+    """The service lives."""
+
+    status: Literal["up"] = "up"
+
+
+@routes.route("GET", "/healthz", OPEN, answers=Health)
+async def get_health(call: Here) -> Health:
+    """Answer at once, whatever else goes on; nothing is looked at."""
+    return Health()
+
+
+@routes.route("GET", "/readyz", OPEN, answers=Health)
+def get_readiness(call: Here) -> Health:
+    """Answer 503 until storage and ledger answer."""
+    ledger = call.backend.ledger
+    try:
+        ledger.now()
+    except (SQLAlchemyError, OSError, RayalError):
+        raise ProblemError("not-ready", "the ledger does not answer", retry_after=2) from None
+    if not os.access(ledger.root, os.W_OK):
+        raise ProblemError("not-ready", "the storage cannot be written to", retry_after=2)
+    return Health()
+
+
+@routes.route(
+    "GET",
+    "/metrics",
+    ANY,
+    answers={
+        "description": "Prometheus' text format",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    },
+)
+def get_metrics(call: Here) -> Response:
+    """Return counters of this process and gauges of the ledger, over all projects."""
+    text = call.request.app.state.metrics.text()
+    return Response(text, media_type=_PROMETHEUS)

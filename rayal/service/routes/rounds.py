@@ -1,0 +1,160 @@
+"""Rounds: how they stand, closing one, and the learning curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rayal.project import STAGES, LabelRow, StageRow
+from rayal.project.records import JobRow, ModelRow
+from rayal.service.agreement import agreement_of
+from rayal.service.auth import READ, WRITE
+from rayal.service.call import Answer, Call, Here
+from rayal.service.problems import ProblemError
+from rayal.service.routes.jobs import accepted
+from rayal.service.routing import Section
+from rayal.service.schemas.base import ProjectName, RoundNumber
+from rayal.service.schemas.rounds import (
+    Accepted,
+    Agreement,
+    CloseBody,
+    CurveInfo,
+    CurvePoint,
+    RoundInfo,
+    RoundList,
+)
+
+routes = Section("rounds")
+INITIAL = -1
+
+
+@routes.route("GET", "/v1/projects/{project}/rounds", READ, answers=RoundList)
+def list_rounds(call: Here, project: ProjectName) -> RoundList:
+    """List the rounds; -1 is the initial choice."""
+    return RoundList(rounds=_rounds(call, project))
+
+
+@routes.route("GET", "/v1/projects/{project}/rounds/{round}", READ, answers=RoundInfo)
+def get_round(call: Here, project: ProjectName, round: RoundNumber) -> RoundInfo:
+    """Return a round: the stage it is at, what was asked for, and what came."""
+    found = [row for row in _rounds(call, project) if row.n == round]
+    if not found:
+        raise ProblemError("not-found", f"round {round} of project {project!r} was not begun")
+    return found[0]
+
+
+@routes.route(
+    "POST",
+    "/v1/projects/{project}/rounds:close",
+    WRITE,
+    answers=Accepted,
+    status=202,
+    problems=["conflict"],
+)
+def close_round(call: Here, project: ProjectName, body: CloseBody) -> Answer:
+    """Train on what is labeled and choose the next batch, without waiting for the quorum.
+
+    While one is closing, its job is returned.
+    """
+    ledger = call.backend.ledger
+    new = _new_labels(call, project)
+    if body.min_labels is not None and new < body.min_labels:
+        raise ProblemError(
+            "conflict", f"{new} labels are new, fewer than min_labels = {body.min_labels}"
+        )
+    return accepted(ledger.add_job(project, "round", {"reason": body.reason}))
+
+
+@routes.route("GET", "/v1/projects/{project}/metrics", READ, answers=CurveInfo)
+def get_curve(call: Here, project: ProjectName) -> CurveInfo:
+    """Return the learning curve, and how far annotators agree."""
+    ledger = call.backend.ledger
+    stages, models = ledger.stages(project), ledger.models(project)
+    present = [
+        row for row in _labels(call, project) if row.superseded_by is None and row.value is not None
+    ]
+    by: dict[str, int] = {}
+    for row in present:
+        by[row.annotator] = by.get(row.annotator, 0) + 1
+    return CurveInfo(
+        curve=[_point(row.round, stages, models) for row in ledger.rounds(project)],
+        annotators=dict(sorted(by.items())),
+        agreement=Agreement(**agreement_of((row.item, row.value) for row in present)),
+        counts=ledger.counts(project),
+    )
+
+
+def _rounds(call: Call, project: str) -> list[RoundInfo]:
+    ledger = call.backend.ledger
+    begun = [row.round for row in ledger.rounds(project)]
+    stages, models = ledger.stages(project), ledger.models(project)
+    job = _last_job(call, project)
+    first = ledger.selection(project, INITIAL) is not None
+    numbers = ([INITIAL] if first else []) + begun
+    return [
+        RoundInfo.model_validate(
+            {
+                "n": n,
+                "stage": _stage(n, stages, numbers, job),
+                "error": job.error if job and n == numbers[-1] else None,
+                **_made(n, stages, models),
+                **ledger.counts(project, n),
+            }
+        )
+        for n in numbers
+    ]
+
+
+def _stage(n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None) -> Any:
+    """Return the stage that a round is at."""
+    finished = {row.stage for row in stages if row.round == n}
+    if n != numbers[-1] or "label" in finished:
+        return "done"
+    if job is not None and job.state == "failed":
+        return "failed"
+    if n == INITIAL or "select" in finished:
+        return "label"
+    wanted = [s for s in STAGES if s not in ("embed", "auxiliary") or s in finished]
+    last = max((STAGES.index(s) for s in finished), default=-1)
+    rest = [s for s in wanted if STAGES.index(s) > last]
+    ended = "evaluate" in finished and (job is None or job.state == "done")
+    return "done" if ended else rest[0]
+
+
+def _made(n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]) -> dict[str, Any]:
+    outputs = {row.stage: row.output for row in stages if row.round == n}
+    version = [model.version for model in models if model.round == n]
+    return {
+        "labels": int(outputs.get("prepare", {}).get("labels", 0)),
+        "metrics": outputs.get("evaluate", {}).get("metrics", {}),
+        "model": version[-1] if version else None,
+    }
+
+
+def _point(n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]) -> CurvePoint:
+    seconds = {row.stage: row.seconds for row in stages if row.round == n}
+    return CurvePoint(round=n, seconds=seconds, **_made(n, stages, models))
+
+
+def _last_job(call: Call, project: str) -> JobRow | None:
+    """Return the latest job of kind round."""
+    last, after = None, None
+    while page := call.backend.ledger.jobs(project, after=after, limit=1000):
+        after = page[-1].job
+        last = next((job for job in reversed(page) if job.kind == "round"), last)
+    return last
+
+
+def _new_labels(call: Call, project: str) -> int:
+    """Return how many present labels came after the last round began."""
+    begun = call.backend.ledger.rounds(project)
+    since = begun[-1].labels_seq if begun else 0
+    rows = _labels(call, project, since)
+    return sum(row.superseded_by is None and row.slot is not None for row in rows)
+
+
+def _labels(call: Call, project: str, since: int = 0) -> Iterator[LabelRow]:
+    """Yield the history after a row, page by page."""
+    while page := call.backend.ledger.labels(project, since=since, limit=1000):
+        yield from page
+        since = page[-1].seq
