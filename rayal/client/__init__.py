@@ -20,7 +20,7 @@ from rayal.client.connection import Pages as Pages
 from rayal.client.labeling import item_key as item_key
 from rayal.client.labeling import of
 from rayal.client.rounds import RoundCalls
-from rayal.client.types import ProjectInfo, ProjectSummary, TokenInfo, TokenMade
+from rayal.client.types import Picks, ProjectInfo, ProjectSummary, TokenInfo, TokenMade
 
 
 class Client(RoundCalls):
@@ -85,7 +85,7 @@ class Client(RoundCalls):
         params: Mapping[str, Any] | None = None,
         labeled: Mapping[str, Sequence[Any]] | None = None,
         seed: int = 0,
-    ) -> dict[str, Any]:
+    ) -> Picks:
         """Choose k rows of columns, as ``rayal.select`` does; at most 10,000 rows.
 
         Args:
@@ -108,7 +108,7 @@ class Client(RoundCalls):
             body["ids"] = list(ids)
         if labeled is not None:
             body["labeled"] = {name: list(rows) for name, rows in labeled.items()}
-        return cast(dict[str, Any], self.call("POST", "/v1/query", json=body).json())
+        return cast(Picks, self.call("POST", "/v1/query", json=body).json())
 
     # -- tokens -----------------------------------------------------------------------------------
 

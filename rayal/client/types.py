@@ -185,6 +185,21 @@ class Prediction(TypedDict):
     score: float
 
 
+class ColumnPick(TypedDict):
+    """A chosen row: its position in the columns, its id, and its score."""
+
+    position: int
+    id: str
+    score: float | None
+
+
+class Picks(TypedDict):
+    """The choice, in pick order; ``approximation`` is None where it is exact."""
+
+    picks: list[ColumnPick]
+    approximation: dict[str, Any] | None
+
+
 class CurveInfo(TypedDict):
     """The learning curve by round, labels by annotator, and how far annotators agree."""
 

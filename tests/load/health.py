@@ -39,7 +39,9 @@ def begun(client: Client) -> tuple[str, str]:
             "auto": {"start": False},
         }
     )
-    rows: list[Any] = [{"id": f"row-{n}", "features": [n / ROWS, float(n % 2)]} for n in range(ROWS)]
+    rows: list[Any] = [
+        {"id": f"row-{n}", "features": [n / ROWS, float(n % 2)]} for n in range(ROWS)
+    ]
     client.push(name, rows)
     client.label(name, "ann", {row["id"]: "ab"[n % 2] for n, row in enumerate(rows[:100])})
     client.wait(client.close_round(name, reason="the first items")["job"], poll=0.2)
