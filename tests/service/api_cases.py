@@ -12,38 +12,58 @@ from typing import Any
 
 import httpx
 import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from PIL import Image
-from starlette.testclient import TestClient
 
 from rayal.engine.pool import Pool
+from rayal.engine.push import create_empty
 from rayal.project import Ledger, Pick
 from rayal.service import auth
 from rayal.service.app import create_app
 from rayal.service.backend import Backend
-from rayal.service.creation import create_project
 from rayal.service.limits import Limits
+from rayal.service.predictor import Predictor
 from rayal.service.uris import Prefixes
 from rayal.types import id_keys
 
 ITEMS = 40
 CLASSES = ["cat", "dog", "owl"]
+# what creation makes of a request, as far as the API reads it: creation itself loads torch
 BIRDS: Mapping[str, Any] = {
-    "name": "birds",
-    "pool": "rows",
     "task": {"kind": "table", "classes": CLASSES},
-    "strategy": "margin",
-    "initial": {"count": 8},
-    "batch_size": 8,
-    "auto": {"start": False},
+    "batch": 8,
+    "rounds": None,
+    "initial": {"strategy": "random", "count": 8},
+    "labeling": {"labels_per_item": 1},
+    "service": {"quorum": None, "ready": 0, "start": False, "pushed": False},
 }
-IMAGES: Mapping[str, Any] = {
-    "name": "pictures",
+PICTURES: Mapping[str, Any] = {
+    **BIRDS,
     "task": {"kind": "image", "classes": CLASSES, "size": [8, 8], "channels": 1},
-    "strategy": "margin",
-    "initial": {"count": 4},
-    "batch_size": 4,
-    "auto": {"start": False},
+    "service": {**BIRDS["service"], "pushed": True},
 }
+
+
+class InProcess(httpx.BaseTransport):
+    """Carries requests to an application in this process, which the portal's thread runs."""
+
+    def __init__(self, app: Any, portal: BlockingPortal) -> None:
+        self.app = app
+        self._transport = httpx.ASGITransport(app)
+        self._portal = portal
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request."""
+        return self._portal.call(self._answer, request, request.read())
+
+    async def _answer(self, request: httpx.Request, body: bytes) -> httpx.Response:
+        sent = httpx.Request(request.method, request.url, headers=request.headers, content=body)
+        if "transfer-encoding" in request.headers:
+            del sent.headers["content-length"]
+        answer = await self._transport.handle_async_request(sent)
+        return httpx.Response(
+            answer.status_code, headers=answer.headers, content=await answer.aread()
+        )
 
 
 @dataclass
@@ -60,12 +80,17 @@ class Clock:
 class Service:
     """The service, with what tests reach behind its HTTP for.
 
-    Attributes:
+    Args:
+        backend: what the API stands on.
+        clock: of tokens and signed URLs.
+        carrier: brings requests to it.
+        tokens: texts by name.
         asked: what was forwarded to prediction replicas.
     """
 
     backend: Backend
     clock: Clock
+    carrier: InProcess
     tokens: dict[str, str] = field(default_factory=dict)
     asked: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -79,11 +104,23 @@ class Service:
         self.ledger.add_token("test", scopes, auth.hash_of(text), expires=expires)
         return text
 
-    def client(self, token: str | None = None, **more: Any) -> TestClient:
-        """Return a client; with an administrator's token unless another one is given."""
-        app = create_app(replace(self.backend, **more))
-        headers = {} if token == "" else {"Authorization": f"Bearer {token or self.tokens['admin']}"}
-        return TestClient(app, headers=headers, base_url="http://service")
+    def client(self, token: str | None = None) -> httpx.Client:
+        """Return a client with a token: the administrator's by default, none where it is empty."""
+        sent = self.tokens["admin"] if token is None else token
+        headers = {"Authorization": f"Bearer {sent}"} if sent else {}
+        return httpx.Client(transport=self.carrier, headers=headers, base_url="http://service")
+
+    @contextmanager
+    def changed(self, **parts: Any) -> Iterator[Service]:
+        """Give the service with other parts of its backend, in an application of its own."""
+        backend = replace(self.backend, **parts)
+        with start_blocking_portal() as portal:
+            yield replace(self, backend=backend, carrier=InProcess(create_app(backend), portal))
+
+    def pictures(self) -> None:
+        """Make the project pictures, whose items are pushed."""
+        create_empty(self.ledger, "own", {"kind": "image", "encoding": "file"}, CLASSES)
+        self.ledger.create_project("pictures", "own", PICTURES)
 
     def offer(self, items: list[str], round: int = -1, project: str = "birds") -> None:
         """Offer items, the first one first."""
@@ -97,46 +134,41 @@ class Service:
 
 
 @contextmanager
-def service(root: Path, limits: Limits | None = None) -> Iterator[Service]:
+def service(root: Path) -> Iterator[Service]:
     """Give a service with the project birds on forty rows, of which eight are offered."""
     x = np.random.default_rng(0).normal(size=(ITEMS, 3))
     ids = [f"row/{i:02d}" for i in range(ITEMS)]
     Pool.from_arrays(root, "rows", x, ids=ids)
     clock = Clock()
-    with Ledger(root) as ledger:
-        made = Service(_backend(ledger, clock, limits), clock)
-        made.backend = replace(made.backend, predict=_predicting(made))
-        create_project(ledger, BIRDS, prefixes=Prefixes())
+    asked: list[Mapping[str, Any]] = []
+    with Ledger(root) as ledger, start_blocking_portal() as portal:
+        backend = _backend(ledger, clock, asked)
+        made = Service(backend, clock, InProcess(create_app(backend), portal), asked=asked)
+        ledger.create_project("birds", "rows", BIRDS)
         made.offer(ids[:8])
         made.tokens["admin"] = made.token("admin")
         yield made
 
 
-def _backend(ledger: Ledger, clock: Clock, limits: Limits | None) -> Backend:
+def _backend(ledger: Ledger, clock: Clock, asked: list[Mapping[str, Any]]) -> Backend:
     async def query(body: Mapping[str, Any]) -> Any:
-        from rayal.service.predictor import Predictor
-
         return Predictor(ledger.root).query(body)
 
-    return Backend(
-        ledger=ledger,
-        limits=limits or Limits(),
-        prefixes=Prefixes((str(ledger.root / "allowed"),)),
-        secret=b"s" * 32,
-        predict=query,
-        query=query,
-        clock=clock,
-    )
-
-
-def _predicting(made: Service) -> Any:
     async def predict(body: Mapping[str, Any]) -> Any:
-        made.asked.append(body)
+        asked.append(body)
         given = body.get("items") or [item.get("id") for item in body["inputs"]]
         said = [{"item": i, "label": "cat", "probs": [0.5, 0.25, 0.25]} for i in given]
         return {"model": body["model"], "predictions": said}
 
-    return predict
+    return Backend(
+        ledger=ledger,
+        limits=Limits(rate=1e6, burst=10**6),
+        prefixes=Prefixes((str(ledger.root / "allowed"),)),
+        secret=b"s" * 32,
+        predict=predict,
+        query=query,
+        clock=clock,
+    )
 
 
 def key(item: str) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from rayal.errors import SettingsError
 from rayal.service import signing
 from rayal.service.agreement import agreement_of
 from rayal.service.auth import ADMIN, LABEL, READ, WRITE, allows, check_scopes
 from rayal.service.limits import Rates
 from rayal.service.problems import ProblemError
 from rayal.service.requests import MAX_DEPTH, parse_json
-from rayal.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from rayal.errors import SettingsError
     [
         {},
         [],
-        {"a": [1, -2.5, 1e300, None, True, "ä\n\\\"[{"]},
+        {"a": [1, -2.5, 1e300, None, True, 'ä\n\\"[{']},
         {"text": "\\u0000 is not NUL"},
         {"emoji": "\U0001f600"},
         2**63 - 1,
@@ -134,7 +134,9 @@ def test_scopes_include_smaller_ones_of_their_project() -> None:
         assert not allows(scopes, READ, None)
 
 
-@pytest.mark.parametrize("scope", ["", "root", "project:a:own", "project::read", "project:a/b:read", "admin\n"])
+@pytest.mark.parametrize(
+    "scope", ["", "root", "project:a:own", "project::read", "project:a/b:read", "admin\n"]
+)
 def test_a_scope_that_does_not_exist_is_refused(scope: str) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         check_scopes([scope])

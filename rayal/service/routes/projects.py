@@ -110,7 +110,7 @@ def change_project(
             "precondition-required", "send If-Match with the ETag that GET has given"
         )
     version = int(if_match.strip('"')[:18])
-    row = patch_project(call.backend.ledger, project, {**body}, version=version)
+    row = patch_project(call.backend.ledger, project, dict(body.items()), version=version)
     return _answer(call, row, 200, {})
 
 

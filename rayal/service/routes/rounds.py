@@ -62,6 +62,8 @@ def close_round(call: Here, project: ProjectName, body: CloseBody) -> Answer:
         raise ProblemError(
             "conflict", f"{new} labels are new, fewer than min_labels = {body.min_labels}"
         )
+    if not new and _waits(call, project):
+        raise ProblemError("conflict", "no label is new; label some of the offered items first")
     return accepted(ledger.add_job(project, "round", {"reason": body.reason}))
 
 
@@ -151,6 +153,18 @@ def _new_labels(call: Call, project: str) -> int:
     since = begun[-1].labels_seq if begun else 0
     rows = _labels(call, project, since)
     return sum(row.superseded_by is None and row.slot is not None for row in rows)
+
+
+def _waits(call: Call, project: str) -> bool:
+    """Return whether a round can begin only with new labels: the first choice or last one is made.
+
+    A round that was begun and is not done goes on with the labels that it has.
+    """
+    ledger = call.backend.ledger
+    begun = ledger.rounds(project)
+    if not begun:
+        return ledger.selection(project, INITIAL) is not None
+    return ledger.stage(project, begun[-1].round, "select") is not None
 
 
 def _labels(call: Call, project: str, since: int = 0) -> Iterator[LabelRow]:
