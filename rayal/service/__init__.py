@@ -1,0 +1,1 @@
+"""The HTTP service: labels over the network, rounds in the background."""
