@@ -42,7 +42,7 @@ def test_a_root_remembers_its_database(ledger: Ledger, postgres: PostgresServer)
     with Ledger(ledger.root, create=False) as again:
         assert again.projects() == ["p", "q"]
         assert again.engine.url == ledger.engine.url
-    with pytest.raises(LedgerError, match="keeps its ledger in .* given was"):
+    with pytest.raises(LedgerError, match=r"keeps its ledger in .* given was"):
         Ledger(ledger.root, database=postgres.database())
 
 
