@@ -143,9 +143,7 @@ def _learner(asked: ProjectBody) -> Learner:
     return made
 
 
-def _settings(
-    asked: ProjectBody, spec: ProjectSpec, request: Mapping[str, Any]
-) -> dict[str, Any]:
+def _settings(asked: ProjectBody, spec: ProjectSpec, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the ledger keeps: the spec, and what concerns annotators and the service."""
     labeling = asked.labeling.model_dump(exclude_none=True)
     labeling["lease_ttl"] = labeling.pop("lease_ttl_s")
@@ -238,9 +236,9 @@ def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
         given = patch.get(name)
         if isinstance(given, str):
             given = {"name": given}
-        if isinstance(given, Mapping) and given.get("name", "") not in ("", getattr(old, name).name):
-            drop = dict.fromkeys(getattr(old, name).params, None)
-            given = {**drop, **given}
+        was = getattr(old, name)
+        if isinstance(given, Mapping) and given.get("name", was.name) != was.name:
+            given = {**dict.fromkeys(was.params), **given}
         if given is not None:
             patch[name] = given
     return patch
@@ -257,4 +255,3 @@ def _refuse_fixed(old: ProjectBody, new: ProjectBody, *, trained: bool) -> None:
         raise ConflictError(
             f"{', '.join(changed)} cannot change any more; make another project, or leave it"
         )
-

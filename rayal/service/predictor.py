@@ -223,7 +223,9 @@ def _arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         try:
             array = np.asarray(rows, np.float64)
         except (TypeError, ValueError):
-            raise SettingsError(f"columns.{name}: rows of numbers of one shape are needed") from None
+            raise SettingsError(
+                f"columns.{name}: rows of numbers of one shape are needed"
+            ) from None
         if array.ndim == 0:
             raise SettingsError(f"columns.{name}: rows of numbers are needed")
         arrays[str(name)] = array

@@ -46,7 +46,7 @@ class ServedProject(Project):
         return self.ledger.selection(self.name, INITIAL) is not None
 
     def choose_first(self) -> int:
-        """Choose and offer the first items, and those that keep annotators busy; return how many."""
+        """Choose and offer the first items and the ready ones, and return how many."""
         self.prepare(ready=int(self.service.get("ready", 0)))
         chosen = self.ledger.selection(self.name, INITIAL)
         return len(chosen.picks) if chosen else 0
