@@ -25,7 +25,7 @@ from rayal.errors import LabelError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
 from rayal.evaluation.sources import pool_of, read_columns
-from rayal.project import Ledger
+from rayal.project import Appearance, LabelRow, LeaseRow, Ledger
 from rayal.strategies import select
 
 
@@ -130,7 +130,7 @@ def status_of(where: str, *, lines: bool) -> Any:
                     "project": name,
                     "rounds": len(rounds),
                     "labels": len(ledger.resolved(name)),
-                    "offered": sum(s != "labeled" for s in ledger.states(name).values()),
+                    "offered": len(ledger.open_items(name)),
                     "finished": project.finished,
                     **{k: round(v, 4) for k, v in (rounds[-1].metrics if rounds else {}).items()},
                 }
@@ -151,7 +151,11 @@ def project_json(project: Project) -> dict[str, Any]:
     }
 
 
-_WHAT = {"Appearance": "selection", "LeaseRow": "lease", "LabelRow": "label"}
+def _what(row: Appearance | LeaseRow | LabelRow) -> str:
+    """Return what a row of an item's story tells of."""
+    if isinstance(row, LabelRow):
+        return {"skipped": "skip", "retracted": "retraction"}.get(row.status, "label")
+    return "lease" if isinstance(row, LeaseRow) else "selection"
 
 
 def why_of(where: str, item: str) -> Any:
@@ -160,7 +164,7 @@ def why_of(where: str, item: str) -> Any:
     if not project.pool.contains([item])[0]:
         raise UnknownNameError(f"item {item!r} is not in pool {project.pool.name!r}")
     story = project.ledger.why(project.name, item)
-    rows = [{"what": _WHAT[type(row).__name__], **dataclasses.asdict(row)} for row in story]
+    rows = [{"what": _what(row), **dataclasses.asdict(row)} for row in story]
     return {"item": item, "story": rows or "never picked, leased or labeled"}
 
 
@@ -205,21 +209,10 @@ def export_csv(where: str, what: str) -> str:
         writer.writerows(row.values() for row in rows)
     elif what == "offered":
         writer.writerow(["id", "label"])
-        writer.writerows([item, ""] for item in _offered(project))
+        writer.writerows([item, ""] for item in project.ledger.open_items(project.name))
     else:
         raise SettingsError(f"--what {what!r}: {nearest(what, ('labels', 'history', 'offered'))}")
     return text.getvalue()
-
-
-def _offered(project: Project) -> list[str]:
-    """Return the items that want a label, in the order in which the strategy wants them."""
-    states = project.ledger.states(project.name)
-    wanted = [i for i, state in states.items() if state != "labeled"]
-    ranks: dict[str, tuple[int, int]] = {}
-    for number in range(-1, len(project.ledger.rounds(project.name))):
-        selection = project.ledger.selection(project.name, number)
-        ranks |= {p.item: (number, p.rank) for p in (selection.picks if selection else ())}
-    return sorted(wanted, key=lambda i: ranks[i])
 
 
 def select_from(

@@ -57,6 +57,22 @@ class LedgerError(RayalError, RuntimeError):
     """The ledger refuses: a wrong version, a missing row, a second writer."""
 
 
+class LeaseError(LedgerError):
+    """A lease is over, and its slot is taken."""
+
+
+class UnknownLeaseError(LeaseError):
+    """No lease of that name is in the project, or it is another annotator's."""
+
+
+class PreconditionError(LedgerError):
+    """What was to be changed is not what the caller had seen."""
+
+
+class IdempotencyError(RayalError, ValueError):
+    """An idempotency key came again with another request."""
+
+
 class StorageError(RayalError, OSError):
     """A committed file is missing, damaged or of another format version."""
 

@@ -102,13 +102,13 @@ class Project(Stages):
 
     # -- what an annotator sees ---------------------------------------------------------------
 
-    def ask(self, count: int, *, annotator: str = "me", ttl: float = 900.0) -> list[Lease]:
+    def ask(self, count: int, *, annotator: str = "me", ttl: float | None = None) -> list[Lease]:
         """Lease the next offered items; where none is offered, choose a batch first.
 
         Args:
             count: most items to lease.
             annotator: who holds them; open leases of the same annotator come back first.
-            ttl: seconds until a lease expires.
+            ttl: seconds until a lease expires; by default what the project's settings say.
         """
         if not self.waiting:
             if self.ledger.selection(self.name, INITIAL) is None:
@@ -117,7 +117,7 @@ class Project(Stages):
                 self.train()
         return self.lease(count, annotator=annotator, ttl=ttl)
 
-    def lease(self, count: int, *, annotator: str = "me", ttl: float = 900.0) -> list[Lease]:
+    def lease(self, count: int, *, annotator: str = "me", ttl: float | None = None) -> list[Lease]:
         """Lease the next offered items, and choose nothing."""
         return self.ledger.lease(self.name, annotator, count, ttl=ttl)
 
@@ -166,7 +166,7 @@ class Project(Stages):
     @property
     def waiting(self) -> bool:
         """Whether offered items still want labels."""
-        return any(s != "labeled" for s in self.ledger.states(self.name).values())
+        return bool(self.ledger.open_items(self.name))
 
     def prepare(self, chosen: Sequence[str] | None = None, *, ready: int = 0) -> None:
         """Choose and offer the first items, once.

@@ -30,6 +30,7 @@ from rayal.failpoints import failpoint
 from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import ColumnsPart, Ledger, Pick
+from rayal.project.item_states import STATES
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal
@@ -71,10 +72,12 @@ class Stages:
         """Return the keys of the pool's items in these states, sorted.
 
         Args:
-            states: labeled, offered, leased; by default any of them: what may not be chosen.
+            states: as ``Ledger.states`` names them; by default all but unlabeled: what may not
+                be chosen.
         """
         touched = self.ledger.states(self.name).items()
-        keys = id_keys(i for i, state in touched if not states or state in states)
+        chosen = set(states or STATES) - {"unlabeled"}
+        keys = id_keys(i for i, state in touched if state in chosen)
         parts = [self.pool.read(p).column("key").to_numpy() for p in self.pool.parts_of("pool")]
         here = [np.intersect1d(keys, part) for part in parts]
         return np.sort(np.concatenate(here)) if here else keys[:0]

@@ -221,8 +221,7 @@ def _live(project: Project) -> dict[str, int]:
     project.prepare()
     while not project.waiting and not project.finished:
         project.train()
-    states = project.ledger.states(project.name)
-    open_items = sum(s != "labeled" for s in states.values())
+    open_items = len(project.ledger.open_items(project.name))
     return {project.name: open_items} if open_items else {}
 
 

@@ -23,7 +23,7 @@ from rayal.engine.rows import Role, Rows, Source, keyed_hashes
 from rayal.engine.sources import BUILTIN, builtin
 from rayal.engine.tables import TableColumns, csv_source, jsonl_source, parquet_source
 from rayal.errors import PoolError, nearest
-from rayal.project import Ledger
+from rayal.project import Ledger, has_ledger
 from rayal.types import digest
 
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
@@ -72,7 +72,7 @@ def pool_of(
 
 def pool_there(settings: PoolSettings, root: Path) -> Pool | None:
     """Return the pool of the storage root that the source names; None if there is none."""
-    if not (root / "ledger.sqlite").exists():
+    if not has_ledger(root):
         return None
     with Ledger(root, create=False) as ledger:
         if settings.source not in ledger.pools():

@@ -18,7 +18,7 @@ from rayal.engine.rows import Source
 from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
-from rayal.project import Ledger
+from rayal.project import Ledger, has_ledger
 from rayal.tasks import Task, task_for
 
 READ = 1_000_000  # rows of a source up to which its labels are read through for their classes
@@ -70,7 +70,7 @@ def embedded_of(settings: Settings, cell: Cell, given: WhatIf, hash: str) -> int
 def pool_here(settings: Settings, cell: Cell) -> Pool | None:
     """Return a cell's pool where it is ingested already."""
     root = Path(settings.storage)
-    if not (root / "ledger.sqlite").exists():
+    if not has_ledger(root):
         return None
     found = pool_there(settings.pool, root)
     if found is not None:

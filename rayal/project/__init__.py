@@ -1,15 +1,24 @@
 """Projects: the ledger, which remembers who holds which item, who said what, what rounds did."""
 
+from rayal.project.agreement import Labeling as Labeling
+from rayal.project.answers import ItemRow as ItemRow
+from rayal.project.answers import LabelEntry as LabelEntry
+from rayal.project.answers import LabelResult as LabelResult
+from rayal.project.answers import LabelRow as LabelRow
+from rayal.project.answers import Lease as Lease
+from rayal.project.answers import LeaseRow as LeaseRow
+from rayal.project.answers import OfferedRow as OfferedRow
+from rayal.project.answers import SkipEntry as SkipEntry
+from rayal.project.idempotency import Once as Once
 from rayal.project.ledger import Ledger as Ledger
+from rayal.project.location import has_ledger as has_ledger
+from rayal.project.models import version_name as version_name
 from rayal.project.records import Appearance as Appearance
 from rayal.project.records import Checkpoint as Checkpoint
 from rayal.project.records import ColumnsPart as ColumnsPart
 from rayal.project.records import Event as Event
-from rayal.project.records import LabelEntry as LabelEntry
-from rayal.project.records import LabelResult as LabelResult
-from rayal.project.records import LabelRow as LabelRow
-from rayal.project.records import Lease as Lease
-from rayal.project.records import LeaseRow as LeaseRow
+from rayal.project.records import JobRow as JobRow
+from rayal.project.records import ModelRow as ModelRow
 from rayal.project.records import Pick as Pick
 from rayal.project.records import PoolPart as PoolPart
 from rayal.project.records import ProjectRow as ProjectRow
@@ -17,6 +26,9 @@ from rayal.project.records import RoundRow as RoundRow
 from rayal.project.records import SelectionRow as SelectionRow
 from rayal.project.records import Snapshot as Snapshot
 from rayal.project.records import StageRow as StageRow
+from rayal.project.records import Stored as Stored
+from rayal.project.records import Suggestion as Suggestion
+from rayal.project.records import TokenRow as TokenRow
 from rayal.project.replay import rebuild as rebuild
 from rayal.project.replay import replay as replay
 from rayal.project.schema import STAGES as STAGES

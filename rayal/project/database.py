@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,31 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
-    make_url,
     select,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rayal.errors import LedgerError, StorageError
+from rayal.project.location import (
+    FILE,
+    POSTGRESQL,
+    note_database,
+    noted_database,
+    one_url,
+    parsed_url,
+)
 from rayal.project.schema import SCHEMA_VERSION, meta, metadata
 
-FILE = "ledger.sqlite"
 BUSY_SECONDS = 30
 MOUNTS = Path("/proc/mounts")
-POSTGRESQL = 'database="postgresql+psycopg://USER@HOST/NAME"'
 # Their locks and shared memory are not those of a local disk, on which SQLite relies.
 NETWORK_FILE_SYSTEMS = re.compile(
     r"afs|beegfs|ceph|cifs|davfs2?|gfs2|glusterfs|gpfs|lustre|ncpfs|nfs\d?|ocfs2|smb3|smbfs|"
     r"fuse\.(ceph|davfs2|gcsfuse|glusterfs|goofys|juicefs|mount-s3|rclone|s3fs|sshfs)"
 )
-_WRITER = 0x7261_7961_6C  # the advisory lock that PostgreSQL's writers take in turn
+_TURNS: dict[str, threading.RLock] = {}  # of each SQLite file: one writing thread of this process
+_TURNS_LOCK = threading.Lock()
 
 
 def file_system(path: Path, mounts: str) -> str:
@@ -60,16 +68,22 @@ def open_database(root: Path, database: str | None, *, create: bool) -> Engine:
 
     Args:
         root: the storage root.
-        database: a PostgreSQL URL; None for SQLite in the root.
+        database: a PostgreSQL URL, noted in the root for every later opener; None for the noted
+            one, else SQLite in the root.
         create: make the ledger where there is none.
 
     Raises:
-        LedgerError: a dialect, file system or schema version that does not fit.
+        LedgerError: a dialect, file system or schema version that does not fit, or the root has
+            another database.
         StorageError: no ledger is there and ``create`` is false, or the file is not a ledger.
     """
-    if database is not None:
-        engine = _postgresql(database)
-        return _checked(engine, f"database {engine.url!r}", create)
+    noted = noted_database(root)
+    if database is not None or noted is not None:
+        url = one_url(root, database, noted)
+        engine = _checked(_postgresql(url), f"database {parsed_url(url)!r}", create)
+        if noted is None and create:
+            note_database(root, engine.url)
+        return engine
     root, path = root.resolve(), root.resolve() / FILE
     _refuse_network(root)
     if not create and not path.exists():
@@ -91,22 +105,54 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """Give a connection that is the only writer until it commits, or rolls back on an error."""
-    with engine.connect() as conn:
+    """Give a connection that writes until it commits, or rolls back on an error.
+
+    On SQLite it is the only writer: threads of this process wait for each other at a lock, which
+    costs less than SQLite's polling, then for other processes. On PostgreSQL writers wait where
+    they ask for the same ``lock``.
+    """
+    with _turn(engine), engine.connect() as conn:
         conn = conn.execution_options(rayal_write=True)
         try:
             transaction = conn.begin()
         except OperationalError as error:
             if "locked" not in str(error.orig):
                 raise
-            raise LedgerError(
-                f"another process held the ledger {engine.url!r} for {BUSY_SECONDS} s "
-                f"({error.orig}); end it, or wait, and repeat"
-            ) from error
+            raise LedgerError(_held(engine, "another process", str(error.orig))) from error
         with transaction:
-            if conn.dialect.name == "postgresql":
-                conn.execute(text(f"SELECT pg_advisory_xact_lock({_WRITER})"))
             yield conn
+
+
+def lock(conn: Connection, name: str) -> None:
+    """Wait until no other transaction holds the lock of that name, and hold it to the end.
+
+    Within a savepoint, to its end if it is rolled back. SQLite has one writer anyway.
+    """
+    if conn.dialect.name == "postgresql":
+        number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
+        conn.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    if engine.dialect.name != "sqlite":
+        yield
+        return
+    with _TURNS_LOCK:
+        turn = _TURNS.setdefault(str(engine.url), threading.RLock())
+    if not turn.acquire(timeout=BUSY_SECONDS):
+        raise LedgerError(_held(engine, "another thread", "it holds the writers' lock"))
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+def _held(engine: Engine, who: str, why: str) -> str:
+    return (
+        f"{who} held the ledger {engine.url!r} for {BUSY_SECONDS} s ({why}); end it, or wait, "
+        "and repeat"
+    )
 
 
 def create_tables(conn: Connection) -> None:
@@ -138,16 +184,10 @@ def _sqlite(path: Path) -> Engine:
 
 
 def _postgresql(database: str) -> Engine:
+    url = parsed_url(database)
     try:
-        url = make_url(database)
-        if url.get_backend_name() != "postgresql":
-            raise LedgerError(
-                f"database {url!r} is of dialect {url.get_backend_name()!r}; allowed: SQLite in "
-                f"the storage root (leave database out) and PostgreSQL ({POSTGRESQL})"
-            )
-        return create_engine(url)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise LedgerError(f"database is not a URL ({error}); give {POSTGRESQL}") from None
+        # A connection that the server has dropped is replaced before it is used.
+        return create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
     except ModuleNotFoundError as error:
         raise LedgerError(
             f"the driver of {url!r} is not installed ({error}); pip install 'psycopg[binary]' "
@@ -201,6 +241,7 @@ def _version(engine: Engine, where: str, create: bool) -> str:
         if not create:
             raise _missing(where)
         with writing(engine) as conn:
+            lock(conn, "schema")
             if not inspect(conn).has_table("meta"):  # a second opener may have been quicker
                 create_tables(conn)
     with reading(engine) as conn:

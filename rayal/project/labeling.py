@@ -1,206 +1,239 @@
-"""Labels: an append-only history, what each entry becomes, and the values to train on."""
+"""Answers: an append-only history, what each entry becomes, and the values to train on."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from rayal.errors import LedgerError
-from rayal.failpoints import failpoint
-from rayal.project.pools import labels_per_item
-from rayal.project.records import LabelEntry, LabelResult, LabelRow
-from rayal.project.schema import items, labels, leases, plain, to_json
-from rayal.project.store import Row, Store, Transaction, chunks, known_project
-from rayal.project.work import EXPIRED, LABELED, REVOKED, is_active, sweep
+from rayal.project.agreement import value_text
+from rayal.project.answers import LabelEntry, LabelResult, LabelRow, SkipEntry
+from rayal.project.columns import plain
+from rayal.project.desk import (
+    ACCEPTED,
+    RETRACTED,
+    SKIPPED,
+    SURPLUS,
+    UPDATED,
+    Desk,
+    is_label,
+    last_seq,
+)
+from rayal.project.schema import items, labels, leases
+from rayal.project.store import Row, Store, check_name
+from rayal.project.work import EXPIRED, LABELED, sweep
+from rayal.project.work import SKIPPED as SKIPPED_LEASE
+
+Entry = LabelEntry | SkipEntry
 
 
 class Labels(Store):
-    """Taking the annotators' answers."""
+    """Taking the annotators' answers.
+
+    The last answer of an annotator on an item counts, be it a label, a skip or a retraction; all
+    answers are kept.
+
+    - A label fills a free slot of its item, with or without a lease; an item that is full keeps
+      it as surplus (``rayal.project.agreement`` says what that is good for). A label that says
+      what the annotator's standing label says is a duplicate and changes nothing. Another one
+      replaces it, and takes over its slot; if that was surplus, it takes a free slot if there is
+      one.
+    - A skip hides the item from the annotator, and a label that comes later ends it. After a
+      label it is rejected, so that a message that comes twice or late destroys no work: retract
+      the label first.
+    - A retraction takes back a label or a skip, and frees the label's slot. The annotator has then
+      said nothing of the item, and may be asked for it again. A surplus label of another annotator
+      stays surplus.
+    - Whatever the answers are, active leases + filled slots of an item ≤ its need: open leases of
+      others that have no slot left are revoked, the newest first.
+    """
 
     def label(
         self,
         project: str,
         annotator: str,
-        entries: Sequence[LabelEntry],
+        entries: Sequence[Entry],
         *,
         now: float | None = None,
     ) -> list[LabelResult]:
         """Record answers in one transaction, and return what became of each, in order.
 
-        A label that fills a slot revokes open leases of others, the newest first, as far as the
-        item's need asks for it; a late one is kept always.
-
-        Raises:
-            LedgerError: an entry names a lease that is not this annotator's lease of the item, or
-                a value that is not JSON; nothing is recorded then.
+        An entry that names a lease which is not this annotator's lease of the item, a value that
+        is no JSON value, or a forgotten item is rejected alone; a late one is kept always.
         """
+        check_name("annotator", annotator)
         with self._write("label", project, now) as tx:
             sweep(tx, project)
-            desk = _Desk(tx, project, annotator, entries)
-            results = [desk.take(entry) for entry in entries]
-            desk.write()
+            clerk = _Clerk(Desk(tx, project, [e.item for e in entries]), annotator, entries)
+            results = [clerk.take(entry) for entry in entries]
+            clerk.desk.write()
         return results
+
+    def retract(
+        self, project: str, annotator: str, item: str, *, now: float | None = None
+    ) -> LabelResult:
+        """Take back the annotator's label or skip of an item; once more, nothing happens.
+
+        Rejected where the annotator never said anything of it, or the item is forgotten.
+        """
+        check_name("annotator", annotator)
+        with self._write("retract", project, now) as tx:
+            sweep(tx, project)
+            clerk = _Clerk(Desk(tx, project, [item]), annotator, ())
+            result = clerk.retract(item)
+            clerk.desk.write()
+        return result
 
     def resolved(self, project: str, up_to: int | None = None) -> dict[str, Any]:
         """Return the value to train on per item, sorted by item id.
 
-        That is the current label of whoever filled the item's first slot, as the history stood at
-        ``up_to``: later labels and corrections do not count.
+        It is what the project's agreement made of the labels as the history stood at ``up_to``:
+        later answers do not count. Items without such a value are left out, among them those in
+        conflict; so are forgotten ones.
 
         Args:
             project: its name.
             up_to: the last row of the history to look at; all by default.
         """
         with self._read(project) as conn:
-            last = _last_seq(conn, project) if up_to is None else up_to
-            replaced = labels.c.superseded_by
+            until = last_seq(conn, project) if up_to is None else up_to
+            of_project = (labels.c.project == project) & (labels.c.seq <= until)
+            last = select(func.max(labels.c.seq)).where(of_project).group_by(labels.c.item)
+            row, held = labels.alias("row"), labels.alias("held")
             query = (
-                select(labels.c.item, labels.c.value)
-                .where(labels.c.project == project, labels.c.seq <= last)
-                .where(labels.c.slot.is_not(None), replaced.is_(None) | (replaced > last))
-                .order_by(labels.c.slot.desc())
+                select(held.c.item, held.c.value)
+                .join_from(row, held, held.c.seq == row.c.resolution)
+                .join(items, items.c.item == held.c.item)
+                .where(row.c.project == project, held.c.project == project)
+                .where(items.c.project == project, items.c.forgotten.is_(False))
+                .where(row.c.seq.in_(last))
             )
             values = {item: value for item, value in conn.execute(query)}
         return dict(sorted(values.items()))
 
     def labels_seq(self, project: str) -> int:
-        """Return the number of the last row of the project's label history, 0 at first."""
+        """Return the number of the last row of the project's history, 0 at first."""
         with self._read(project) as conn:
-            return _last_seq(conn, project)
+            return last_seq(conn, project)
 
-    def labels(self, project: str) -> list[LabelRow]:
-        """Return the whole label history, in order."""
+    def labels(self, project: str, since: int = 0, limit: int | None = None) -> list[LabelRow]:
+        """Return the history of answers after row ``since``, in order, at most ``limit`` rows."""
         with self._read(project) as conn:
-            query = labels.select().where(labels.c.project == project).order_by(labels.c.seq)
+            later = (labels.c.project == project) & (labels.c.seq > since)
+            query = labels.select().where(later).order_by(labels.c.seq).limit(limit)
             return [LabelRow(**row) for row in conn.execute(query).mappings()]
 
+    def new_labels(self, project: str, since: int) -> int:
+        """Return how many items got a label in a slot, or another one, after row ``since``."""
+        with self._read(project) as conn:
+            later = (labels.c.project == project) & (labels.c.seq > since)
+            query = select(func.count(labels.c.item.distinct()))
+            return int(conn.scalar(query.where(later, labels.c.slot.is_not(None))) or 0)
 
-class _Desk:
-    """The touched items as they stand while entries are taken one after another."""
 
-    def __init__(
-        self, tx: Transaction, project: str, annotator: str, entries: Sequence[LabelEntry]
-    ) -> None:
-        self.tx = tx
-        self.project = project
+class _Clerk:
+    """Takes one annotator's entries at a desk."""
+
+    def __init__(self, desk: Desk, annotator: str, entries: Sequence[Entry]) -> None:
+        self.desk = desk
         self.annotator = annotator
-        self.need = labels_per_item(known_project(tx.conn, project)["settings"])
-        self.last = _last_seq(tx.conn, project)
-        self.rows: dict[int, dict[str, Any]] = {}  # new history rows by seq
-        self.superseded: dict[int, int] = {}  # old history row -> new one
-        self.ended: dict[str, str] = {}  # lease -> state
-        touched = sorted({entry.item for entry in entries})
-        self.items = {r["item"]: dict(r) for r in self._rows(items, "item", touched)}
-        self.known = {item: row["accepted"] for item, row in self.items.items()}
-        mine = (labels.c.annotator == annotator) & labels.c.superseded_by.is_(None)
-        self.current = {r["item"]: dict(r) for r in self._rows(labels, "item", touched, mine)}
-        self.active: dict[str, list[Row]] = defaultdict(list)
-        for row in self._rows(leases, "item", touched, is_active()):
-            self.active[row["item"]].append(row)
-        named = sorted({entry.lease for entry in entries if entry.lease is not None})
-        self.leases = {row["lease"]: row for row in self._rows(leases, "lease", named)}
+        named = [entry.lease for entry in entries if entry.lease is not None]
+        self.leases = {row["lease"]: row for row in desk.rows(leases, "lease", named)}
 
-    def _rows(self, table: Any, name: str, values: Sequence[str], *more: Any) -> list[Row]:
-        query = table.select().where(table.c.project == self.project, *more)
-        found: list[Row] = []
-        for some in chunks(values):
-            rows = self.tx.conn.execute(query.where(table.c[name].in_(some))).mappings()
-            found += [dict(row) for row in rows]
-        return found
+    def take(self, entry: Entry) -> LabelResult:
+        """Record an entry, or say why it is rejected."""
+        try:
+            return self._skip(entry) if isinstance(entry, SkipEntry) else self._label(entry)
+        except LedgerError as error:
+            return LabelResult(entry.item, "rejected", False, None, str(error))
 
-    def take(self, entry: LabelEntry) -> LabelResult:
-        """Decide what an entry becomes, and note what is to be written."""
-        value = plain(entry.value, f"the label of item {entry.item!r}")
-        lease = self._lease(entry)
-        late = lease is not None and lease["state"] == EXPIRED
-        current = self.current.get(entry.item)
-        if current is not None and _same(current["value"], value):
-            return LabelResult(entry.item, "duplicate", late, current["seq"])
-        row = self._row(entry.item, value, current)
-        row |= {"late": late, "lease": None if lease is None else lease["lease"]}
-        self.rows[row["seq"]] = self.current[entry.item] = row
-        self._end_leases(entry.item)
-        return LabelResult(entry.item, row["status"], late, row["seq"])
-
-    def _row(self, item: str, value: Any, current: dict[str, Any] | None) -> dict[str, Any]:
-        self.last += 1
-        row = {
-            "project": self.project,
-            "seq": self.last,
-            "item": item,
-            "annotator": self.annotator,
-            "value": value,
-            "superseded_by": None,
-            "time": self.tx.time,
-        }
-        if current is None:
-            return row | self._slot(item)
-        if current["seq"] in self.rows:
-            current["superseded_by"] = self.last
-        else:
-            self.superseded[current["seq"]] = self.last
-        return row | {"status": "updated", "slot": current["slot"]}
-
-    def _slot(self, item: str) -> dict[str, Any]:
-        """Fill a slot of the item if one is left. An item without a row was never offered."""
-        new = {"round": None, "rank": None, "score": None, "need": self.need, "accepted": 0}
-        row = self.items.setdefault(item, {"project": self.project, "item": item, **new})
-        if row["accepted"] >= row["need"]:
-            return {"status": "surplus", "slot": None}
-        row["accepted"] += 1
-        return {"status": "accepted", "slot": row["accepted"]}
-
-    def _lease(self, entry: LabelEntry) -> Row | None:
-        """Return the lease that an entry names, else the annotator's open one on the item."""
-        if entry.lease is None:
-            own = [r for r in self.active[entry.item] if r["annotator"] == self.annotator]
-            return own[0] if own else None
-        row = self.leases.get(entry.lease)
-        if row is None or (row["item"], row["annotator"]) != (entry.item, self.annotator):
-            raise LedgerError(
-                f"lease {entry.lease!r} is not a lease of item {entry.item!r} by annotator "
-                f"{self.annotator!r} in project {self.project!r}; send the label with its own "
-                "lease, or without one"
-            )
-        return row
-
-    def _end_leases(self, item: str) -> None:
-        """End the annotator's lease on the item, and the newest of others that have no slot."""
-        others = []
-        for row in self.active[item]:
-            if row["annotator"] == self.annotator:
-                self.ended[row["lease"]] = LABELED
-            else:
-                others.append(row)
-        others.sort(key=lambda row: (row["granted"], row["lease"]))
-        free = max(self.items[item]["need"] - self.items[item]["accepted"], 0)
-        self.ended |= {row["lease"]: REVOKED for row in others[free:]}
-        self.active[item] = others[:free]
-
-    def write(self) -> None:
-        """Write what the entries became."""
-        tx, key = self.tx, {"project": self.project}
-        tx.insert(items, [row for item, row in self.items.items() if item not in self.known])
-        rows = list(self.rows.values())
-        tx.insert(labels, rows[:1])
-        failpoint("label.insert")
-        tx.insert(labels, rows[1:])
-        tx.update(
-            labels, [{**key, "seq": s, "superseded_by": by} for s, by in self.superseded.items()]
+    def retract(self, item: str) -> LabelResult:
+        """Record a retraction, or say why it is rejected."""
+        old = self._answer(item)
+        if old is None or self._forgotten(item):
+            why = "is forgotten" if old else f"has no answer of annotator {self.annotator!r}"
+            return LabelResult(item, "rejected", False, None, f"item {item!r} {why}")
+        if old["status"] == RETRACTED:
+            return LabelResult(item, "retracted", False, old["seq"])
+        row, _ = self.desk.add(
+            {
+                **{"item": item, "annotator": self.annotator, "value": None, "slot": None},
+                **{"status": RETRACTED, "late": False, "lease": None, "reason": None},
+                "provenance": {},
+            }
         )
-        filled = {i: self.items[i]["accepted"] for i in self.known}
-        changed = [i for i, accepted in filled.items() if accepted != self.known[i]]
-        tx.update(items, [{**key, "item": i, "accepted": filled[i]} for i in changed])
-        tx.update(leases, [{"lease": i, "state": state} for i, state in self.ended.items()])
+        return LabelResult(item, "retracted", False, row["seq"])
 
+    def _label(self, entry: LabelEntry) -> LabelResult:
+        base = self._base(entry)
+        value = plain(entry.value, f"the label of item {entry.item!r}")
+        old = self._answer(entry.item)
+        stands = old is not None and is_label(old)
+        if old is not None and stands and value_text(old["value"]) == value_text(value):
+            return LabelResult(entry.item, "duplicate", old["late"], old["seq"])
+        slot = old["slot"] if old is not None else None
+        slot = self.desk.free_slot(entry.item) if slot is None else slot
+        status = UPDATED if stands else SURPLUS if slot is None else ACCEPTED
+        self.desk.end_own_leases(entry.item, self.annotator, LABELED)
+        answer = {**base, "value": value, "status": status, "slot": slot, "reason": None}
+        row, verdict = self.desk.add(answer)
+        conflict = status == ACCEPTED and verdict.conflict
+        return LabelResult(
+            entry.item, "conflict" if conflict else row["status"], row["late"], row["seq"]
+        )
 
-def _same(one: Any, other: Any) -> bool:
-    """Compare as JSON text: in Python 1, 1.0 and True would be equal."""
-    return to_json(one, sort_keys=True) == to_json(other, sort_keys=True)
+    def _skip(self, entry: SkipEntry) -> LabelResult:
+        base = self._base(entry)
+        old = self._answer(entry.item)
+        if old is not None and is_label(old):
+            raise LedgerError(
+                f"annotator {self.annotator!r} labeled item {entry.item!r}; to skip it, retract "
+                "the label first"
+            )
+        if old is not None and old["status"] == SKIPPED:
+            return LabelResult(entry.item, "duplicate", old["late"], old["seq"])
+        self.desk.end_own_leases(entry.item, self.annotator, SKIPPED_LEASE)
+        reason = None if entry.reason is None else check_name("reason", entry.reason)
+        answer = {**base, "value": None, "status": SKIPPED, "slot": None, "reason": reason}
+        row, _ = self.desk.add(answer)
+        return LabelResult(entry.item, "skipped", row["late"], row["seq"])
 
+    def _base(self, entry: Entry) -> dict[str, Any]:
+        """Return what every answer has of its entry, or raise LedgerError."""
+        check_name("item", entry.item)
+        if self._forgotten(entry.item):
+            raise LedgerError(f"item {entry.item!r} is forgotten; it takes no answers any more")
+        what = f"the provenance of item {entry.item!r}"
+        lease = self._lease(entry)
+        return {
+            "item": entry.item,
+            "annotator": self.annotator,
+            "late": lease is not None and lease["state"] == EXPIRED,
+            "lease": None if lease is None else lease["lease"],
+            "provenance": plain(dict(entry.provenance), what),
+        }
 
-def _last_seq(conn: Connection, project: str) -> int:
-    return conn.scalar(select(func.max(labels.c.seq)).where(labels.c.project == project)) or 0
+    def _lease(self, entry: Entry) -> Row | None:
+        """Return the lease of an entry: the annotator's open one on the item, or one it names.
+
+        An entry that names an expired lease is not late if the annotator got the item again.
+        """
+        row = None
+        if entry.lease is not None:
+            row = self.leases.get(entry.lease)
+            if row is None or (row["item"], row["annotator"]) != (entry.item, self.annotator):
+                raise LedgerError(
+                    f"lease {entry.lease!r} is not a lease of item {entry.item!r} by annotator "
+                    f"{self.annotator!r} in project {self.desk.project!r}; send the label with "
+                    "its own lease, or without one"
+                )
+        own = [r for r in self.desk.active[entry.item] if r["annotator"] == self.annotator]
+        return own[0] if own and (row is None or row["state"] == EXPIRED) else row
+
+    def _answer(self, item: str) -> dict[str, Any] | None:
+        return self.desk.answers[item].get(self.annotator)
+
+    def _forgotten(self, item: str) -> bool:
+        return bool(self.desk.items.get(item, {}).get("forgotten", False))

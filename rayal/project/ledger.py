@@ -1,9 +1,11 @@
 """The ledger: the durable record of pools, projects, rounds, selections, leases and labels.
 
-Every method is one short transaction. A write commits together with one event that tells all it
-wrote, so the tables can be built again from the events (``rayal.project.replay``). Writers take
-turns; readers see the last commit and never wait. A ledger may be used from several threads, and
-the same storage root may be opened by many processes of one machine, or of many with PostgreSQL.
+Every method is one short transaction, or a part of the one that its thread is in (``transaction``,
+``once``). A write commits together with one event that tells all it wrote, so the tables can be
+built again from the events (``rayal.project.replay``). Writers take turns, on PostgreSQL those of
+one project; readers see the last commit and never wait. A ledger may be used from several threads,
+and the same storage root may be opened by many processes of one machine, or of many with
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -12,18 +14,39 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from rayal.project.forgetting import Forgetting
+from rayal.project.idempotency import Idempotency
+from rayal.project.item_states import Items
+from rayal.project.jobs import Jobs
 from rayal.project.labeling import Labels
+from rayal.project.models import Models
 from rayal.project.pools import Pools
+from rayal.project.projects import Projects
 from rayal.project.records import Event
 from rayal.project.rounds import Files, Rounds
 from rayal.project.schema import events
 from rayal.project.selections import Selections
+from rayal.project.tokens import Tokens
 from rayal.project.work import Leases
 
 _PAGE = 500  # events read at once
 
 
-class Ledger(Pools, Rounds, Files, Selections, Leases, Labels):
+class Ledger(
+    Pools,
+    Projects,
+    Rounds,
+    Files,
+    Selections,
+    Leases,
+    Labels,
+    Items,
+    Forgetting,
+    Models,
+    Jobs,
+    Tokens,
+    Idempotency,
+):
     """The ledger of a storage root, open; a context manager that closes it.
 
     Times are seconds since the epoch. Where a method takes ``now``, None means the clock of the
@@ -31,7 +54,8 @@ class Ledger(Pools, Rounds, Files, Selections, Leases, Labels):
 
     Args:
         root: the storage root, a local folder; the file is ``ROOT/ledger.sqlite``.
-        database: a PostgreSQL URL, ``postgresql+psycopg://…``; None for SQLite.
+        database: a PostgreSQL URL, ``postgresql+psycopg://…``, written to ``ROOT/database`` when
+            the ledger is made; None for the one that is written there, else SQLite.
         create: make the ledger where there is none.
 
     Raises:

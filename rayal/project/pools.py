@@ -1,24 +1,22 @@
-"""Pools and their snapshots, and the projects that work on them."""
+"""Pools and their snapshots."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from rayal.errors import LedgerError, SettingsError, UnknownNameError, nearest
+from rayal.errors import LedgerError, UnknownNameError, nearest
 from rayal.project import schema
-from rayal.project.records import PoolPart, ProjectRow, Snapshot
-from rayal.project.schema import plain, projects, snapshots, to_json
-from rayal.project.store import Store, known_project, relative_file, unsigned
-
-_ABSENT = object()
-_SHOWN = 3  # differing settings that a message names
+from rayal.project.columns import plain
+from rayal.project.records import PoolPart, Snapshot
+from rayal.project.schema import snapshots
+from rayal.project.store import Store, relative_file, unsigned
 
 
 class Pools(Store):
-    """What the ledger knows of pools and projects."""
+    """What the ledger knows of pools."""
 
     def commit_snapshot(self, pool: str, parts: Sequence[PoolPart], info: Mapping[str, Any]) -> int:
         """Add parts to a pool in one transaction and return the new snapshot's number: 1, 2, ….
@@ -57,41 +55,6 @@ class Pools(Store):
         with self._read() as conn:
             return sorted(conn.scalars(select(snapshots.c.pool).distinct()))
 
-    def create_project(self, project: str, pool: str, settings: Mapping[str, Any]) -> None:
-        """Make a project; once more with the same pool and settings, nothing happens.
-
-        ``labels_per_item`` among the settings (1 by default) is how many annotators label an item.
-
-        Raises:
-            SettingsError: the project exists with other settings.
-        """
-        wanted = plain(dict(settings), f"settings of project {project!r}")
-        labels_per_item(wanted)
-        with self._write("project") as tx:
-            row = (
-                tx.conn.execute(projects.select().where(projects.c.project == project))
-                .mappings()
-                .first()
-            )
-            if row is not None:
-                _refuse_other(project, dict(row), {"pool": pool, "settings": wanted})
-                return
-            tx.project = project  # from here on it exists
-            tx.insert(
-                projects,
-                [{"project": project, "pool": pool, "settings": wanted, "created": tx.time}],
-            )
-
-    def project(self, project: str) -> ProjectRow:
-        """Return a project; UnknownNameError offers the nearest name."""
-        with self._read() as conn:
-            return ProjectRow(**known_project(conn, project))
-
-    def projects(self) -> list[str]:
-        """Return the names of the projects, sorted."""
-        with self._read() as conn:
-            return sorted(conn.scalars(select(projects.c.project)))
-
 
 def find_snapshot(conn: Connection, pool: str, number: int | None) -> Snapshot:
     """Return a snapshot of a pool, the latest if no number is given."""
@@ -106,14 +69,6 @@ def find_snapshot(conn: Connection, pool: str, number: int | None) -> Snapshot:
     if wanted not in known:
         raise UnknownNameError(f"pool {pool!r} has no snapshot {wanted}; it has 1 to {max(known)}")
     return Snapshot(**{**known[wanted], "parts": tuple(_parts(conn, pool, wanted))})
-
-
-def labels_per_item(settings: Mapping[str, Any]) -> int:
-    """Return how many annotators label an item, or raise SettingsError."""
-    need = settings.get("labels_per_item", 1)
-    if not isinstance(need, int) or isinstance(need, bool) or need < 1:
-        raise SettingsError(f"labels_per_item is {need!r}; it must be a whole number from 1 on")
-    return need
 
 
 def _parts(conn: Connection, pool: str, number: int) -> list[PoolPart]:
@@ -147,28 +102,3 @@ def _refuse_known(pool: str, known: Sequence[str], new: Sequence[str]) -> None:
                 "items as a part of another name"
             )
         seen.add(part)
-
-
-def _refuse_other(project: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise SettingsError naming the first keys in which a project differs."""
-    differing = list(_differences({k: old[k] for k in new}, new))
-    if differing:
-        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-        raise SettingsError(
-            f"project {project!r} exists with other settings: {'; '.join(differing[:_SHOWN])}"
-            f"{more}; use the settings it was made with, or another name"
-        )
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Yield a sentence per key in which two JSON values differ, in the order of the old one."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            inner = f"{path}.{key}" if path else key
-            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
-    elif _shown(old) != _shown(new):
-        yield f"{path} was {_shown(old)}, now {_shown(new)}"
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else to_json(value, sort_keys=True)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from rayal.project.answers import ItemRow as ItemRow
+from rayal.project.answers import LabelEntry as LabelEntry
+from rayal.project.answers import LabelResult as LabelResult
+from rayal.project.answers import LabelRow as LabelRow
+from rayal.project.answers import Lease as Lease
+from rayal.project.answers import LeaseRow as LeaseRow
+from rayal.project.answers import OfferedRow as OfferedRow
+from rayal.project.answers import SkipEntry as SkipEntry
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,17 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class ProjectRow:
-    """A project with the pool it works on and the settings it was made with."""
+    """A project with the pool it works on and its settings.
+
+    ``version`` grows by one with each change of the settings.
+    """
 
     project: str
     pool: str
     settings: dict[str, Any]
     created: float
+    version: int = 1
+    deleted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,82 +166,6 @@ class Appearance:
 
 
 @dataclass(frozen=True)
-class Lease:
-    """An annotator's hold on an offered item, until ``expires``."""
-
-    lease: str
-    item: str
-    annotator: str
-    round: int
-    rank: int
-    score: float | None
-    expires: float
-
-
-@dataclass(frozen=True)
-class LeaseRow:
-    """A lease as history; ``state`` is active, expired, returned, revoked or labeled."""
-
-    lease: str
-    project: str
-    item: str
-    annotator: str
-    state: str
-    granted: float
-    expires: float
-
-
-@dataclass(frozen=True)
-class LabelEntry:
-    """An answer to be recorded.
-
-    Args:
-        item: id of the item.
-        value: the label, a JSON value in the form that the task's label kind gave it.
-        lease: the lease it was made under; None for imports and for tools that know no leases.
-    """
-
-    item: str
-    value: Any
-    lease: str | None = None
-
-
-@dataclass(frozen=True)
-class LabelResult:
-    """What became of an entry.
-
-    Args:
-        item: id of the item.
-        status: accepted (fills a slot), surplus (kept, not for training: others were first),
-            duplicate (equal to the annotator's current label) or updated (replaces it).
-        late: the lease had expired.
-        seq: the row of the history that holds the label.
-    """
-
-    item: str
-    status: Literal["accepted", "surplus", "duplicate", "updated"]
-    late: bool
-    seq: int
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """A row of the label history; ``slot`` is None for a label that is not for training."""
-
-    project: str
-    seq: int
-    item: str
-    annotator: str
-    value: Any
-    status: str
-    slot: int | None
-    late: bool
-    lease: str | None
-    superseded_by: int | None
-    time: float
-
-
-@dataclass(frozen=True)
 class Event:
     """One committed write: ``payload`` is a list of ``[op, table, row, …]``."""
 
@@ -236,3 +174,84 @@ class Event:
     project: str | None
     kind: str
     payload: list[Any]
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """Long work of a project.
+
+    Args:
+        job: its id.
+        project: whose it is.
+        kind: what is to be done.
+        args: of the kind.
+        state: queued, running, done, failed or cancelled.
+        progress: what its owner told last.
+        result: what it gave, once done.
+        error: why it failed.
+        attempts: how often it was begun.
+        created: when it was asked for.
+        started: when it was begun last.
+        finished: when it ended.
+        heartbeat: when its owner was heard of last.
+        owner: who works on it, or did last.
+    """
+
+    job: str
+    project: str
+    kind: str
+    args: dict[str, Any]
+    state: str
+    progress: dict[str, Any]
+    result: Any
+    error: str | None
+    attempts: int
+    created: float
+    started: float | None
+    finished: float | None
+    heartbeat: float | None
+    owner: str | None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A version of a project's model; at most one is active."""
+
+    project: str
+    version: str
+    round: int
+    model: str
+    info: dict[str, Any]
+    created: float
+    active: bool
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What a version of the model says of an item."""
+
+    label: Any
+    probs: Any
+    version: str
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A bearer token; ``hash`` is the SHA-256 of its text, in hex."""
+
+    token_id: str
+    name: str
+    scopes: tuple[str, ...]
+    hash: str
+    created: float
+    expires: float | None
+    revoked: float | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The answer that was given to a request, kept for its repetition."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]

@@ -10,8 +10,8 @@ from sqlalchemy import Engine, inspect, text
 from rayal.errors import LedgerError
 from rayal.project.database import create_tables
 from rayal.project.records import Event
+from rayal.project.schema import UNTOLD, metadata
 from rayal.project.schema import events as events_table
-from rayal.project.schema import metadata
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -22,7 +22,7 @@ def rebuild(events: Iterable[Event]) -> Tables:
     Args:
         events: all events of a ledger, in order.
     """
-    names = [name for name in metadata.tables if name not in ("meta", "events")]
+    names = [name for name in metadata.tables if name not in UNTOLD]
     tables: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {name: {} for name in names}
     for event in events:
         for op, name, *rows in event.payload:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select
 
 from rayal.errors import LedgerError
+from rayal.project.columns import plain
 from rayal.project.pools import find_snapshot
 from rayal.project.records import Checkpoint, ColumnsPart, RoundRow, StageRow
 from rayal.project.schema import (
@@ -16,7 +17,6 @@ from rayal.project.schema import (
     column_parts,
     labels,
     parts,
-    plain,
     projects,
     rounds,
     stages,
@@ -30,6 +30,8 @@ from rayal.project.store import (
     relative_file,
     unsigned,
 )
+
+FILES = ("files",)  # projects share what has the same hash, so their writers take turns
 
 
 class Rounds(Store):
@@ -125,7 +127,7 @@ class Files(Store):
         """
         key = {"model": model, "member": member, "epoch": epoch}
         values = {"project": project, "round": round, "file": relative_file(file), "final": final}
-        with self._write("checkpoint", project) as tx:
+        with self._write("checkpoint", project, locks=FILES) as tx:
             known_round(tx.conn, project, round)
             old = _row(tx.conn, checkpoints, key)
             if old is None:
@@ -154,7 +156,7 @@ class Files(Store):
             "rows": int(part.rows),
             "key_sum": unsigned(part.key_sum, f"the key sum of part {part.part!r}"),
         }
-        with self._write("columns", project) as tx:
+        with self._write("columns", project, locks=FILES) as tx:
             known_round(tx.conn, project, round)
             old = _row(tx.conn, column_parts, {"columns": part.columns, "part": part.part})
             if old is None:
@@ -181,7 +183,7 @@ class Files(Store):
         Raises:
             LedgerError: a file is a part of a pool.
         """
-        with self._write("forget") as tx:
+        with self._write("forget", locks=FILES) as tx:
             for some in chunks(sorted(set(files))):
                 pool = tx.conn.scalar(select(parts.c.file).where(parts.c.file.in_(some)).limit(1))
                 if pool is not None:

@@ -1,118 +1,49 @@
-"""The tables of a ledger, and the two column types that both databases need.
+"""The tables of a ledger.
 
 Every table carries its project or its pool; ``events`` tells each write once more, and ``meta``
-holds the schema's version.
+holds the schema's version. What ``UNTOLD`` names is not told by events: answers kept for repeated
+requests, and the beats of running jobs.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
-    Dialect,
     Double,
-    ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
-    Text,
 )
-from sqlalchemy.types import TypeDecorator
 
-from rayal.errors import LedgerError
+from rayal.project.columns import (
+    NAME,
+    flag,
+    id_key,
+    json_value,
+    moment,
+    parent,
+    text,
+    whole,
+)
 
 SCHEMA_VERSION = "1"
 STAGES = ("prepare", "embed", "train", "evaluate", "scan", "auxiliary", "select", "label")
-
-
-def to_json(value: Any, *, sort_keys: bool = False) -> str:
-    """Return the text of a JSON value; numbers that are not finite raise ValueError."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
-
-
-def plain(value: Any, what: str) -> Any:
-    """Return the value as JSON gives it back: tuples become lists, keys become text."""
-    try:
-        return json.loads(to_json(value))
-    except (TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{what} cannot be written as JSON: {error}; give text, finite numbers, true, false, "
-            "null, lists and objects of these"
-        ) from None
-
-
-class Json(TypeDecorator[Any]):
-    """JSON as text: a database's own type may turn 1.0 into 1, or reorder keys."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
-        """Return the text to store."""
-        return to_json(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """Return the value of a stored text."""
-        return json.loads(value)
-
-
-class Unsigned64(TypeDecorator[int]):
-    """An unsigned 64-bit number in a signed column, as its two's complement."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | None:
-        """Return the signed number to store."""
-        if value is None or not 0 <= value < 1 << 64:
-            raise ValueError(f"{value!r} is not an unsigned 64-bit number")
-        return int(value) - (1 << 64) if value >= 1 << 63 else int(value)
-
-    def process_result_value(self, value: int | None, dialect: Dialect) -> int | None:
-        """Return the unsigned number of a stored one."""
-        return None if value is None else value % (1 << 64)
-
-
-def _text(name: str, **kw: Any) -> Column[Any]:
-    return Column(name, String, nullable=False, **kw)
-
-
-def _int(name: str, **kw: Any) -> Column[Any]:
-    return Column(name, BigInteger, nullable=False, autoincrement=False, **kw)
-
-
-def _time(name: str) -> Column[Any]:
-    return Column(name, Double, nullable=False)  # seconds since the epoch
-
-
-def _json(name: str) -> Column[Any]:
-    return Column(name, Json, nullable=False)
-
-
-def _key(name: str) -> Column[Any]:
-    return Column(name, Unsigned64, nullable=False)
-
-
-def _parent(table: str, *columns: str) -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(columns, [f"{table}.{c}" for c in columns])
-
+UNTOLD = ("meta", "events", "idempotency", "beats")
 
 metadata = MetaData()
-meta = Table("meta", metadata, _text("name", primary_key=True), _text("value"))
+meta = Table("meta", metadata, text("name", primary_key=True), text("value"))
 events = Table(
     "events",
     metadata,
     Column("seq", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True),
-    _time("time"),
-    Column("project", String),  # null: a pool, or files that no single project owns
-    _text("kind"),
-    _json("payload"),  # [[op, table, row, …], …]
+    moment("time"),
+    Column("project", NAME),  # null: a pool, or files that no single project owns
+    text("kind"),
+    json_value("payload"),  # [[op, table, row, …], …]
     Index("events_project", "project", "seq"),
     sqlite_autoincrement=True,
 )
@@ -120,121 +51,127 @@ events = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    _text("pool", primary_key=True),
-    _int("number", primary_key=True),
-    _json("info"),
-    _time("created"),
+    text("pool", primary_key=True),
+    whole("number", primary_key=True),
+    json_value("info"),
+    moment("created"),
 )
 parts = Table(
     "parts",
     metadata,
-    _text("pool", primary_key=True),
-    _text("part", primary_key=True),
-    _int("number"),  # the first snapshot that holds the part; every later one holds it too
-    _int("position"),  # commit order within the pool
-    *(_text(c) for c in ("file", "role")),
-    _int("rows"),
-    _key("key_sum"),
-    _int("bytes"),
-    _parent("snapshots", "pool", "number"),
+    text("pool", primary_key=True),
+    text("part", primary_key=True),
+    whole("number"),  # the first snapshot that holds the part; every later one holds it too
+    whole("position"),  # commit order within the pool
+    *(text(c) for c in ("file", "role")),
+    whole("rows"),
+    id_key("key_sum"),
+    whole("bytes"),
+    parent("snapshots", "pool", "number"),
     Index("parts_position", "pool", "position", unique=True),
 )
 
 projects = Table(
     "projects",
     metadata,
-    _text("project", primary_key=True),
-    _text("pool"),
-    _json("settings"),
-    _time("created"),
+    text("project", primary_key=True),
+    text("pool"),
+    json_value("settings"),
+    moment("created"),
+    whole("version"),  # 1, 2, …: one more with each change of the settings
+    Column("deleted", Double),
 )
 rounds = Table(
     "rounds",
     metadata,
-    _text("project", primary_key=True),
-    _int("round", primary_key=True),
-    _int("snapshot"),
-    _int("labels_seq"),
-    _json("seeds"),
-    _time("begun"),
-    _parent("projects", "project"),
+    text("project", primary_key=True),
+    whole("round", primary_key=True),
+    whole("snapshot"),
+    whole("labels_seq"),
+    json_value("seeds"),
+    moment("begun"),
+    parent("projects", "project"),
 )
 stages = Table(
     "stages",
     metadata,
-    _text("project", primary_key=True),
-    _int("round", primary_key=True),
-    _text("stage", primary_key=True),
-    _json("output"),
+    text("project", primary_key=True),
+    whole("round", primary_key=True),
+    text("stage", primary_key=True),
+    json_value("output"),
     Column("seconds", Double, nullable=False),
-    _time("finished"),
-    _parent("rounds", "project", "round"),
+    moment("finished"),
+    parent("rounds", "project", "round"),
 )
 
 checkpoints = Table(
     "checkpoints",
     metadata,
-    _text("model", primary_key=True),
-    _int("member", primary_key=True),
-    _int("epoch", primary_key=True),
-    _text("project"),
-    _int("round"),
-    _text("file"),
-    Column("final", Boolean, nullable=False),
-    _time("committed"),
-    _parent("rounds", "project", "round"),
+    text("model", primary_key=True),
+    whole("member", primary_key=True),
+    whole("epoch", primary_key=True),
+    text("project"),
+    whole("round"),
+    text("file"),
+    flag("final"),
+    moment("committed"),
+    parent("rounds", "project", "round"),
     Index("checkpoints_file", "file"),
 )
 column_parts = Table(
     "column_parts",
     metadata,
-    _text("columns", primary_key=True),
-    _text("part", primary_key=True),
-    _text("project"),
-    _int("round"),
-    _text("file"),
-    _int("rows"),
-    _key("key_sum"),
-    _time("committed"),
-    _parent("rounds", "project", "round"),
+    text("columns", primary_key=True),
+    text("part", primary_key=True),
+    text("project"),
+    whole("round"),
+    text("file"),
+    whole("rows"),
+    id_key("key_sum"),
+    moment("committed"),
+    parent("rounds", "project", "round"),
     Index("column_parts_file", "file"),
 )
 
 selections = Table(
     "selections",
     metadata,
-    _text("project", primary_key=True),
-    _int("round", primary_key=True),  # -1: the initial choice
-    _json("provenance"),
-    _time("committed"),
-    _parent("projects", "project"),
+    text("project", primary_key=True),
+    whole("round", primary_key=True),  # -1: the initial choice
+    json_value("provenance"),
+    moment("committed"),
+    parent("projects", "project"),
 )
 picks = Table(
     "picks",
     metadata,
-    _text("project", primary_key=True),
-    _int("round", primary_key=True),
-    _text("item", primary_key=True),
-    _key("key"),
-    _int("rank"),
+    text("project", primary_key=True),
+    whole("round", primary_key=True),
+    text("item", primary_key=True),
+    id_key("key"),
+    whole("rank"),
     Column("score", Double),
     Column("probability", Double),
-    Column("picked", Boolean, nullable=False),  # false: among the best not picked
-    _parent("selections", "project", "round"),
+    flag("picked"),  # false: among the best not picked
+    parent("selections", "project", "round"),
     Index("picks_item", "project", "item"),
 )
 
 items = Table(
     "items",
     metadata,
-    _text("project", primary_key=True),
-    _text("item", primary_key=True),
+    text("project", primary_key=True),
+    text("item", primary_key=True),
     Column("round", BigInteger),  # round, rank and score are null until the item is offered
     Column("rank", BigInteger),
     Column("score", Double),
-    _int("need"),  # how many annotators are wanted
-    _int("accepted"),  # how many of these slots a label fills
-    _parent("projects", "project"),
+    whole("need"),  # how many annotators are wanted
+    whole("accepted"),  # how many of these slots a label fills
+    flag("conflict"),  # its labels disagree
+    flag("skipped"),  # by so many annotators that it is not offered any more
+    flag("forgotten"),  # a tombstone
+    flag("open"),  # offered, with a slot that no label fills, and none of the above
+    parent("projects", "project"),
 )
 # Work is handed out from the open items alone, however many are done.
 Index(
@@ -242,34 +179,115 @@ Index(
     items.c.project,
     items.c["round"],
     items.c["rank"],
-    sqlite_where=items.c.accepted < items.c.need,
-    postgresql_where=items.c.accepted < items.c.need,
+    sqlite_where=items.c.open.is_(True),
+    postgresql_where=items.c.open.is_(True),
 )
 leases = Table(
     "leases",
     metadata,
-    _text("lease", primary_key=True),
-    *(_text(c) for c in ("project", "item", "annotator")),
-    _text("state"),  # active | expired | returned | revoked | labeled
-    _time("granted"),
-    _time("expires"),
-    _parent("items", "project", "item"),
+    text("lease", primary_key=True),
+    *(text(c) for c in ("project", "item", "annotator")),
+    text("state"),  # active | expired | returned | revoked | labeled | skipped
+    moment("granted"),
+    moment("expires"),
+    parent("items", "project", "item"),
     Index("leases_item", "project", "item"),
     Index("leases_state", "project", "state", "expires"),
 )
 labels = Table(
     "labels",
     metadata,
-    _text("project", primary_key=True),
-    _int("seq", primary_key=True),  # 1, 2, … within the project
-    *(_text(c) for c in ("item", "annotator")),
-    _json("value"),
-    _text("status"),  # accepted | surplus | updated
-    Column("slot", BigInteger),  # which of the item's slots it fills; null: surplus
-    Column("late", Boolean, nullable=False),
-    Column("lease", String),
+    text("project", primary_key=True),
+    whole("seq", primary_key=True),  # 1, 2, … within the project
+    *(text(c) for c in ("item", "annotator")),
+    json_value("value"),  # null for skips and retractions
+    text("status"),  # accepted | surplus | updated | skipped | retracted
+    Column("slot", BigInteger),  # order of acceptance among the item's labels; null: fills none
+    flag("late"),
+    Column("lease", NAME),  # null: unleased
+    Column("reason", String),  # of a skip
+    json_value("provenance"),
+    Column("resolution", BigInteger),  # the row with the item's value after this one; null: none
     Column("superseded_by", BigInteger),
-    _time("time"),
-    _parent("items", "project", "item"),
+    moment("time"),
+    parent("items", "project", "item"),
     Index("labels_item", "project", "item", "annotator"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    text("job", primary_key=True),
+    whole("number", unique=True),  # the order in which they were asked for
+    *(text(c) for c in ("project", "kind")),
+    json_value("args"),
+    text("state"),  # queued | running | done | failed | cancelled
+    json_value("result"),
+    Column("error", String),
+    whole("attempts"),
+    moment("created"),
+    Column("started", Double),
+    Column("finished", Double),
+    Column("owner", NAME),
+    parent("projects", "project"),
+    Index("jobs_state", "state", "number"),
+)
+# One at a time per project, whoever asks.
+Index(
+    "jobs_running",
+    jobs.c.project,
+    unique=True,
+    sqlite_where=jobs.c.state == "running",
+    postgresql_where=jobs.c.state == "running",
+)
+beats = Table(
+    "beats",
+    metadata,
+    text("job", primary_key=True),
+    moment("heartbeat"),
+    json_value("progress"),
+)
+models = Table(
+    "models",
+    metadata,
+    text("project", primary_key=True),
+    text("version", primary_key=True),
+    whole("round"),
+    text("model"),
+    json_value("info"),
+    moment("created"),
+    flag("active"),
+    parent("projects", "project"),
+)
+suggestions = Table(
+    "suggestions",
+    metadata,
+    *(text(c, primary_key=True) for c in ("project", "version", "item")),
+    json_value("label"),
+    json_value("probs"),
+    parent("models", "project", "version"),
+    Index("suggestions_item", "project", "item"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    text("token_id", primary_key=True),
+    text("name"),
+    json_value("scopes"),
+    text("hash", unique=True),  # SHA-256 of the secret, hex
+    moment("created"),
+    Column("expires", Double),
+    Column("revoked", Double),
+)
+idempotency = Table(
+    "idempotency",
+    metadata,
+    *(text(c, primary_key=True) for c in ("scope", "key")),
+    text("fingerprint"),
+    whole("status"),
+    Column("body", LargeBinary, nullable=False),
+    json_value("headers"),
+    moment("created"),
+    Index("idempotency_created", "created"),
 )

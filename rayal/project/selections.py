@@ -10,11 +10,14 @@ from sqlalchemy import Connection, select
 
 from rayal.errors import LedgerError, ScoreError
 from rayal.failpoints import failpoint
-from rayal.project.pools import labels_per_item
-from rayal.project.records import Appearance, LabelRow, LeaseRow, Pick, SelectionRow
+from rayal.project.answers import LabelRow, LeaseRow
+from rayal.project.columns import plain
+from rayal.project.desk import Desk
+from rayal.project.forgetting import blank_forgotten
+from rayal.project.records import Appearance, Pick, SelectionRow
 from rayal.project.rounds import write_stage
-from rayal.project.schema import items, labels, leases, picks, plain, selections
-from rayal.project.store import Row, Store, Transaction, chunks, known_project, unsigned
+from rayal.project.schema import labels, leases, picks, selections
+from rayal.project.store import Row, Store, Transaction, unsigned
 
 INITIAL = -1  # the round of the initial choice, which has no stages
 
@@ -56,6 +59,7 @@ class Selections(Store):
         _check_picks(rows, others)
         _check_stage(round, stage, output)
         with self._write("selection", project) as tx:
+            blank_forgotten(tx, project, [*rows, *others])
             _write_selection(tx, project, round, provenance)
             half = len(rows) // 2
             tx.insert(_PICKS, rows[:half])
@@ -80,9 +84,10 @@ class Selections(Store):
         return SelectionRow(**row, picks=tuple(both[True]), runners_up=tuple(both[False]))
 
     def why(self, project: str, item: str) -> list[Appearance | LeaseRow | LabelRow]:
-        """Return an item's story: its appearances by round, then leases and labels by time.
+        """Return an item's story: its appearances by round, then leases and answers by time.
 
-        An item that no selection, lease or label ever named has none.
+        Answers are labels, skips and retractions, by their status. An item that no selection,
+        lease or answer ever named has none.
         """
         with self._read(project) as conn:
             found: list[Appearance | LeaseRow | LabelRow] = list(_appearances(conn, project, item))
@@ -167,22 +172,19 @@ def _write_selection(
 
 def _offer(tx: Transaction, project: str, rows: Sequence[Row]) -> None:
     """Offer the picks; an item that got a label without ever being offered keeps it."""
-    need = labels_per_item(known_project(tx.conn, project)["settings"])
-    ranked = [
-        {name: row[name] for name in ("project", "item", "round", "rank", "score")} for row in rows
-    ]
-    known: set[str] = set()
-    for some in chunks([row["item"] for row in ranked]):
-        touched = (items.c.project == project) & items.c.item.in_(some)
-        for item, before in tx.conn.execute(select(items.c.item, items.c["round"]).where(touched)):
-            if before is not None:
-                raise LedgerError(
-                    f"item {item!r} was offered in round {before} already; exclude offered, "
-                    "leased and labeled items (states) before selecting"
-                )
-            known.add(item)
-    tx.insert(items, [{**r, "need": need, "accepted": 0} for r in ranked if r["item"] not in known])
-    tx.update(items, [row for row in ranked if row["item"] in known])
+    desk = Desk(tx, project, [row["item"] for row in rows])
+    for row in rows:
+        known = desk.items.get(row["item"])
+        if known is not None and known["forgotten"]:
+            continue
+        if known is not None and known["round"] is not None:
+            raise LedgerError(
+                f"item {row['item']!r} was offered in round {known['round']} already; exclude "
+                "offered, leased and labeled items (states) before selecting"
+            )
+        desk.item(row["item"]).update({name: row[name] for name in ("round", "rank", "score")})
+        desk.settle(row["item"])
+    desk.write()
 
 
 def _selection(conn: Connection, project: str, round: int) -> dict[str, Any] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from sqlalchemy import (
 )
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
-from rayal.project.database import POSTGRESQL, open_database, reading, writing
+from rayal.project.database import lock, open_database, reading, writing
+from rayal.project.location import POSTGRESQL
 from rayal.project.schema import events, projects, rounds
 
 Row = Mapping[str, Any]
@@ -29,21 +31,34 @@ T = TypeVar("T")
 _CHUNK = 500  # values per IN list; databases bound the number of parameters
 
 
+class Opened:
+    """A database transaction of one thread, with the events that it will tell at its end."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+        self.told: list[Row] = []
+
+    def finish(self) -> None:
+        """Write the events, in an order that is the order of commits."""
+        if self.told:
+            lock(self.conn, "events")
+            self.conn.execute(events.insert(), self.told)
+
+
 class Transaction:
     """One write: rows, and the event that tells them, which commit together or not at all.
 
     Args:
-        conn: the connection, for reads within the transaction.
+        opened: the database transaction that it is a part of.
         kind: the event's kind.
         project: the event's project; None for pools and files.
         time: seconds since the epoch; None takes the database host's clock, behind the lock.
     """
 
-    def __init__(
-        self, conn: Connection, kind: str, project: str | None, time: float | None
-    ) -> None:
-        self.conn = conn
-        self.time = clock(conn) if time is None else float(time)
+    def __init__(self, opened: Opened, kind: str, project: str | None, time: float | None) -> None:
+        self.conn = opened.conn
+        self.time = clock(self.conn) if time is None else float(time)
+        self._opened = opened
         self._kind = kind
         self.project = project
         self._payload: list[Any] = []
@@ -71,13 +86,10 @@ class Transaction:
             self._payload.append(["delete", table.name, *rows])
 
     def finish(self) -> None:
-        """Write the event; a transaction that wrote nothing tells nothing."""
+        """Let the event be told; a transaction that wrote nothing tells nothing."""
         if self._payload:
-            self.conn.execute(
-                events.insert().values(
-                    time=self.time, project=self.project, kind=self._kind, payload=self._payload
-                )
-            )
+            event = {"time": self.time, "project": self.project, "kind": self._kind}
+            self._opened.told.append({**event, "payload": self._payload})
 
 
 class Store:
@@ -85,7 +97,7 @@ class Store:
 
     Args:
         root: the storage root, a local folder.
-        database: a PostgreSQL URL; None for SQLite in the root.
+        database: a PostgreSQL URL; None for the one that the root was made with, else SQLite.
         create: make the ledger where there is none.
 
     Raises:
@@ -103,29 +115,68 @@ class Store:
             )
         self.root = Path(root)
         self.engine: Engine = open_database(self.root, database, create=create)
+        self._thread = threading.local()  # .opened: the transaction that its calls join
 
     def now(self) -> float:
         """Return the database host's clock, seconds since the epoch."""
-        with reading(self.engine) as conn:
+        with self._read() as conn:
             return clock(conn)
 
     @contextmanager
     def _read(self, project: str | None = None) -> Iterator[Connection]:
-        with reading(self.engine) as conn:
+        opened = self._joined()
+        with reading(self.engine) if opened is None else nullcontext(opened.conn) as conn:
             if project is not None:
                 known_project(conn, project)
             yield conn
 
     @contextmanager
     def _write(
-        self, kind: str, project: str | None = None, now: float | None = None
+        self,
+        kind: str,
+        project: str | None = None,
+        now: float | None = None,
+        *,
+        locks: Sequence[str] = (),
     ) -> Iterator[Transaction]:
-        with writing(self.engine) as conn:
+        """Give a transaction, or a part of the thread's that is undone by itself on an error.
+
+        Args:
+            kind: the event's kind.
+            project: whose event it is; its writers take turns.
+            now: seconds since the epoch; None takes the database host's clock.
+            locks: names of further turns to take; by default ``shared`` without a project.
+        """
+        joined = self._joined() is not None
+        with self._open() as opened:
+            for name in locks or (() if project is not None else ("shared",)):
+                lock(opened.conn, name)
             if project is not None:
-                known_project(conn, project)
-            transaction = Transaction(conn, kind, project, now)
-            yield transaction
-            transaction.finish()
+                lock(opened.conn, f"project {project}")
+            with opened.conn.begin_nested() if joined else nullcontext():
+                if project is not None:
+                    known_project(opened.conn, project)
+                transaction = Transaction(opened, kind, project, now)
+                yield transaction
+                transaction.finish()
+
+    @contextmanager
+    def _open(self) -> Iterator[Opened]:
+        """Give the transaction that this thread is in, or one of its own."""
+        opened = self._joined()
+        if opened is not None:
+            yield opened
+            return
+        with writing(self.engine) as conn:
+            self._thread.opened = opened = Opened(conn)
+            try:
+                yield opened
+                opened.finish()
+            finally:
+                self._thread.opened = None
+
+    def _joined(self) -> Opened | None:
+        return getattr(self._thread, "opened", None)
 
 
 def clock(conn: Connection) -> float:
@@ -137,9 +188,10 @@ def clock(conn: Connection) -> float:
 
 def known_project(conn: Connection, project: str) -> Row:
     """Return a project's row, or raise UnknownNameError with the nearest names."""
-    row = conn.execute(projects.select().where(projects.c.project == project)).mappings().first()
-    if row is None:
-        known = conn.scalars(select(projects.c.project))
+    query = projects.select().where(projects.c.project == project)
+    row = conn.execute(query).mappings().first() if storable(project) else None
+    if row is None or row["deleted"] is not None:
+        known = conn.scalars(select(projects.c.project).where(projects.c.deleted.is_(None)))
         raise UnknownNameError(f"project {project!r} does not exist; {nearest(project, known)}")
     return dict(row)
 
@@ -185,3 +237,15 @@ def _is_key(table: Table) -> list[Any]:
 
 def _bound(row: Row) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in row.items()}
+
+
+def storable(text: str) -> bool:
+    """Whether both databases can store a text: without NUL and halves of surrogate pairs."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def check_name(what: str, text: str) -> str:
+    """Return the text, or raise LedgerError unless both databases can store it."""
+    if not storable(text):
+        raise LedgerError(f"{what} {text!r} holds a NUL or half a surrogate pair; leave it out")
+    return text

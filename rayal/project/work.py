@@ -1,25 +1,26 @@
 """Leases: who holds which offered item, until when.
 
 At every commit, active leases + accepted labels of an item ≤ its need, and no annotator holds an
-item twice or one that they labeled. Every write first expires what is past its time, so that a
-lease whose row says active holds its slot.
+item twice, or one that they labeled or skipped. Every write first expires what is past its time,
+so that a lease whose row says active holds its slot.
 """
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, select
 
-from rayal.errors import LedgerError, SettingsError
-from rayal.project.records import Lease
+from rayal.errors import LeaseError, SettingsError, UnknownLeaseError
+from rayal.project.agreement import Labeling, check_seconds
+from rayal.project.answers import Lease
 from rayal.project.schema import items, labels, leases
-from rayal.project.store import Row, Store, Transaction, clock
+from rayal.project.store import Row, Store, Transaction, check_name, known_project, storable
 
-ACTIVE, EXPIRED, RETURNED, REVOKED, LABELED = "active", "expired", "returned", "revoked", "labeled"
+ACTIVE, EXPIRED, RETURNED, REVOKED = "active", "expired", "returned", "revoked"
+LABELED, SKIPPED = "labeled", "skipped"
 
 
 class Leases(Store):
@@ -31,26 +32,30 @@ class Leases(Store):
         annotator: str,
         count: int,
         *,
-        ttl: float = 900.0,
+        ttl: float | None = None,
         now: float | None = None,
     ) -> list[Lease]:
         """Return up to ``count`` items to label: the annotator's open leases, then new ones.
 
         Open leases come back unchanged, so a client that crashed loses nothing; new ones follow
-        the offers by (round, rank), without items that the annotator labeled.
+        the offers by (round, rank), without items that the annotator labeled or skipped.
 
         Args:
             project: its name.
             annotator: who asks.
             count: how many items, counting those already held.
-            ttl: seconds that a new lease lasts.
+            ttl: seconds that a new lease lasts; by default what the project's settings say.
             now: seconds since the epoch; None takes the ledger's clock.
         """
         if count < 0:
             raise SettingsError(f"count is {count}; it must be 0 or more")
-        _check_ttl(ttl)
+        check_name("annotator", annotator)
+        if ttl is not None:
+            check_seconds("ttl", ttl)
         with self._write("lease", project, now) as tx:
             sweep(tx, project)
+            if ttl is None:
+                ttl = Labeling.of(known_project(tx.conn, project)["settings"]).lease_ttl
             held = _holding(tx.conn, _of(project, annotator) & is_active())[:count]
             offers = _offers(tx.conn, project, annotator, count - len(held))
             rows = [_new_lease(offer, annotator, tx.time, ttl) for offer in offers]
@@ -58,21 +63,37 @@ class Leases(Store):
             new = [_lease({**o, **r}) for o, r in zip(offers, rows, strict=True)]
         return held + new
 
-    def extend(self, project: str, lease: str, ttl: float, *, now: float | None = None) -> Lease:
+    def extend(
+        self,
+        project: str,
+        lease: str,
+        ttl: float,
+        annotator: str | None = None,
+        *,
+        now: float | None = None,
+    ) -> Lease:
         """Let a lease last at least ``ttl`` seconds from now, and return it.
 
-        One that expired lives again if the item still has a free slot.
+        One that expired lives again if the annotator could get the item still.
+
+        Args:
+            project: its name.
+            lease: the lease.
+            ttl: seconds.
+            annotator: whose lease it must be; anybody's by default.
+            now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:
-            LedgerError: it is unknown, over, or its slot is taken.
+            LeaseError: it is over, and its slot is taken.
+            UnknownLeaseError: there is no such lease, or it is another annotator's.
         """
-        _check_ttl(ttl)
+        check_seconds("ttl", ttl)
         with self._write("extend", project, now) as tx:
             sweep(tx, project)
-            row = _known_lease(tx.conn, project, lease)
+            row = _known_lease(tx.conn, project, lease, annotator)
             if row["state"] != ACTIVE and not (row["state"] == EXPIRED and _free(tx.conn, row)):
                 taken = ", and its slot is taken" if row["state"] == EXPIRED else ""
-                raise LedgerError(
+                raise LeaseError(
                     f"lease {lease} of item {row['item']!r} is {row['state']}{taken}; ask for "
                     "other work, or send the label all the same: it is kept"
                 )
@@ -80,31 +101,18 @@ class Leases(Store):
             tx.update(leases, [{"lease": lease, "state": ACTIVE, "expires": expires}])
             return _holding(tx.conn, leases.c.lease == lease)[0]
 
-    def give_back(self, project: str, lease: str, *, now: float | None = None) -> None:
+    def give_back(
+        self, project: str, lease: str, annotator: str | None = None, *, now: float | None = None
+    ) -> None:
         """End a lease without a label; one that is over already stays as it is.
 
         Raises:
-            LedgerError: the lease is unknown.
+            UnknownLeaseError: there is no such lease, or it is another annotator's.
         """
         with self._write("give_back", project, now) as tx:
             sweep(tx, project)
-            if _known_lease(tx.conn, project, lease)["state"] == ACTIVE:
+            if _known_lease(tx.conn, project, lease, annotator)["state"] == ACTIVE:
                 tx.update(leases, [{"lease": lease, "state": RETURNED}])
-
-    def states(self, project: str, *, now: float | None = None) -> dict[str, str]:
-        """Return offered, leased or labeled per item that was ever touched, sorted by item.
-
-        An item is labeled when its slots are filled, or when a label came without its ever being
-        offered; leased while an unexpired lease is open on it.
-        """
-        with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            of_project = leases.c.project == project
-            open_now = of_project & is_active() & (leases.c.expires > moment)
-            leased = set(conn.scalars(select(leases.c.item).where(open_now)))
-            found = conn.execute(items.select().where(items.c.project == project)).mappings()
-            rows = sorted((dict(row) for row in found), key=lambda row: str(row["item"]))
-            return {row["item"]: _state(row, leased) for row in rows}
 
 
 def is_active() -> ColumnElement[bool]:
@@ -123,27 +131,40 @@ def _of(project: str, annotator: str) -> ColumnElement[bool]:
     return (leases.c.project == project) & (leases.c.annotator == annotator)
 
 
-def _on_item(table: Any) -> ColumnElement[bool]:
+def on_item(table: Any) -> ColumnElement[bool]:
+    """Return the condition that a row of a table belongs to the item's row."""
     return and_(table.c.project == items.c.project, table.c.item == items.c.item)
 
 
+def has_free_slot(moment: float | None = None) -> ColumnElement[bool]:
+    """Return the condition that an item may be leased by somebody.
+
+    Args:
+        moment: count only leases that last beyond it; None counts all that say they are active.
+    """
+    active = select(func.count()).select_from(leases).where(on_item(leases), is_active())
+    if moment is not None:
+        active = active.where(leases.c.expires > moment)
+    taken = items.c.accepted + active.correlate(items).scalar_subquery()
+    return and_(items.c.open.is_(True), taken < items.c.need)
+
+
 def _open_items(annotator: str) -> Select[Any]:
-    """Select the items with a free slot that the annotator neither holds nor labeled."""
-    active = select(func.count()).select_from(leases).where(_on_item(leases), is_active())
-    holds = exists().where(_on_item(leases), is_active(), leases.c.annotator == annotator)
-    labeled = exists().where(_on_item(labels), labels.c.annotator == annotator)
-    return select(items).where(
-        items.c.accepted < items.c.need,
-        items.c.accepted + active.correlate(items).scalar_subquery() < items.c.need,
-        ~holds.correlate(items),
-        ~labeled.correlate(items),
+    """Select the items with a free slot that the annotator neither holds, labeled nor skipped."""
+    holds = exists().where(on_item(leases), is_active(), leases.c.annotator == annotator)
+    answered = exists().where(
+        on_item(labels),
+        labels.c.annotator == annotator,
+        labels.c.superseded_by.is_(None),
+        labels.c.status != "retracted",
     )
+    return select(items).where(has_free_slot(), ~holds.correlate(items), ~answered.correlate(items))
 
 
 def _offers(conn: Connection, project: str, annotator: str, count: int) -> Sequence[Row]:
     query = (
         _open_items(annotator)
-        .where(items.c.project == project, items.c["round"].is_not(None))
+        .where(items.c.project == project)
         .order_by(items.c["round"], items.c.rank)
         .limit(count)
     )
@@ -181,22 +202,12 @@ def _new_lease(offer: Row, annotator: str, granted: float, ttl: float) -> dict[s
     }
 
 
-def _known_lease(conn: Connection, project: str, lease: str) -> Row:
+def _known_lease(conn: Connection, project: str, lease: str, annotator: str | None) -> Row:
     named = (leases.c.project == project) & (leases.c.lease == lease)
-    row = conn.execute(leases.select().where(named)).mappings().first()
-    if row is None:
-        raise LedgerError(
-            f"lease {lease!r} does not exist in project {project!r}; ask for work by lease()"
+    row = conn.execute(leases.select().where(named)).mappings().first() if storable(lease) else None
+    if row is None or annotator not in (None, row["annotator"]):
+        of = "" if annotator is None else f" for annotator {annotator!r}"
+        raise UnknownLeaseError(
+            f"lease {lease!r} does not exist in project {project!r}{of}; ask for work by lease()"
         )
     return dict(row)
-
-
-def _check_ttl(ttl: float) -> None:
-    if not (math.isfinite(ttl) and ttl > 0):
-        raise SettingsError(f"ttl is {ttl}; it must be a finite number of seconds above 0")
-
-
-def _state(item: Row, leased: set[str]) -> str:
-    if item["accepted"] >= item["need"] or item["round"] is None:
-        return "labeled"
-    return "leased" if item["item"] in leased else "offered"

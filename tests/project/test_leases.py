@@ -15,7 +15,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         part = PoolPart("a", "pools/digits/a.arrow", "pool", 10, 7, 4096)
         opened.commit_snapshot("digits", [part], {})
         for project, need in (("one", 1), ("two", 2)):
-            opened.create_project(project, "digits", {"labels_per_item": need})
+            opened.create_project(project, "digits", {"labeling": {"labels_per_item": need}})
             offer(opened, project, "c", "a", "b")
         yield opened
 

@@ -233,7 +233,7 @@ def test_other_settings_name_the_first_differing_keys(ledger: Ledger) -> None:
 @pytest.mark.parametrize("need", [0, 1.5, True, "2"])
 def test_labels_per_item_is_checked(ledger: Ledger, need: object) -> None:
     with pytest.raises(SettingsError, match="labels_per_item"):
-        ledger.create_project("p", "digits", {"labels_per_item": need})
+        ledger.create_project("p", "digits", {"labeling": {"labels_per_item": need}})
 
 
 def test_settings_must_be_json(ledger: Ledger) -> None:

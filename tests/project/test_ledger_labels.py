@@ -14,7 +14,7 @@ from rayal.project import LabelEntry, LabelResult, LeaseRow, Ledger, Pick
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger(tmp_path) as opened:
         for project, need in (("one", 1), ("two", 2), ("three", 3)):
-            opened.create_project(project, "digits", {"labels_per_item": need})
+            opened.create_project(project, "digits", {"labeling": {"labels_per_item": need}})
             picks = [Pick(item, rank, rank, None, None) for rank, item in enumerate("abc")]
             opened.commit_selection(project, -1, picks, [], {}, stage=None, output={}, seconds=0)
         yield opened
@@ -184,14 +184,21 @@ def test_one_and_true_are_two_labels(ledger: Ledger) -> None:
     ]
 
 
-def test_a_wrong_lease_records_nothing(ledger: Ledger) -> None:
+def test_a_wrong_entry_is_rejected_alone(ledger: Ledger) -> None:
     mine, other = ledger.lease("one", "ann", 2, now=0)
-    entries = [LabelEntry("a", 1, mine.lease), LabelEntry("a", 2, other.lease)]
-    with pytest.raises(LedgerError, match="is not a lease of item 'a' by annotator 'ann'"):
-        ledger.label("one", "ann", entries, now=1)
-    with pytest.raises(LedgerError, match="by annotator 'bob'"):
-        ledger.label("one", "bob", entries[:1], now=1)
-    with pytest.raises(LedgerError, match="label of item 'a' cannot be written as JSON"):
-        ledger.label("one", "ann", [LabelEntry("a", float("nan"))], now=1)
-    assert ledger.labels("one") == []
-    assert states(ledger, "one", "a") == {"ann": "active"}
+    entries = [
+        LabelEntry("a", 2, other.lease),
+        LabelEntry("a", 2, "none\0"),
+        LabelEntry("a", float("nan")),
+        LabelEntry("a\0", 1),
+        LabelEntry("a", 1, mine.lease),
+    ]
+    results = ledger.label("one", "ann", entries, now=1)
+    assert [r.status for r in results] == ["rejected"] * 4 + ["accepted"]
+    details = ["is not a lease of item 'a' by annotator 'ann'"] * 2 + ["as JSON", "holds a NUL"]
+    assert all(part in str(r.detail) for part, r in zip(details, results, strict=False))
+    assert [(r.seq, r.late) for r in results] == [(None, False)] * 4 + [(1, False)]
+    (result,) = ledger.label("one", "bob", entries[:1], now=2)
+    assert result.status == "rejected" and "by annotator 'bob'" in str(result.detail)
+    assert [row.value for row in ledger.labels("one")] == [1]
+    assert states(ledger, "one", "a") == {"ann": "labeled"}

@@ -131,7 +131,7 @@ def test_a_pick_that_was_labeled_meanwhile_keeps_its_label(ledger: Ledger) -> No
 
 
 def test_a_pick_with_a_free_slot_is_handed_out(ledger: Ledger) -> None:
-    ledger.create_project("two", "digits", {"labels_per_item": 2})
+    ledger.create_project("two", "digits", {"labeling": {"labels_per_item": 2}})
     ledger.label("two", "import", [LabelEntry("a", "cat")])
     picks = [pick("b", 0), pick("a", 1, score=0.5)]
     ledger.commit_selection("two", -1, picks, [], {}, stage=None, output={}, seconds=0)

@@ -1,0 +1,154 @@
+"""What became of the items that were touched, and which of them can be handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, tuple_
+
+from rayal.project.answers import ItemRow, OfferedRow
+from rayal.project.schema import items, leases, picks
+from rayal.project.store import Store, chunks, clock, storable
+from rayal.project.work import has_free_slot, is_active, on_item
+
+STATES = ("unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten")
+
+
+class Items(Store):
+    """Looking at items. Leases that are past their time count as over.
+
+    The state of an item is the first that holds of: ``forgotten``; ``conflict``: its labels
+    disagree, whether or not one more annotator is asked; ``labeled``: its slots are filled, or it
+    got a label without ever being offered; ``leased``: somebody holds it; ``skipped`` by so many
+    that it is not offered any more; ``offered``; ``unlabeled``.
+    """
+
+    def states(self, project: str, *, now: float | None = None) -> dict[str, str]:
+        """Return the state of every item that was ever touched, sorted by item."""
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            query = select(items.c.item, _state(moment)).where(items.c.project == project)
+            return dict(sorted((item, state) for item, state in conn.execute(query)))
+
+    def item_states(
+        self, project: str, wanted: Sequence[str], *, now: float | None = None
+    ) -> dict[str, str]:
+        """Return the state of some items; those never touched are unlabeled."""
+        found = dict.fromkeys(wanted, "unlabeled")
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            query = select(items.c.item, _state(moment)).where(items.c.project == project)
+            for some in chunks([item for item in found if storable(item)]):
+                rows = conn.execute(query.where(items.c.item.in_(some)))
+                found |= {item: state for item, state in rows}
+        return found
+
+    def items_page(
+        self,
+        project: str,
+        *,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+        now: float | None = None,
+    ) -> list[ItemRow]:
+        """Return touched items in the order of their ids.
+
+        Args:
+            project: its name.
+            state: only those in this state; by default all but forgotten ones.
+            after: an item id: only those after it.
+            limit: most items to return.
+            now: seconds since the epoch; None takes the ledger's clock.
+        """
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            told = _state(moment).label("state")
+            names = [items.c[n] for n in ItemRow.__dataclass_fields__ if n != "state"]
+            query = select(*names, told).where(items.c.project == project)
+            query = query.where(told != "forgotten" if state is None else told == state)
+            if after is not None:
+                query = query.where(items.c.item > after)
+            rows = conn.execute(query.order_by(items.c.item).limit(limit)).mappings()
+            return [ItemRow(**row) for row in rows]
+
+    def ready(self, project: str, *, now: float | None = None) -> int:
+        """Return how many offered items have a slot that nobody fills or holds."""
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            query = select(func.count()).select_from(items).where(items.c.project == project)
+            return int(conn.scalar(query.where(has_free_slot(moment))) or 0)
+
+    def offered(
+        self,
+        project: str,
+        *,
+        after: tuple[int, int] | None = None,
+        limit: int = 1000,
+        now: float | None = None,
+    ) -> list[OfferedRow]:
+        """Return what may be leased, in the order in which it is handed out.
+
+        Args:
+            project: its name.
+            after: a round and a rank: only items that come after them.
+            limit: most items to return.
+            now: seconds since the epoch; None takes the ledger's clock.
+        """
+        place = items.c["round"], items.c.rank
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            query = (
+                select(*(items.c[n] for n in ("item", "round", "rank", "score")), picks.c.key)
+                .join(picks, and_(on_item(picks), picks.c["round"] == items.c["round"]))
+                .where(items.c.project == project, has_free_slot(moment))
+                .order_by(*place)
+                .limit(limit)
+            )
+            if after is not None:
+                query = query.where(tuple_(*place) > tuple_(*after))
+            return [OfferedRow(**row) for row in conn.execute(query).mappings()]
+
+    def open_items(self, project: str) -> list[str]:
+        """Return the offered items that still want labels, held or not, by (round, rank)."""
+        with self._read(project) as conn:
+            query = select(items.c.item).where(items.c.project == project, items.c.open.is_(True))
+            return list(conn.scalars(query.order_by(items.c["round"], items.c.rank)))
+
+    def counts(
+        self, project: str, round: int | None = None, *, now: float | None = None
+    ) -> dict[str, int]:
+        """Return how many touched items are in each state, and ``wanted``: how many were offered.
+
+        Args:
+            project: its name.
+            round: only the items that this round offered; all by default.
+            now: seconds since the epoch; None takes the ledger's clock.
+        """
+        with self._read(project) as conn:
+            moment = clock(conn) if now is None else now
+            told = _state(moment).label("state")
+            query = select(told, func.count(), func.count(items.c["round"])).group_by(told)
+            query = query.where(items.c.project == project)
+            if round is not None:
+                query = query.where(items.c["round"] == round)
+            found = {state: (count, offered) for state, count, offered in conn.execute(query)}
+        wanted = sum(offered for state, (_, offered) in found.items() if state != "forgotten")
+        shown = ("offered", "leased", "labeled", "skipped", "conflict")
+        return {"wanted": wanted} | {state: found.get(state, (0, 0))[0] for state in shown}
+
+
+def _state(moment: float) -> ColumnElement[Any]:
+    held = exists().where(on_item(leases), is_active(), leases.c.expires > moment)
+    full = items.c.accepted >= items.c.need
+    unasked = and_(items.c["round"].is_(None), items.c.accepted > 0)
+    return case(
+        (items.c.forgotten.is_(True), "forgotten"),
+        (items.c.conflict.is_(True), "conflict"),
+        (or_(full, unasked), "labeled"),
+        (held.correlate(items), "leased"),
+        (items.c.skipped.is_(True), "skipped"),
+        (items.c["round"].is_not(None), "offered"),
+        else_="unlabeled",
+    )
