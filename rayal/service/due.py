@@ -55,11 +55,8 @@ class Due:
             if conn.execute(_last_job(project)).scalar() not in (None, "done"):
                 return None
             new = _new_labels(conn, project, begun)
-        return new > 0 and (new >= _quorum(row, first=round is None) or not self._open(project))
-
-    def _open(self, project: str) -> bool:
-        counts = self._ledger.counts(project)
-        return bool(counts["offered"] or counts["leased"])
+        enough = new >= _quorum(row, first=round is None)
+        return new > 0 and (enough or not self._ledger.open_items(project))
 
 
 def _quorum(row: ProjectRow, *, first: bool) -> int:

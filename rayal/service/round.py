@@ -17,7 +17,6 @@ from rayal.project.models import version_name
 from rayal.service.work import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
-_OPEN = ("offered", "leased", "conflict")  # states of items that annotators may still see
 
 
 class ServedProject(Project):
@@ -109,8 +108,7 @@ class ServedProject(Project):
         return {"round": round, "model": version, "offered": offered, **kept}
 
     def _suggestions(self, committee: Committee) -> list[tuple[str, str, list[float]]]:
-        states = self.ledger.states(self.name)
-        items = [item for item, state in states.items() if state in _OPEN]
+        items = self.ledger.open_items(self.name)
         said = []
         self._reopen(None)  # an item may have come after the round's snapshot
         for start in range(0, len(items), _BLOCK):

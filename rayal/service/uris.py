@@ -134,7 +134,16 @@ class Prefixes:
     def _content(self, connection: _Connection, url: SplitResult, limit: int) -> bytes:
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", target, headers={"Accept-Encoding": "identity"})
-        answer = connection.getresponse()
+        with connection.getresponse() as answer:
+            return self._body(connection, answer, url, limit)
+
+    def _body(
+        self,
+        connection: _Connection,
+        answer: http.client.HTTPResponse,
+        url: SplitResult,
+        limit: int,
+    ) -> bytes:
         if answer.status != 200:
             raise _refusal(url, f"status {answer.status}; redirects are not followed")
         if answer.getheader("Content-Encoding", "identity") != "identity":
@@ -181,6 +190,12 @@ class _Connection(http.client.HTTPConnection):
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
         self._opened = self.sock
+
+    def close(self) -> None:
+        """Close the socket, also where it was given away to a response."""
+        super().close()
+        if self._opened is not None:
+            self._opened.close()
 
     def abort(self) -> None:
         """End a transfer that goes on for too long, from another thread."""
