@@ -21,6 +21,14 @@ class UnknownNameError(SettingsError):
     """A strategy, learner, network, project or item of that name does not exist."""
 
 
+class ConflictError(SettingsError):
+    """What is asked for contradicts what is there: a name is taken, a setting is fixed by now."""
+
+
+class UriError(RayalError, ValueError):
+    """A path or URL is not allowed, or cannot be read within its limits."""
+
+
 class PoolError(RayalError, ValueError):
     """A source cannot be read, or its rows do not form a pool."""
 

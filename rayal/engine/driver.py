@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,32 +13,14 @@ from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
 from rayal.engine.rounds import INITIAL, Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.summary import RoundSummary as RoundSummary
 from rayal.engine.train import train_committee
 from rayal.engine.trainset import Training, check_spec, task_of
 from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
 from rayal.models.committee import Committee
-from rayal.project import LabelEntry, LabelResult, Lease, Ledger
+from rayal.project import LabelEntry, LabelResult, Lease, Ledger, RoundRow
 from rayal.selection.threads import torch_threads
-
-
-@dataclass(frozen=True)
-class RoundSummary:
-    """What a round has done so far.
-
-    Attributes:
-        round: 0, 1, ….
-        labels: labels that its model was trained on.
-        metrics: on the test items; empty until they are evaluated, or without test labels.
-        seconds: finished stage to wall seconds.
-        outputs: finished stage to its output.
-    """
-
-    round: int
-    labels: int
-    metrics: Mapping[str, float]
-    seconds: Mapping[str, float]
-    outputs: Mapping[str, Mapping[str, Any]]
 
 
 class Project(Stages):
@@ -68,6 +49,7 @@ class Project(Stages):
         self.task = task_of(self.pool, self.spec.task)
         self.inputs = Inputs(self.pool, self.task)
         self.executor = executor
+        self.noted: Mapping[str, Any] = {}  # what the prepare stage tells besides
         self._report = report or (lambda stage, done, total: None)
 
     @classmethod
@@ -177,7 +159,7 @@ class Project(Stages):
         last = self.spec.rounds
         rounds = self.ledger.rounds(self.name)
         done = self.ledger.stage(self.name, rounds[-1].round, "select") if rounds else None
-        if done is not None and done.output["picks"] == 0:
+        if done is not None and done.output["picks"] == 0 and not self._grown(rounds[-1]):
             return True
         return last is not None and self.ledger.stage(self.name, last, "evaluate") is not None
 
@@ -186,14 +168,16 @@ class Project(Stages):
         """Whether offered items still want labels."""
         return bool(self.ledger.open_items(self.name))
 
-    def prepare(self, chosen: Sequence[str] | None = None) -> None:
+    def prepare(self, chosen: Sequence[str] | None = None, *, ready: int = 0) -> None:
         """Choose and offer the first items, once.
 
         Args:
             chosen: their ids where somebody else chose them; by default the initial strategy.
+            ready: items offered beyond ``initial.count``, so that annotators have work while the
+                first round trains.
         """
         if self.ledger.selection(self.name, INITIAL) is None:
-            self._choose_initial(chosen)
+            self._choose_initial(chosen, ready)
 
     def train(self, truth: Truth | None = None) -> RoundSummary:
         """Run the present round up to offering its picks; the last one ends after evaluation.
@@ -206,7 +190,7 @@ class Project(Stages):
         """
         round = self._present_round()
         with torch_threads(self.spec.threads_per_model):
-            committee = self._train(round)
+            committee = self.committee(round)
             self._evaluate(round, committee, truth)
             if self.spec.rounds is None or round < self.spec.rounds:
                 scan, paths = self._scan(round, committee)
@@ -241,7 +225,7 @@ class Project(Stages):
         seq = self.ledger.labels_seq(self.name)
         if not len(self.excluded("labeled")):
             raise LabelError(f"project {self.name!r} has no labels yet; ask, label, then train")
-        if begun and seq == begun[-1].labels_seq:
+        if begun and seq == begun[-1].labels_seq and not self._grown(begun[-1]):
             raise LabelError(
                 f"project {self.name!r} has no new labels since round {begun[-1].round}; label "
                 "some of the offered items first"
@@ -254,6 +238,10 @@ class Project(Stages):
             self.name, number, snapshot=self.pool.snapshot, labels_seq=seq, seeds=seeds
         )
         return number
+
+    def _grown(self, begun: RoundRow) -> bool:
+        """Whether items have come to the pool since a round was begun."""
+        return self.ledger.snapshot(self.pool.name).number > begun.snapshot
 
     def _reopen(self, snapshot: int | None) -> None:
         """Work on a snapshot of the pool, the latest by default."""
@@ -273,15 +261,15 @@ class Project(Stages):
         labeled = sum(states.get(p.item) == "labeled" for p in picks)
         self._stage_once(round, "label", {"labeled": labeled, "picks": len(picks)})
 
-    def _train(self, round: int) -> Committee:
-        """Return the round's committee: loaded as far as it is committed, else trained."""
+    def committee(self, round: int) -> Committee:
+        """Return a begun round's committee: loaded as far as it is committed, else trained."""
         begun = self.ledger.rounds(self.name)[round]
         self._reopen(begun.snapshot)
         labels = self.ledger.resolved(self.name, begun.labels_seq)
         if self.spec.backbone is not None:
             self.inputs = embedded(self, round)
         training = Training.of(self, labels, round)
-        self._stage_once(round, "prepare", {"labels": len(training.ids)})
+        self._stage_once(round, "prepare", {"labels": len(training.ids), **self.noted})
         started = time.perf_counter()
         done = self.ledger.stage(self.name, round, "train")
         committee = train_committee(

@@ -16,6 +16,8 @@ YOUNG = 600.0  # seconds within which a file may belong to a run that has not co
 def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False) -> dict[str, int]:
     """Remove columns and weights that no later round of the project reads.
 
+    Weights of a model that the ledger knows by a version stay: it may be asked at any time.
+
     Args:
         ledger: the storage root's ledger.
         project: the project.
@@ -30,13 +32,15 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     stages = ledger.stages(project)
     last = max((s.round for s in stages), default=-1)
     chosen = {s.round for s in stages if s.stage == "select"}
+    versions = ledger.versioned([s.output["model"] for s in stages if s.stage == "train"])
     files: list[str] = []
     for stage in stages:
         old = stage.round < last
         spent = old or (keep == "picks" and stage.round in chosen)
         if stage.stage in ("scan", "auxiliary") and stage.output.get("columns") and spent:
             files += [p.file for p in ledger.columns(stage.output["columns"]).values()]
-        if stage.stage == "train" and old and stage.round > 0:  # round 0 is shared by strategies
+        spent = old and stage.round > 0  # round 0 is shared by strategies
+        if stage.stage == "train" and spent and stage.output["model"] not in versions:
             for member in range(stage.output["members"]):
                 row = ledger.checkpoint(stage.output["model"], member)
                 files += [] if row is None else [row.file]

@@ -126,15 +126,23 @@ class Gathered:
     quarantined: list[tuple[str, str]]
 
 
-def gather(sources: Sequence[Source], spill: Spill, progress: Progress | None) -> Gathered:
+def gather(
+    sources: Sequence[Source], spill: Spill, progress: Progress | None, *, strict: bool = True
+) -> Gathered:
     """Read all sources once; ``progress`` is called with rows read and rows in all, if known.
+
+    Args:
+        sources: where the rows come from.
+        spill: where their payloads go.
+        progress: told how far it is.
+        strict: whether it is an error that many rows are quarantined, or that none is left.
 
     Raises:
         PoolError: a row has an empty id, or too many rows are quarantined.
     """
     totals = [s.total for s in sources]
     total = None if None in totals else sum(t for t in totals if t is not None)
-    chunks: list[Index] = []
+    chunks = [] if strict else [_index(Rows([], []), 0, spill)]
     kinds: set[Kind] = set()
     quarantined: list[tuple[str, str]] = []
     done = 0
@@ -146,7 +154,9 @@ def gather(sources: Sequence[Source], spill: Spill, progress: Progress | None) -
             done += len(rows.ids) + len(rows.quarantined)
             if progress is not None:
                 progress(done, total)
-    _refuse_many(sorted(quarantined), done)
+    if strict:
+        _refuse_many(sorted(quarantined), done)
+        _refuse_none(chunks)
     return Gathered(_merged(chunks), frozenset(kinds), sorted(quarantined))
 
 
@@ -169,9 +179,12 @@ def _index(rows: Rows, role: int, spill: Spill) -> Index:
     )
 
 
-def _merged(chunks: list[Index]) -> Index:
+def _refuse_none(chunks: list[Index]) -> None:
     if not sum(map(len, chunks)):
         raise PoolError("the source has no usable rows; give at least one item")
+
+
+def _merged(chunks: list[Index]) -> Index:
     columns = ([getattr(c, f.name) for c in chunks] for f in fields(Index))
     return Index(
         *(pa.concat_arrays(c) if isinstance(c[0], pa.Array) else np.concatenate(c) for c in columns)

@@ -57,6 +57,21 @@ def image_source(folder: StrPath, *, role: Role = "pool", labeled: bool = True) 
     return Source({"kind": "image", "encoding": "file"}, read, role, sum(1 for _ in _files(path)))
 
 
+def pixels_of(data: bytes) -> int:
+    """Return how many pixels an encoded image says it has; its header alone is read.
+
+    Raises:
+        PoolError: it is none of the known formats, or says so many that it can only mean harm.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except UnidentifiedImageError:
+        raise PoolError(f"not an image of the formats {', '.join(FORMATS)}") from None
+    except _BROKEN as error:
+        raise PoolError(f"{type(error).__name__}: {error}") from None
+
+
 def why_broken(data: bytes) -> str | None:
     """Return why an encoded image cannot be used, None if it decodes."""
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,7 +83,7 @@ def ingest(
     _check(name, duplicates, subset)
     payload = _payload(sources)
     known = None if labels is None else read_known(labels)
-    with Ledger(root) as ledger, _locked(root / "pools" / name) as folder, Spill(folder) as spill:
+    with Ledger(root) as ledger, locked(root / "pools" / name) as folder, Spill(folder) as spill:
         before = _before(ledger, name, payload)
         for stray in stray_files(ledger, name):
             stray.unlink()
@@ -121,7 +122,7 @@ def remove_stray_files(ledger: Ledger, name: str) -> list[Path]:
     Raises:
         PoolError: an ingest writes to the pool now; what it has written is not stray.
     """
-    with _locked(ledger.root / "pools" / name):
+    with locked(ledger.root / "pools" / name):
         files = stray_files(ledger, name)
         for file in files:
             file.unlink()
@@ -198,16 +199,33 @@ def _counts(quarantined: Sequence[tuple[str, str]], settled: Settled) -> dict[st
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Make a pool's folder and hold it against a second ingest."""
+def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
+    """Make a pool's folder and hold it against a second ingest.
+
+    Args:
+        folder: the pool's.
+        seconds: how long to wait for another ingest to end.
+
+    Raises:
+        PoolError: another ingest goes on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise PoolError(f"another ingest writes to {folder}; wait until it has ended") from None
-    try:
+        _lock(handle, folder, time.monotonic() + seconds)
         yield folder
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise PoolError(
+                    f"another ingest writes to {folder}; wait until it has ended"
+                ) from None
+            time.sleep(0.01)

@@ -45,6 +45,8 @@ class Lookup:
         """Return for each id whether a part holds it."""
         places = self._find(ids)
         found = np.flatnonzero(places[:, 0] >= 0)
+        if not len(found):
+            return [False] * len(ids)
         there = self._rows(places[found], ["id"]).column("id").to_pylist()
         named = dict(zip(found.tolist(), there, strict=True))
         return [named.get(row) == item for row, item in enumerate(ids)]
@@ -52,6 +54,13 @@ class Lookup:
     def take(self, ids: Sequence[str]) -> pa.Table:
         """Return the rows of ids that the parts hold, in the order of the ids."""
         return self._rows(self._find(ids), self._mapped[0].reader.schema.names)
+
+    def id_of(self, key: int) -> str | None:
+        """Return the id of the item with a key, None if no part holds it."""
+        places = self._places(np.array([key], np.uint64))
+        if places[0, 0] < 0:
+            return None
+        return str(self._rows(places, ["id"]).column("id")[0].as_py())
 
     @cached_property
     def _mapped(self) -> list[_Mapped]:
@@ -66,8 +75,10 @@ class Lookup:
         return mapped
 
     def _find(self, ids: Sequence[str]) -> _Places:
-        keys = id_keys(ids)
-        places = np.full((len(ids), 2), -1, np.int64)
+        return self._places(id_keys(ids))
+
+    def _places(self, keys: Keys) -> _Places:
+        places = np.full((len(keys), 2), -1, np.int64)
         for number, (_, held) in enumerate(self._mapped):
             at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
             here = held[at] == keys

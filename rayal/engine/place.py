@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS, key_sum
 
 
 def place(
-    index: Index, spill: Spill, *, root: Path, pool: str, payload: Mapping[str, Any]
+    index: Index,
+    spill: Spill,
+    *,
+    root: Path,
+    pool: str,
+    payload: Mapping[str, Any],
+    held: Collection[str] | None = None,
 ) -> list[PoolPart]:
     """Write rows as parts; one part at a time is in memory.
 
@@ -30,6 +36,8 @@ def place(
         root: the storage root.
         pool: name of the pool.
         payload: what the bytes of a row are.
+        held: the parts that count; a file of another name was left by a killed run and is
+            written again. None: there are no such files.
     """
     parts = []
     for number, role in enumerate(ROLES):
@@ -39,6 +47,8 @@ def place(
             piece = rows.take(np.arange(start, stop))
             part = f"{role}-{_name(piece, metadata)}"
             file = f"pools/{pool}/{part}.arrow"
+            if held is not None and part not in held:
+                (root / file).unlink(missing_ok=True)
             write_part(root / file, _table(piece, spill, payload), metadata)
             size = (root / file).stat().st_size
             parts.append(PoolPart(part, file, role, len(piece), key_sum(piece.keys), size))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self, Unpack, cast
 
@@ -133,7 +134,7 @@ class Pool:
 
     def contains(self, ids: Sequence[str]) -> list[bool]:
         """Return for each id whether it is in the pool, in either role."""
-        return self._lookup.contains(ids)
+        return self.lookup.contains(ids)
 
     def take(self, ids: Sequence[str]) -> pa.Table:
         """Return the rows of items, of either role, in the order of their ids.
@@ -148,12 +149,13 @@ class Pool:
             raise UnknownNameError(
                 f"{len(missing)} of {len(ids)} items are not in pool {self.name!r}, snapshot "
                 f"{self.snapshot}: {', '.join(map(repr, missing[:3]))}; "
-                f"its ids look like {next(self.ids(self.parts[0].role))!r}"
+                f"its ids look like {list(islice(chain(self.ids(), self.ids('test')), 2))}"
             )
-        return self._lookup.take(ids)
+        return self.lookup.take(ids)
 
     @cached_property
-    def _lookup(self) -> Lookup:
+    def lookup(self) -> Lookup:
+        """The rows by their ids and keys."""
         return Lookup(self.root, self.parts)
 
     @classmethod

@@ -176,12 +176,13 @@ class Stages:
 
     # -- select -------------------------------------------------------------------------------
 
-    def _choose_initial(self, chosen: Sequence[str] | None) -> None:
+    def _choose_initial(self, chosen: Sequence[str] | None, ready: int) -> None:
         """Choose the first items by a strategy that needs no model, or take the given ones."""
         started = time.perf_counter()
         initial = self.spec.initial
         strategy: Strategy = strategies[initial.strategy]()
         provenance = {"initial": asdict(initial), "seed": self.spec.query_seed(INITIAL)}
+        provenance |= {"ready": ready} if ready else {}
         if chosen is not None:
             keys = id_keys(chosen)
             picks = [
@@ -191,7 +192,7 @@ class Stages:
             self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
             return
         paths = [self.root / part.file for part in self.pool.parts_of("pool")]
-        result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count, {})
+        result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count + ready, {})
         picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
 

@@ -128,7 +128,7 @@ def known_rows(index: Index, root: Path, parts: Sequence[PoolPart]) -> npt.NDArr
         shared = np.flatnonzero(index.keys[at] == keys)
         there = table.select(["id", "content_hash"]).take(pa.array(shared)).to_pylist()
         for row, old in zip(at[shared].tolist(), there, strict=True):
-            _refuse_changed(index, row, {**old, "role": part.role})
+            refuse_changed(index, row, {**old, "role": part.role})
         known[at[shared]] = True
     return known
 
@@ -181,7 +181,8 @@ def _refuse_other(rows: Index, first: int, second: int) -> None:
         raise PoolError(f"id {item!r} has two labels, {sorted(labels)}; give one")
 
 
-def _refuse_changed(index: Index, row: int, old: dict[str, Any]) -> None:
+def refuse_changed(index: Index, row: int, old: dict[str, Any]) -> None:
+    """Raise PoolError unless a row is the item, content and role that ``old`` says."""
     item, (role, content) = index.ids[row].as_py(), _content(index, row)
     if old["id"] != item:
         raise PoolError(f"ids {item!r} and {old['id']!r} have the same 64-bit key; rename one")

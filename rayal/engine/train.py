@@ -148,7 +148,8 @@ def train_committee(
         WorkerError: fewer members than the quorum could be trained.
     """
     stores = {member: store(member) for member in (range(members) if used is None else used)}
-    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
+    labels = len(data.labeled)
+    ctx = _context(learner, network, task, labels, seed=seed, round=round, device=device)
     waiting = [member for member in stores if not is_final(stores[member])]
     lost: Sequence[int] = ()
     if waiting:
@@ -166,7 +167,7 @@ def train_committee(
                 "on from the last epochs), or set model.quorum lower"
             )
     kept = {member: at for member, at in stores.items() if member not in lost}
-    home = _context(learner, network, task, data, seed=seed, round=round, device=home_of(device))
+    home = _context(learner, network, task, labels, seed=seed, round=round, device=home_of(device))
     return _collect(learner, home, kept, committee_hash(hash, list(kept), members))
 
 
@@ -180,28 +181,38 @@ def load_committee(
     learner: Learner,
     network: NetworkSpec,
     task: Task,
-    data: TrainData,
+    labels: int,
     seed: int,
     round: int,
-    members: int,
+    stores: Mapping[int, CheckpointStore],
     hash: str,
-    store: Callable[[int], CheckpointStore],
     device: str = "cpu",
 ) -> Committee:
-    """Return a trained committee; of the data only the number of labeled rows is read.
+    """Return a trained committee.
+
+    Args:
+        learner: how it was trained.
+        network: what was trained.
+        task: what a row was then.
+        labels: labeled rows that it was trained on.
+        seed: the model seed.
+        round: the round.
+        stores: member -> its checkpoints, of all that make it up.
+        hash: the committee's hash.
+        device: where it goes.
 
     Raises:
         StorageError: a member is not trained to its end.
     """
-    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
-    return _collect(learner, ctx, {member: store(member) for member in range(members)}, hash)
+    ctx = _context(learner, network, task, labels, seed=seed, round=round, device=device)
+    return _collect(learner, ctx, stores, hash)
 
 
 def _context(
     learner: Learner,
     network: NetworkSpec,
     task: Task,
-    data: TrainData,
+    labels: int,
     *,
     seed: int,
     round: int,
@@ -212,7 +223,7 @@ def _context(
     return TrainContext(
         task=task,
         statistics={},
-        n_labeled=len(data.labeled),
+        n_labeled=labels,
         n_outputs=task.n_outputs,
         steps=learner.steps,
         seed=seed,

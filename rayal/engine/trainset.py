@@ -58,12 +58,7 @@ def check_spec(pool: Pool, spec: ProjectSpec) -> None:
             strategy asks a model.
         LabelError: a known label of the pool is not among the given classes.
     """
-    initial = strategies[spec.initial.strategy]()
-    if initial.signals():
-        raise NeedsError(
-            f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
-            "use random"
-        )
+    check_initial(spec)
     wanted = spec.initial.count + spec.batch * (spec.rounds or 0)
     if wanted > len(pool):
         raise BudgetError(
@@ -72,6 +67,16 @@ def check_spec(pool: Pool, spec: ProjectSpec) -> None:
             "items; lower initial.count, batch or rounds"
         )
     check_needs(pool, spec)
+
+
+def check_initial(spec: ProjectSpec) -> None:
+    """Raise NeedsError where the initial strategy asks a model."""
+    initial = strategies[spec.initial.strategy]()
+    if initial.signals():
+        raise NeedsError(
+            f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
+            "use random"
+        )
 
 
 def check_needs(pool: Pool, spec: ProjectSpec) -> None:

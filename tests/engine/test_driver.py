@@ -105,7 +105,7 @@ def test_shards_order_of_ingest_scan_batch_and_repetition_do_not_change_a_bit(
 def test_columns_are_the_same_bits_for_scan_batches_of_64_256_and_1000(tmp_path: Path) -> None:
     pool = made(tmp_path)
     project = simulate(tmp_path, pool, spec(strategies["badge"](), rounds=0))
-    committee = project._train(0)
+    committee = project.committee(0)
     part = pool.parts_of("pool")[0]
     seen = []
     for batch in (64, 256, 1000):
@@ -131,7 +131,7 @@ def test_operations_in_place_and_lanes_of_activations_do_not_change_columns(
     network = NetworkSpec(f"{__name__}:in_place")
     strategy = strategies["batchbald"](passes=3)
     project = simulate(tmp_path, pool, spec(strategy, network=network, rounds=0))
-    committee = project._train(0)
+    committee = project.committee(0)
     part = pool.parts_of("pool")[0]
     seen = []
     for batch in (64, 100, 1000):
@@ -361,7 +361,7 @@ def test_a_lost_column_file_is_an_error_not_a_shorter_pool(tmp_path: Path) -> No
     for file in (tmp_path / "columns").rglob("*.arrow"):
         file.unlink()
     with pytest.raises(StorageError, match="missing"):
-        scan = Scan(pool, project._train(0), project.spec.strategy, LEARNER, ScanOptions())
+        scan = Scan(pool, project.committee(0), project.spec.strategy, LEARNER, ScanOptions())
         for row in project.ledger.columns(scan.columns_hash()).values():
             open_tiles(tmp_path / row.file, ("score",), np.zeros(0, np.uint64))
 

@@ -168,7 +168,7 @@ def test_columns_are_those_of_a_full_pass_of_backbone_and_head(tmp_path: Path) -
     for name, network in (("linear", LINEAR), ("mlp", MLP)):
         what = spec(strategies["badge"](), network=network, keep="all")
         project = simulate(tmp_path, pool, what, name)
-        committee = project._train(1)
+        committee = project.committee(1)
         scan = Scan(project.inputs.pool, committee, what.strategy, LEARNER, project.options)
         backbone = TINY.build(project.task.input_shape)
         for part, row in project.ledger.columns(scan.columns_hash()).items():

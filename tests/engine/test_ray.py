@@ -249,7 +249,7 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
     pool = pool_of(tmp_path)
     project = Project.create(Ledger(tmp_path), "p", pool, what)
     simulated(project)
-    scan = Scan(pool, project._train(0), what.strategy, LEARNER, what.scan)
+    scan = Scan(pool, project.committee(0), what.strategy, LEARNER, what.scan)
     parts = pool.parts_of("pool")
     ticks: list[int] = []
     options = RayOptions(staged=True, scanner_cpus=0.5)
@@ -281,7 +281,7 @@ def test_the_weights_of_a_round_are_sent_once(on_ray: Executor, tmp_path: Path) 
         Ledger(tmp_path), "p", pool_of(tmp_path, 1), spec(strategies["margin"](), rounds=0)
     )
     simulated(project)
-    committee = project._train(0)
+    committee = project.committee(0)
     scan = Scan(project.pool, committee, project.spec.strategy, LEARNER, project.spec.scan)
     test = Evaluation(project.pool, committee, project.spec.scan)
     (job, weights), (other, same) = sent(scan), sent(test)
@@ -356,7 +356,7 @@ def test_a_quorum_goes_on_without_a_member_and_says_so(
         assert chosen is not None
         assert chosen.provenance["model"] != output["model"]
         again = Project.open(tmp_path, "p", executor=executor)
-        assert again._train(0).members == (0, 2)
+        assert again.committee(0).members == (0, 2)
         with pytest.raises(WorkerError, match=r"members \[1\] of 3 were lost.*model.quorum"):
             trained(tmp_path / "all", executor, learner={"always": True})
 

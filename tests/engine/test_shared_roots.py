@@ -69,7 +69,7 @@ def test_weights_that_another_project_dropped_are_trained_again(tmp_path: Path) 
     second.train(oracle.truth)
     oracle.work(second)
     round = second._present_round()
-    second._train(round)  # and then it was killed
+    second.committee(round)  # and then it was killed
     drop_files(ledger, "a", keep="last")
     model = second.rounds()[round].outputs["train"]["model"]
     row = ledger.checkpoint(model, 0)
@@ -136,7 +136,7 @@ def test_a_pool_that_grows_enters_with_the_next_round_and_a_killed_round_keeps_i
     project.prepare()
     oracle.work(project)
     round = project._present_round()
-    hash = project._train(round).hash  # and then it was killed
+    hash = project.committee(round).hash  # and then it was killed
     more = array_source(np.full((4, 3), 2.0), ["new"] * 4, ids=list("wxyz"))
     grown = Pool.ingest(tmp_path, "rows", [more])
     resumed = Project.open(tmp_path, "live")

@@ -102,6 +102,14 @@ def arguments(records: Records, **changes: Any) -> dict[str, Any]:
     return values | changes
 
 
+def stored(records: Records, **changes: Any) -> dict[str, Any]:
+    """Return what loads the committee that ``arguments`` trains."""
+    values = arguments(records, **changes)
+    data, store, members = (values.pop(name) for name in ("data", "store", "members"))
+    stores = {member: store(member) for member in range(members)}
+    return {**values, "labels": len(data.labeled), "stores": stores}
+
+
 def test_a_committee_trains_saves_and_loads(tmp_path: Path) -> None:
     records = Records(tmp_path)
     threads, calls = torch.get_num_threads(), []
@@ -119,7 +127,7 @@ def test_a_committee_trains_saves_and_loads(tmp_path: Path) -> None:
     data = rows()
     statistics = TASK.fit(data.labeled.rows.take(torch.arange(20)))
     assert equal(committee.statistics, statistics)
-    loaded = load_committee(**arguments(records))
+    loaded = load_committee(**stored(records))
     assert all(map(equal, weights(loaded), weights(committee)))
     assert equal(loaded.statistics, statistics)
     x = TASK.transform(data.labeled.rows.take(torch.arange(20)), statistics)
@@ -145,7 +153,7 @@ def test_goes_on_after_a_kill_and_repeats_nothing_committed(
     with pytest.raises(Killed):
         train_committee(**arguments(records))
     with pytest.raises(StorageError, match=f"member {kill[0]} of model cafe is not trained"):
-        load_committee(**arguments(records))
+        load_committee(**stored(records))
     resumed = train_committee(**arguments(records))
     assert all(map(equal, weights(resumed), weights(whole)))
     assert sorted(records.commits) == sorted(set(records.commits))
@@ -182,7 +190,7 @@ def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     train_committee(**arguments(records, members=1))
     (tmp_path / records.rows[0][1]).unlink()
     with pytest.raises(StorageError, match="is missing"):
-        load_committee(**arguments(records, members=1))
+        load_committee(**stored(records, members=1))
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,7 @@ def test_a_learner_decides_which_networks_answer_and_adds_columns(tmp_path: Path
     records = Records(tmp_path)
     learner = Teacher(steps=6, epoch_steps=2)
     committee = train_committee(**arguments(records, learner=learner, members=1))
-    (nets,) = load_committee(**arguments(records, learner=learner, members=1)).nets
+    (nets,) = load_committee(**stored(records, learner=learner, members=1)).nets
     assert set(nets) == {"task", "head"}
     pretrained = TrainContext(
         TASK, {}, 20, 3, 6, seed=3, round=2, member=0, build=lambda s: MLP.build(TASK, CPU, s)

@@ -1,0 +1,148 @@
+"""What a client may say of a project: the sections of a request, checked once, frozen.
+
+Only registered names get through. What can name code or files (``module:factory``, backbones and
+their weights, devices) is no key here, so it is refused as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from rayal.config import SeedSettings
+from rayal.errors import SettingsError
+from rayal.parameters import explain
+from rayal.sections import Count, Named, Section, Text, Texts, key
+from rayal.yamlfile import copied
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
+Side = Annotated[int, Field(ge=1, le=4096)]
+Members = Annotated[int, Field(ge=1, le=64)]
+Items = Annotated[int, Field(ge=1, le=100_000)]
+Registered = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
+
+
+class TaskBody(Section):
+    """What a row is and what is predicted."""
+
+    kind: Literal["image", "table"] = Field(description="image | table")
+    classes: Texts = Field(description="class names, in order", max_length=10_000)
+    size: tuple[Side, Side] | None = key(None, "[H, W] to resize images to")
+    channels: Literal[1, 3] | None = key(None, "1 (grey) | 3 (RGB)")
+    features: Texts | None = key(None, "names of a table's numbers, in order")
+
+
+class ModelBody(Section):
+    """The networks that are trained."""
+
+    network: Registered | None = key(None, "registered network; null: small_cnn, or mlp for rows")
+    params: dict[str, Any] = key({}, "its parameters")
+    members: Members = key(1, "networks in the committee")
+    threads_per_model: Members = key(1, "torch threads")
+
+
+class LearnerBody(Named):
+    """How one member is trained; further keys are the learner's hyperparameters."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Registered = key("supervised", "registered learner")
+    preset: Text | None = key(None, "named recipe, which further keys override")
+
+
+class StrategyBody(Named):
+    """How items are chosen; further keys are the strategy's hyperparameters."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Registered
+
+
+class InitialBody(Section):
+    """The labels of round 0."""
+
+    strategy: Registered = key("random", "how the first items are chosen")
+    count: Items = key(100, "labels of round 0")
+
+
+class ScanBody(Section):
+    """How the committee runs over the pool."""
+
+    batch: Annotated[int, Field(ge=1, le=4096)] = key(64, "rows of a forward pass")
+    precision: Literal["fp32", "bf16"] = key("fp32", "fp32 | bf16")
+
+
+class PoolBody(Section):
+    """A source below the service's prefixes, which is ingested when the project is made."""
+
+    path: Text = Field(description="absolute path of a folder of images or a table")
+    id: Text | None = key(None, "column of the ids; null: relative path or file:row")
+    label: Text | None = key(None, "column of the labels that are known")
+    features: Texts | None = key(None, "numeric columns; null: all but id and label")
+    test: Text | None = key(None, "second path, whose items get the role test")
+
+
+class LabelingBody(Section):
+    """How many people label an item, and what counts."""
+
+    labels_per_item: Annotated[int, Field(ge=1, le=100)] = key(1, "annotators of an item")
+    agreement: Literal["first", "majority", "all"] = key("first", "which label counts")
+    max_labels: Count | None = key(None, "of an item after conflicts; null: two more")
+    max_skips: Count = key(3, "annotators who skip an item before it is given up")
+    lease_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = key(900.0, "seconds of a lease")
+
+    @field_validator("lease_ttl_s", mode="before")
+    @classmethod
+    def _number(cls, given: Any) -> Any:
+        return float(given) if type(given) is int else given
+
+
+class AutoBody(Section):
+    """When rounds begin by themselves."""
+
+    quorum: Items | None = key(None, "new labels that close a round; null: the batch")
+    ready: Annotated[int, Field(ge=0, le=100_000)] = key(0, "items offered beyond the first batch")
+    start: bool = key(True, "rounds begin by themselves")
+
+
+class ProjectBody(Section):
+    """A project as a client asks for it."""
+
+    name: Annotated[str, Field(pattern=NAME)] = Field(description="letters, digits, '.', '_', '-'")
+    task: TaskBody
+    model: ModelBody = key(ModelBody(), "the networks that are trained")
+    learner: LearnerBody = key(LearnerBody(), "further keys: its hyperparameters")
+    strategy: StrategyBody = Field(description="name, or mapping of name and hyperparameters")
+    initial: InitialBody = key(InitialBody(), "the labels of round 0")
+    batch_size: Items = key(100, "labels asked for in a round")
+    rounds: Annotated[int, Field(ge=0)] | None = key(None, "after the first; null: on and on")
+    seeds: SeedSettings = key(SeedSettings(pool=0, model=0, query=0), "integer, or three of them")
+    scan: ScanBody = key(ScanBody(), "how the committee runs over the pool")
+    pool: PoolBody | Text | None = key(None, "name of a pool that is there, or a path")
+    labeling: LabelingBody = key(LabelingBody(), "how many people label an item")
+    auto: AutoBody = key(AutoBody(), "when rounds begin")
+
+
+def parsed(given: Mapping[str, Any]) -> ProjectBody:
+    """Return a request's body.
+
+    Raises:
+        SettingsError: for every key or value that is refused: one line each, with its path.
+    """
+    try:
+        return ProjectBody.model_validate(copied(given, tuple))
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error))) from None
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Return JSON changed as a merge patch says (RFC 7396): null removes a key."""
+    if not isinstance(new, Mapping):
+        return new
+    base = dict(old) if isinstance(old, Mapping) else {}
+    for name, value in new.items():
+        if value is None:
+            base.pop(name, None)
+        else:
+            base[name] = merged(base.get(name), value)
+    return base

@@ -1,0 +1,251 @@
+"""What clients send of an item, checked: an encoded image, or the features of a row."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from rayal.engine.images import FORMATS, pixels_of, why_broken
+from rayal.errors import PoolError, UriError, nearest
+from rayal.service.uris import Prefixes
+
+_WIDE = ("I", "F")  # modes of 16 and 32 bits a channel, which no task reads
+_FIELDS = ("id", "data", "uri", "features", "role")
+ID_LENGTH = 1024
+Features = Sequence[float] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ContentLimits:
+    """How large an image may be.
+
+    Args:
+        image_bytes: of an encoded image.
+        image_pixels: that its header may promise; looked at before anything is decoded.
+        call_pixels: of all images of one call that somebody waits for.
+        call_seconds: within which all files of such a call must be read.
+    """
+
+    image_bytes: int = 20 << 20
+    image_pixels: int = 50_000_000
+    call_pixels: int = 1_000_000_000
+    call_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class PushedItem:
+    """An item as a client sends it: one of data, uri and features.
+
+    Args:
+        id: its id.
+        data: the bytes of an encoded image.
+        uri: where the image lies, below the service's prefixes.
+        features: numbers by position, or by the names of the pool's features.
+        role: ``pool`` for items to choose from, ``test`` for items to measure on.
+    """
+
+    id: str
+    data: bytes | None = None
+    uri: str | None = None
+    features: Features | None = None
+    role: Literal["pool", "test"] = "pool"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], *, named: bool = True) -> PushedItem:
+        """Return the item that a JSON object describes; ``data`` is base64 there.
+
+        Args:
+            given: the object.
+            named: whether it must have an id.
+
+        Raises:
+            PoolError: a key is unknown or missing, or a value is of the wrong type.
+        """
+        for key in given:
+            if key not in _FIELDS:
+                raise PoolError(f"{key!r} is no key of an item; {nearest(str(key), _FIELDS)}")
+        item = cls(
+            check_id(given.get("id")) if named or "id" in given else "",
+            _decoded(given.get("data")),
+            _text(given.get("uri"), "uri"),
+            given.get("features"),
+            given.get("role", "pool"),
+        )
+        contents = [c for c in (item.data, item.uri, item.features) if c is not None]
+        if len(contents) != 1:
+            raise PoolError("an item has one of data (base64), uri and features")
+        if item.role not in ("pool", "test"):
+            raise PoolError(f"role is {item.role!r}; it is pool or test")
+        return item
+
+
+def check_id(value: Any) -> str:
+    """Return an item's id, or raise PoolError saying what an id is."""
+    if not isinstance(value, str) or not 0 < len(value) <= ID_LENGTH or not value.isprintable():
+        raise PoolError(
+            f"id is {str(value)[:100]!r}; it is text of 1 to {ID_LENGTH} printable characters"
+        )
+    return value
+
+
+class Reader:
+    """Reads what a pool stores for items, within limits.
+
+    Args:
+        payload: what the bytes of the pool's rows are.
+        prefixes: below which a uri may lie.
+        limits: how large an image may be.
+        waiting: whether somebody waits for the answer, so that all items together are limited.
+    """
+
+    def __init__(
+        self,
+        payload: Mapping[str, Any],
+        prefixes: Prefixes,
+        limits: ContentLimits,
+        *,
+        waiting: bool = True,
+    ) -> None:
+        self.payload, self.prefixes, self.limits = payload, prefixes, limits
+        self._pixels = limits.call_pixels if waiting else None
+        self._until = time.monotonic() + limits.call_seconds if waiting else None
+
+    def read(self, item: PushedItem) -> bytes:
+        """Return the bytes that the pool stores for an item.
+
+        Raises:
+            PoolError: the content is not of the pool's kind, damaged or too large.
+            UriError: the uri is not allowed or cannot be read.
+        """
+        if self.payload["kind"] == "table":
+            return _row(item.features, self.payload["features"])
+        data = item.data
+        if data is None and item.uri is not None:
+            self._check_time()
+            data = self.prefixes.read(item.uri, self.limits.image_bytes)
+        if data is None:
+            raise PoolError("the items are images; give data (base64) or uri")
+        self._spend(_promised(data, self.limits))
+        check_image(data)
+        return data if self.payload["encoding"] == "file" else _raw(data, self.payload)
+
+    def _check_time(self) -> None:
+        if self._until is not None and time.monotonic() > self._until:
+            raise UriError(
+                f"the files of this call took more than {self.limits.call_seconds:g} s to read; "
+                "send fewer at once, or all as JSON lines"
+            )
+
+    def _spend(self, pixels: int) -> None:
+        if self._pixels is None:
+            return
+        if pixels > self._pixels:
+            raise PoolError(
+                f"the images of this call have more than {self.limits.call_pixels} pixels; send "
+                "fewer at once, or all as JSON lines"
+            )
+        self._pixels -= pixels
+
+
+def _promised(data: bytes, limits: ContentLimits) -> int:
+    """Return the pixels that an image's header promises, before anything is decoded."""
+    if len(data) > limits.image_bytes:
+        raise PoolError(f"{len(data)} bytes, at most {limits.image_bytes} are taken")
+    pixels = pixels_of(data)
+    if pixels > limits.image_pixels:
+        raise PoolError(f"{pixels} pixels, at most {limits.image_pixels} are taken")
+    return pixels
+
+
+def check_image(data: bytes) -> None:
+    """Raise PoolError where an encoded image does not decode, or has too deep channels."""
+    broken = why_broken(data)
+    if broken is not None:
+        raise PoolError(broken)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.mode.startswith(_WIDE):
+            raise PoolError(f"more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+
+
+def shown(data: Any, payload: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Return what a pool stores for a row as something to look at, with its media type.
+
+    Args:
+        data: the bytes of a row; of a table its features.
+        payload: what they are.
+    """
+    if payload["kind"] == "table":
+        features = dict(zip(payload["features"], data, strict=True))
+        return json.dumps({"features": features}).encode(), "application/json"
+    if payload["encoding"] == "file":
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return data, Image.MIME[str(image.format)]
+    file = io.BytesIO()
+    raw = np.frombuffer(data, np.uint8).reshape(payload["shape"])
+    Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw).save(file, "PNG")
+    return file.getvalue(), "image/png"
+
+
+def _raw(data: bytes, payload: Mapping[str, Any]) -> bytes:
+    """Return the raw pixels of an image that has the shape of a pool of raw images."""
+    shape = list(payload["shape"])
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        plain = image.convert("RGB" if shape[2:] == [3] else "L")
+    if [plain.height, plain.width] != shape[:2]:
+        raise PoolError(
+            f"the image is {plain.height} x {plain.width}, the pool's are {shape[0]} x {shape[1]}"
+        )
+    return plain.tobytes()
+
+
+def _row(given: Any, names: Sequence[str]) -> bytes:
+    if isinstance(given, Mapping):
+        absent = [name for name in names if name not in given]
+        strange = [name for name in given if name not in names]
+        if absent or strange:
+            raise PoolError(f"features miss {absent[:5]} and have {strange[:5]} besides")
+        given = [given[name] for name in names]
+    if (
+        not isinstance(given, Sequence)
+        or isinstance(given, str | bytes)
+        or len(given) != len(names)
+    ):
+        raise PoolError(
+            f"the items are rows; give features: {len(names)} numbers, in order or by name"
+        )
+    for name, value in zip(names, given, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+            raise PoolError(f"feature {name!r} is {str(value)[:50]}; it must be a finite float32")
+    return np.asarray(given, "<f8").tobytes()
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value) and abs(float(value)) <= float(np.finfo(np.float32).max)
+    except OverflowError:
+        return False
+
+
+def _decoded(text: Any) -> bytes | None:
+    if text is None or isinstance(text, bytes):
+        return text
+    try:
+        return base64.b64decode(str(_text(text, "data")), validate=True)
+    except (binascii.Error, ValueError):
+        raise PoolError("data is not base64; encode the bytes of the file") from None
+
+
+def _text(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise PoolError(f"{name} is {str(value)[:50]!r}; it must be text")
+    return value

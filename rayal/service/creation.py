@@ -1,0 +1,260 @@
+"""Projects made and changed over HTTP: only what is registered, only what is allowed by now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayal.engine.pool import Pool
+from rayal.engine.push import create_empty
+from rayal.errors import ConflictError, LedgerError, SettingsError, UnknownNameError, nearest
+from rayal.project import Ledger, ProjectRow
+from rayal.service.bodies import PoolBody, ProjectBody, merged, parsed
+from rayal.service.uris import Prefixes
+from rayal.types import digest
+
+if TYPE_CHECKING:
+    from rayal.engine.spec import ProjectSpec
+    from rayal.learners.base import Learner
+
+_FIXED = ("name", "pool")
+_RESTS = ("labels_per_item", "agreement", "max_labels")  # what past training sets rest on
+_FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
+
+
+def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixes) -> ProjectRow:
+    """Make a project, or return it where it is there with the same settings.
+
+    Without ``pool`` it gets a pool of its own, which ``push_items`` fills; with a path the items
+    are ingested here. On a pool with items its first round is asked for, unless ``auto.start`` is
+    false.
+
+    Args:
+        ledger: the storage root's ledger.
+        body: as ``ProjectBody`` describes it.
+        prefixes: below which paths may lie.
+
+    Raises:
+        SettingsError: something in the body is unknown, out of bounds or not registered.
+        ConflictError: the name is taken, with other settings.
+        NeedsError: the strategy asks for what network and learner do not give.
+        BudgetError: more labels are asked for than the pool has items.
+        PoolError: the path holds no pool.
+        UriError: the path is not below the prefixes.
+    """
+    asked = parsed(body)
+    request = asked.model_dump(mode="json", exclude_unset=True)
+    known = _existing(ledger, asked)
+    if known is not None:
+        return known
+    spec = spec_of(asked)
+    pool = _pool(ledger, asked, prefixes)
+    _check(pool, spec, asked)
+    settings = _settings(asked, spec, request)
+    try:
+        ledger.create_project(asked.name, pool.name, settings)
+    except (SettingsError, LedgerError) as error:  # somebody was quicker, or it was deleted
+        raise ConflictError(str(error)) from None
+    if asked.pool is not None and asked.auto.start:
+        ledger.add_job(asked.name, "round", {})
+    return ledger.project(asked.name)
+
+
+def patch_project(
+    ledger: Ledger, project: str, body: Mapping[str, Any], *, version: int
+) -> ProjectRow:
+    """Change a project's settings by a merge patch (RFC 7396), and return it.
+
+    The strategy, batch, rounds, labeling and when rounds begin may change at any time, and classes
+    may be added behind the others; network, learner, first choice, seeds and scan only before the
+    first round.
+
+    Args:
+        ledger: the storage root's ledger.
+        project: its name.
+        body: what changes.
+        version: of the settings that the client has seen.
+
+    Raises:
+        SettingsError: something in the body is unknown, out of bounds or not registered.
+        ConflictError: it may not change, or not any more.
+        PreconditionError: the settings have changed since.
+        NeedsError: the new strategy asks for what network and learner do not give.
+    """
+    row = ledger.project(project)
+    old = parsed(row.settings["service"]["request"])
+    request = merged(row.settings["service"]["request"], _unshortened(body, old))
+    new = parsed(request)
+    _refuse_fixed(old, new, trained=bool(ledger.rounds(project)))
+    spec = spec_of(new)
+    _check(Pool(ledger.root, ledger.snapshot(row.pool)), spec, new)
+    ledger.update_project(project, _settings(new, spec, request), version=version)
+    return ledger.project(project)
+
+
+def spec_of(asked: ProjectBody) -> ProjectSpec:
+    """Return what a project's rounds do; raises SettingsError for what is not registered."""
+    from rayal.engine.scan_options import ScanOptions
+    from rayal.engine.spec import Initial, ProjectSpec
+    from rayal.engine.train import NetworkSpec
+    from rayal.parameters import build
+    from rayal.registry import networks, strategies
+
+    network = asked.model.network or ("mlp" if asked.task.kind == "table" else "small_cnn")
+    for table, name in (
+        (networks, network),
+        (strategies, asked.strategy.name),
+        (strategies, asked.initial.strategy),
+    ):
+        if name not in table:
+            raise UnknownNameError(f"{table.kind} {name!r} does not exist; {nearest(name, table)}")
+    where = f"strategy {asked.strategy.name!r}"
+    strategy = build(strategies[asked.strategy.name], asked.strategy.params, where=where)
+    task = asked.task.model_dump(exclude={"features"}, exclude_none=True)
+    return ProjectSpec(
+        network=NetworkSpec(network, asked.model.params),
+        learner=strategy.learner or _learner(asked),
+        strategy=strategy,
+        task=task,
+        members=asked.model.members,
+        threads_per_model=asked.model.threads_per_model,
+        initial=Initial(**asked.initial.model_dump()),
+        batch=asked.batch_size,
+        rounds=asked.rounds,
+        seeds=asked.seeds.seeds(),
+        scan=ScanOptions(**asked.scan.model_dump()),
+    )
+
+
+def _learner(asked: ProjectBody) -> Learner:
+    from rayal.parameters import build
+    from rayal.registry import learners
+
+    name, preset = asked.learner.name, asked.learner.preset
+    if name not in learners:
+        raise UnknownNameError(f"learner {name!r} does not exist; {nearest(name, learners)}")
+    cls = learners[name]
+    if preset is not None and preset not in cls.presets:
+        raise SettingsError(
+            f"learner {name!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
+        )
+    recipe = {} if preset is None else dict(cls.presets[preset])
+    made: Learner = build(cls, recipe | asked.learner.params, where=f"learner {name!r}")
+    return made
+
+
+def _settings(asked: ProjectBody, spec: ProjectSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the ledger keeps: the spec, and what concerns annotators and the service."""
+    labeling = asked.labeling.model_dump(exclude_none=True)
+    labeling["lease_ttl"] = labeling.pop("lease_ttl_s")
+    auto = asked.auto.model_dump()
+    service = {**auto, "pushed": asked.pool is None, "request": dict(request)}
+    return {**spec.to_json(), "labeling": labeling, "service": service}
+
+
+def _existing(ledger: Ledger, asked: ProjectBody) -> ProjectRow | None:
+    """Return the project of a request that comes again."""
+    if asked.name not in ledger.projects():
+        return None
+    row = ledger.project(asked.name)
+    known = row.settings.get("service", {}).get("request")
+    if known is None or parsed(known) != asked:
+        raise ConflictError(
+            f"project {asked.name!r} exists with other settings; change them by PATCH, or choose "
+            "another name"
+        )
+    return row
+
+
+def _pool(ledger: Ledger, asked: ProjectBody, prefixes: Prefixes) -> Pool:
+    if isinstance(asked.pool, str):
+        if asked.pool not in ledger.pools():
+            raise UnknownNameError(
+                f"pool {asked.pool!r} does not exist; {nearest(asked.pool, ledger.pools())}"
+            )
+        return Pool(ledger.root, ledger.snapshot(asked.pool))
+    if asked.pool is not None:
+        return _ingested(ledger, asked.pool, prefixes)
+    return _own_pool(ledger, asked)
+
+
+def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
+    from rayal.config import PoolSettings
+    from rayal.evaluation.sources import pool_name, pool_of
+
+    given = asked.model_dump(exclude_none=True)
+    source = prefixes.check(given.pop("path"))
+    if "test" in given:
+        given["test"] = str(prefixes.check(given["test"]))
+    settings = PoolSettings(source=str(source), **given)
+    return pool_of(settings, Path(ledger.root), seed=0, name=pool_name(settings, 0))
+
+
+def _own_pool(ledger: Ledger, asked: ProjectBody) -> Pool:
+    """Return the project's own pool, without items yet."""
+    payload = _payload(asked)
+    name = f"{asked.name}-{digest([asked.name, payload], 4)}"
+    if name not in ledger.pools():
+        create_empty(ledger, name, payload, asked.task.classes)
+    return Pool(ledger.root, ledger.snapshot(name))
+
+
+def _payload(asked: ProjectBody) -> dict[str, Any]:
+    """Return what the bytes of a pushed row are."""
+    task = asked.task
+    if task.kind == "table":
+        if task.features is None or len(set(task.features)) < len(task.features):
+            raise SettingsError(
+                "task.features: name the numbers of a row, each once, where items are pushed"
+            )
+        return {"kind": "table", "features": list(task.features)}
+    if task.size is None:
+        raise SettingsError(
+            "task.size: give [H, W], to which images are resized, where items are pushed: no image "
+            "is there yet to tell it"
+        )
+    return {"kind": "image", "encoding": "file"}
+
+
+def _check(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
+    """Check that network, learner and strategy fit the pool; one that grows has items later."""
+    from rayal.engine.trainset import check_initial, check_needs, check_spec
+
+    if asked.pool is None:
+        check_initial(spec)
+        check_needs(pool, spec)
+    else:
+        if asked.task.features is not None:
+            raise SettingsError("task.features: the pool says what they are; leave it out")
+        check_spec(pool, spec)
+
+
+def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
+    """Return a patch in which a strategy or learner of another name stands for itself."""
+    patch = dict(body)
+    for name in ("strategy", "learner"):
+        given = patch.get(name)
+        if isinstance(given, str):
+            given = {"name": given}
+        was = getattr(old, name)
+        if isinstance(given, Mapping) and given.get("name", was.name) != was.name:
+            given = {**dict.fromkeys(was.params), **given}
+        if given is not None:
+            patch[name] = given
+    return patch
+
+
+def _refuse_fixed(old: ProjectBody, new: ProjectBody, *, trained: bool) -> None:
+    fixed = [*_FIXED, *(_FIXED_ONCE_TRAINED if trained else ())]
+    changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
+    task = ("kind", "features", *(("size", "channels") if trained else ()))
+    for section, names in (("task", task), ("labeling", _RESTS)):
+        was, now = getattr(old, section), getattr(new, section)
+        changed += [f"{section}.{n}" for n in names if getattr(was, n) != getattr(now, n)]
+    if new.task.classes[: len(old.task.classes)] != old.task.classes:
+        changed.append("task.classes (they may only be added to, at the end)")
+    if changed:
+        raise ConflictError(
+            f"{', '.join(changed)} cannot change any more; make another project, or leave it"
+        )

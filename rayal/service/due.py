@@ -1,0 +1,101 @@
+"""Which projects' rounds are due: enough new labels since the last one began, or nothing open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from rayal.project import Ledger, ProjectRow
+from rayal.project.database import reading
+from rayal.project.schema import items, jobs, labels, projects, rounds
+
+
+class Due:
+    """Looks for projects whose next round is due; one query where nothing has changed.
+
+    A round is due when as many offered items were labeled since the last one began as the project's
+    quorum says (by default as many as a batch has, and before round 0 as many as the first choice
+    has), or when some were and no offered item is open any more. Labels of items that were never
+    offered, such as imports and test items, do not count. A project whose last round failed or was
+    cancelled waits for somebody to ask.
+
+    Args:
+        ledger: the storage root's ledger.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen: dict[str, tuple[Any, ...]] = {}  # how projects stood that were not due
+
+    def projects(self) -> list[str]:
+        """Return the projects whose next round is due now."""
+        with reading(self._ledger.engine) as conn:
+            states = [tuple(row) for row in conn.execute(_STATES)]
+        found = []
+        for project, *state in states:
+            last, begun, round, _ = state
+            if (last or 0) <= (begun or 0) or self._seen.get(project) == tuple(state):
+                continue
+            due = self._is_due(project, begun or 0, round)
+            if due:
+                found.append(project)
+            elif due is False:
+                self._seen[project] = tuple(state)
+        return found
+
+    def _is_due(self, project: str, begun: int, round: int | None) -> bool | None:
+        """Whether it is due; None where that may change without a label or a new setting."""
+        row = self._ledger.project(project)
+        last = row.settings.get("rounds")
+        ended = None not in (last, round) and int(round or 0) >= int(last or 0)
+        if ended or not row.settings.get("service", {}).get("start", False):
+            return False
+        with reading(self._ledger.engine) as conn:
+            if conn.execute(_last_job(project)).scalar() not in (None, "done"):
+                return None
+            new = _new_labels(conn, project, begun)
+        enough = new >= _quorum(row, first=round is None)
+        return new > 0 and (enough or not self._ledger.open_items(project))
+
+
+def _quorum(row: ProjectRow, *, first: bool) -> int:
+    given = row.settings["service"].get("quorum")
+    if first:
+        count = int(row.settings["initial"]["count"])
+        return min(int(given or count), count)
+    return int(given or row.settings["batch"])
+
+
+def _new_labels(conn: Connection, project: str, since: int) -> int:
+    """Return how many offered items were labeled after a row of the history."""
+    joined = labels.join(
+        items, (items.c.project == labels.c.project) & (items.c.item == labels.c.item)
+    )
+    query = (
+        select(func.count(func.distinct(labels.c.item)))
+        .select_from(joined)
+        .where(labels.c.project == project, labels.c.seq > since)
+        .where(labels.c.slot.is_not(None), labels.c.superseded_by.is_(None))
+        .where(items.c["round"].is_not(None))
+    )
+    return int(conn.execute(query).scalar_one())
+
+
+def _last_job(project: str) -> Any:
+    of = (jobs.c.project == project) & (jobs.c.kind == "round")
+    return select(jobs.c.state).where(of).order_by(jobs.c.number.desc()).limit(1)
+
+
+def _of(table: Any, column: Any) -> Any:
+    mine = table.c.project == projects.c.project
+    return select(func.max(column)).where(mine).correlate(projects).scalar_subquery()
+
+
+_STATES = select(
+    projects.c.project,
+    _of(labels, labels.c.seq),
+    _of(rounds, rounds.c.labels_seq),
+    _of(rounds, rounds.c["round"]),
+    projects.c.version,
+).where(projects.c.deleted.is_(None))

@@ -1,0 +1,41 @@
+"""Pools of projects, kept open: their keys are read once for each snapshot."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from rayal.engine.pool import Pool
+from rayal.project import Ledger
+
+_OPEN = 16  # pools that are kept open
+_pools: OrderedDict[tuple[str, str], Pool] = OrderedDict()
+_lock = threading.Lock()
+
+
+def pool_of(ledger: Ledger, project: str, items: Sequence[str]) -> Pool:
+    """Return a project's pool, as it was opened before if it holds the items, else the latest.
+
+    What a snapshot holds never changes, so an older one serves as well.
+
+    Args:
+        ledger: the storage root's ledger.
+        project: its name.
+        items: ids that are to be looked up; without any, the latest snapshot is opened.
+    """
+    name = ledger.project(project).pool
+    key = (str(ledger.root.absolute()), name)
+    with _lock:
+        held = _pools.get(key)
+    if held is not None and items and all(held.contains(items)):
+        return held
+    latest = ledger.snapshot(name)
+    if held is None or held.snapshot != latest.number:
+        held = Pool(ledger.root, latest)
+    with _lock:
+        _pools[key] = held
+        _pools.move_to_end(key)
+        while len(_pools) > _OPEN:
+            _pools.popitem(last=False)
+    return held

@@ -1,0 +1,232 @@
+"""Prediction outside of rounds: a version of a project's model on items, or on what is sent.
+
+The committees that were asked last stay loaded. It loads torch, so it lives in prediction replicas
+and in jobs, not in the ingress.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayal.errors import NeedsError, PoolError, SettingsError, UnknownNameError, nearest
+from rayal.project import Ledger, ModelRow
+from rayal.service.content import ContentLimits, PushedItem, Reader
+from rayal.service.pools import pool_of
+from rayal.service.uris import Prefixes
+from rayal.types import id_keys
+
+if TYPE_CHECKING:
+    from rayal.engine.versions import Version
+
+LOADED = 4  # committees that stay in memory
+_QUERY = ("strategy", "params", "columns", "k", "ids", "labeled", "seed")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a version of a model says of an item.
+
+    Args:
+        item: its id; None of an input that was sent without one.
+        label: the most probable class.
+        probs: the probability of each class, in the order of the task's classes.
+    """
+
+    item: str | None
+    label: str
+    probs: tuple[float, ...]
+
+
+class Predictor:
+    """Answers from trained models of a storage root; any number of threads may ask.
+
+    Args:
+        root: the storage root.
+        prefixes: below which uris of inputs may lie.
+        limits: how large images of inputs may be.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        prefixes: Prefixes | None = None,
+        limits: ContentLimits | None = None,
+    ) -> None:
+        self.ledger = Ledger(root, create=False)
+        self._prefixes, self._limits = prefixes or Prefixes(), limits or ContentLimits()
+        self._loaded: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()  # torch's threads are set for the whole process
+
+    def close(self) -> None:
+        """Close the ledger and let go of the committees."""
+        self._loaded.clear()
+        self.ledger.close()
+
+    def predict(
+        self,
+        project: str,
+        version: str | None = None,
+        items: Sequence[str] | None = None,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Prediction]:
+        """Return what a version says of items or inputs, in their order.
+
+        Args:
+            project: its name.
+            version: of its model; None for the active one.
+            items: ids of items of its pool.
+            inputs: objects with ``data``, ``uri`` or ``features``, as items are pushed.
+
+        Raises:
+            UnknownNameError: there is no such project, version or item.
+            NeedsError: the project has no model yet.
+            SettingsError: not exactly one of items and inputs is given.
+            PoolError: an input cannot be used; the message tells its position.
+            UriError: a uri is not allowed or cannot be read.
+        """
+        if (items is None) == (inputs is None):
+            raise SettingsError("give either items or inputs")
+        chosen = self.version(project, version)
+        ids: list[str | None]
+        if items is not None:
+            pool = pool_of(self.ledger, project, items)
+            ids, rows = list(items), pool.take(items) if items else None
+        else:
+            ids, rows = self._rows(project, inputs or ())
+        if rows is None:
+            return []
+        with self._turn:
+            made = chosen.answers(rows)
+        return [Prediction(i, a.label, a.probs) for i, a in zip(ids, made, strict=True)]
+
+    def version(self, project: str, version: str | None) -> Version:
+        """Return a version of a project's model, loaded; None for the active one."""
+        from rayal.engine.versions import load
+
+        row = self._row(project, version)
+        key = (project, row.version)
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = load(self.ledger, row)
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > LOADED:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
+
+    def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``predict`` of a JSON object with project, model, items and inputs, as JSON."""
+        model = body.get("model")
+        project, version = str(body["project"]), None if model in (None, "active") else str(model)
+        row = self._row(project, version)
+        made = self.predict(project, row.version, body.get("items"), body.get("inputs"))
+        return {"model": row.version, "predictions": [asdict(p) for p in made]}
+
+    def query(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the picks of ``rayal.select`` on the columns that a JSON object holds, as JSON.
+
+        Args:
+            body: ``strategy`` (a name, or a mapping of name and hyperparameters), ``columns``
+                (name to rows of numbers), ``k``, and where wanted ``ids``, ``labeled`` (columns of
+                labeled rows), ``params`` and ``seed``.
+
+        Raises:
+            SettingsError: a key is unknown or missing, or the columns are no arrays.
+            RayalError: as ``rayal.select`` says.
+        """
+        from rayal.strategies import select
+
+        for key in body:
+            if key not in _QUERY:
+                raise SettingsError(f"{key!r} is no key of a query; {nearest(str(key), _QUERY)}")
+        strategy = body.get("strategy")
+        given = {"name": strategy} if isinstance(strategy, str) else dict(strategy or {})
+        if "name" not in given or not isinstance(body.get("columns"), Mapping) or "k" not in body:
+            raise SettingsError("a query needs strategy, columns and k")
+        name = str(given.pop("name"))
+        labeled = body.get("labeled")
+        with self._turn:
+            chosen = select(
+                name,
+                _arrays(body["columns"]),
+                int(body["k"]),
+                ids=body.get("ids"),
+                labeled=None if labeled is None else _arrays(labeled),
+                params={**given, **(body.get("params") or {})},
+                seed=int(body.get("seed") or 0),
+            )
+        picks = [
+            {"position": int(p), "id": i, "score": float(s) if np.isfinite(s) else None}
+            for p, i, s in zip(chosen.positions, chosen.ids, chosen.scores, strict=True)
+        ]
+        return {"picks": picks, "approximation": chosen.approximation}
+
+    def _row(self, project: str, version: str | None) -> ModelRow:
+        rows = {row.version: row for row in self.ledger.models(project)}
+        if not rows:
+            raise NeedsError(
+                f"project {project!r} has no model yet; label items and close a round first"
+            )
+        if version is None:
+            return next(row for row in rows.values() if row.active)
+        if version not in rows:
+            raise UnknownNameError(f"model {version!r} does not exist; {nearest(version, rows)}")
+        return rows[version]
+
+    def _rows(
+        self, project: str, inputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[str | None], pa.Table | None]:
+        """Return inputs as rows of the project's pool."""
+        payload = pool_of(self.ledger, project, ()).payload
+        reader = Reader(payload, self._prefixes, self._limits)
+        ids: list[str | None] = []
+        data = []
+        for position, given in enumerate(inputs):
+            try:
+                item = PushedItem.of(given, named=False)
+                data.append(reader.read(item))
+            except PoolError as error:
+                raise PoolError(f"inputs[{position}]: {error}") from None
+            ids.append(item.id or None)
+        return ids, rows_of(data, payload) if data else None
+
+
+def rows_of(data: Sequence[bytes], payload: Mapping[str, Any]) -> pa.Table:
+    """Return payloads as a table that has the columns of a pool's parts.
+
+    Args:
+        data: the bytes of each row.
+        payload: what they are.
+    """
+    names = [f"input-{row}" for row in range(len(data))]
+    columns = {"id": pa.array(names), "key": pa.array(id_keys(names))}
+    if payload["kind"] == "table":
+        values = pa.array(np.frombuffer(b"".join(data), "<f8"))
+        columns["features"] = pa.FixedSizeListArray.from_arrays(values, len(payload["features"]))
+    else:
+        columns["data"] = pa.array(data, pa.binary())
+    return pa.table(columns)
+
+
+def _arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    arrays = {}
+    for name, rows in given.items():
+        try:
+            array = np.asarray(rows, np.float64)
+        except (TypeError, ValueError):
+            raise SettingsError(
+                f"columns.{name}: rows of numbers of one shape are needed"
+            ) from None
+        if array.ndim == 0:
+            raise SettingsError(f"columns.{name}: rows of numbers are needed")
+        arrays[str(name)] = array
+    return arrays
