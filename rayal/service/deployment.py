@@ -29,7 +29,10 @@ from ray.serve.schema import (
 from rayal.errors import LedgerError, SettingsError, nearest
 from rayal.project import Ledger
 from rayal.project.database import POSTGRESQL
+from rayal.service.batching import answer_all, answered, outcome_of
+from rayal.service.content import ContentLimits
 from rayal.service.settings import ServiceSettings, service_settings
+from rayal.service.uris import Prefixes
 from rayal.yamlfile import read_mapping
 
 APP = "rayal"
@@ -78,18 +81,20 @@ class Predictors:
 
         torch.set_num_threads(1)
         settings = service_settings(given)
-        self._predictor = Predictor(Path(settings.storage))
+        self._predictor = Predictor(
+            Path(settings.storage), prefixes=_prefixes(settings), limits=_content(settings)
+        )
         self.predict.set_max_batch_size(settings.predictors.batch)
         self.predict.set_batch_wait_timeout_s(settings.predictors.wait)
 
     @serve.batch
-    async def predict(self, requests: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Answer requests of any projects; those of one model go through it together."""
-        return await asyncio.to_thread(self._predictor.answer, requests)
+    async def predict(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return an outcome per request of any project; those of one model share a pass."""
+        return await asyncio.to_thread(answer_all, self._predictor.answer, requests)
 
-    async def query(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Choose among columns that the request holds."""
-        return await asyncio.to_thread(self._predictor.query, request)
+    async def query(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outcome of choosing among columns that the request holds."""
+        return await asyncio.to_thread(outcome_of, self._predictor.query, request)
 
 
 @serve.deployment(
@@ -110,6 +115,8 @@ class Rounds:
             executor=settings.rounds.executor,
             address=address,
             niceness=settings.rounds.niceness,
+            prefixes=_prefixes(settings),
+            limits=_content(settings),
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=runner.run, args=(self._stop,), daemon=True)
@@ -145,12 +152,21 @@ class Ingress:
         deadline = self._settings.predictors.deadline
 
         async def predict(request: Mapping[str, Any]) -> Any:
-            return await asyncio.wait_for(ask.predict.remote(request), deadline)
+            return answered(await asyncio.wait_for(ask.predict.remote(request), deadline))
 
         async def query(request: Mapping[str, Any]) -> Any:
-            return await asyncio.wait_for(ask.query.remote(request), deadline)
+            return answered(await asyncio.wait_for(ask.query.remote(request), deadline))
 
         return create_app(open_backend(self._settings, predict=predict, query=query))
+
+
+def _prefixes(settings: ServiceSettings) -> Prefixes:
+    sources = settings.sources
+    return Prefixes(sources.paths, sources.urls, sources.private)
+
+
+def _content(settings: ServiceSettings) -> ContentLimits:
+    return ContentLimits(settings.limits.image_bytes, settings.limits.image_pixels)
 
 
 def _refuse_nodes(settings: ServiceSettings) -> None:

@@ -52,12 +52,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, truth: dict[str, str])
 
 def made(root: Path) -> Any:
     """Make the pool and the project of ``BODY`` in a storage root and open it."""
-    from rayal.service.creation import create_project
-    from rayal.service.uris import Prefixes
-
     from rayal.engine.driver import Project
     from rayal.engine.ingest import ingest
     from rayal.engine.sources import builtin
+    from rayal.service.creation import create_project
+    from rayal.service.uris import Prefixes
 
     ingest(root, "digits", builtin("digits"))
     with Ledger(root) as ledger:
