@@ -49,7 +49,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     settings = service_settings(args)
     given = settings.model_dump(mode="json")
     ask, ingress = settings.predictors, settings.ingress
-    predictors = Predictors.options(
+    cores = {"num_cpus": ask.cpus, "num_gpus": ask.gpus}
+    predictors = _deployed(
+        Predictors,
+        cores,
         max_ongoing_requests=2 * ask.batch,
         max_queued_requests=ask.queue,
         autoscaling_config=AutoscalingConfig(
@@ -57,10 +60,11 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             max_replicas=ask.max_replicas,
             target_ongoing_requests=ask.batch,
         ),
-        ray_actor_options={"num_cpus": ask.cpus, "num_gpus": ask.gpus},
     ).bind(given)
-    rounds = Rounds.bind(given)
-    return Ingress.options(
+    rounds = _deployed(Rounds, {"num_cpus": 0}, graceful_shutdown_timeout_s=15.0).bind(given)
+    return _deployed(
+        serve.ingress()(Ingress),
+        {"num_cpus": 0},
         num_replicas=ingress.replicas,
         # the application counts and answers 503 itself; these are behind it
         max_ongoing_requests=4 * settings.limits.in_flight,
@@ -70,7 +74,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     ).bind(given, predictors, rounds)
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
+def _deployed(replica: type, resources: Mapping[str, float], **options: Any) -> Any:
+    return serve.deployment(replica, ray_actor_options=dict(resources), **options)
+
+
 class Predictors:
     """Replicas that run committees over items, and objectives over columns that a client sent."""
 
@@ -87,7 +94,7 @@ class Predictors:
         self.predict.set_max_batch_size(settings.predictors.batch)
         self.predict.set_batch_wait_timeout_s(settings.predictors.wait)
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def predict(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return an outcome per request of any project; those of one model share a pass."""
         return await asyncio.to_thread(answer_all, self._predictor.answer, requests)
@@ -97,9 +104,6 @@ class Predictors:
         return await asyncio.to_thread(outcome_of, self._predictor.query, request)
 
 
-@serve.deployment(
-    num_replicas=1, ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=15.0
-)
 class Rounds:
     """The one replica that starts and watches the processes of jobs on its node."""
 
@@ -132,8 +136,6 @@ class Rounds:
         self._thread.join(timeout=12.0)
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-@serve.ingress()
 class Ingress:
     """The HTTP API over the ledger; it holds no state that a restart could lose."""
 

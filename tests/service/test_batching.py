@@ -40,7 +40,7 @@ def test_an_unknown_item_spoils_no_other_request() -> None:
     outcomes = answer_all(Recorder().answer, bodies)
     assert answered(outcomes[0])["predictions"] == ["r1:a"]
     assert answered(outcomes[2])["predictions"] == ["r1:b"]
-    with pytest.raises(UnknownNameError, match="^item 'unknown' does not exist$"):
+    with pytest.raises(UnknownNameError, match=r"^item 'unknown' does not exist$"):
         answered(outcomes[1])
 
 
@@ -53,5 +53,5 @@ def test_inputs_are_answered_alone() -> None:
 
 
 def test_an_error_keeps_its_kind_and_its_sentence() -> None:
-    with pytest.raises(NeedsError, match="^no model yet$"):
+    with pytest.raises(NeedsError, match=r"^no model yet$"):
         answered(outcome_of(Recorder().answer, ask("untrained", "r1", "a")))
