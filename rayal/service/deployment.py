@@ -28,7 +28,7 @@ from ray.serve.schema import (
 
 from rayal.errors import LedgerError, SettingsError, nearest
 from rayal.project import Ledger
-from rayal.project.database import POSTGRESQL
+from rayal.project.location import POSTGRESQL
 from rayal.service.batching import answer_all, answered, outcome_of
 from rayal.service.content import ContentLimits
 from rayal.service.settings import ServiceSettings, service_settings
