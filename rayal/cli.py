@@ -15,6 +15,7 @@ import typer
 from rayal import __version__
 from rayal.errors import RayalError, SettingsError
 from rayal.remote import remote
+from rayal.service.command import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -270,6 +271,9 @@ def bench_command(
     _, short = bench(only or (), json_file=json_, **options)
     if strict and short:
         raise typer.Exit(1)
+
+
+app.command()(serve)
 
 
 def split(where: str) -> tuple[Path, str]:

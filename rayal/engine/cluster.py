@@ -52,7 +52,7 @@ def connect(
         ClusterError: no cluster is at the address, or it has not what the work asks for.
     """
     options = options or RayOptions()
-    with _session(options):
+    with session(options):
         from rayal.engine import ray_members, ray_scan, ray_shards
         from rayal.engine.ray_crew import Crew
 
@@ -75,7 +75,7 @@ def connect(
 
 
 @contextmanager
-def _session(options: RayOptions) -> Iterator[None]:
+def session(options: RayOptions) -> Iterator[None]:
     """Hold a connection to Ray: one that is there is used and left as it was."""
     import ray
 

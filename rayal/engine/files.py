@@ -32,7 +32,7 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     stages = ledger.stages(project)
     last = max((s.round for s in stages), default=-1)
     chosen = {s.round for s in stages if s.stage == "select"}
-    versions = {row.model for name in ledger.projects() for row in ledger.models(name)}
+    versions = ledger.versioned([s.output["model"] for s in stages if s.stage == "train"])
     files: list[str] = []
     for stage in stages:
         old = stage.round < last

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
 from rayal.project.columns import plain
@@ -72,6 +72,15 @@ class Models(Store):
         """Return the versions, the oldest first."""
         with self._read(project) as conn:
             return [ModelRow(**row) for row in _versions(conn, project)]
+
+    def versioned(self, hashes: Sequence[str]) -> set[str]:
+        """Return those of these models that a version of any project stands for."""
+        found: set[str] = set()
+        with self._read() as conn:
+            for some in chunks(sorted(set(hashes))):
+                query = select(models.c.model).where(models.c.model.in_(some))
+                found |= set(conn.scalars(query))
+        return found
 
     def activate_model(self, project: str, version: str, *, now: float | None = None) -> ModelRow:
         """Make a version the active one, and return it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
-from rayal.errors import ConflictError, SettingsError, UnknownNameError, nearest
+from rayal.errors import ConflictError, LedgerError, SettingsError, UnknownNameError, nearest
 from rayal.project import Ledger, ProjectRow
 from rayal.service.bodies import PoolBody, ProjectBody, merged, parsed
 from rayal.service.uris import Prefixes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rayal.learners.base import Learner
 
 _FIXED = ("name", "pool")
+_RESTS = ("labels_per_item", "agreement", "max_labels")  # what past training sets rest on
 _FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
 
 
@@ -53,7 +54,7 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
     settings = _settings(asked, spec, request)
     try:
         ledger.create_project(asked.name, pool.name, settings)
-    except SettingsError as error:
+    except (SettingsError, LedgerError) as error:  # somebody was quicker, or it was deleted
         raise ConflictError(str(error)) from None
     if asked.pool is not None and asked.auto.start:
         ledger.add_job(asked.name, "round", {})
@@ -236,12 +237,9 @@ def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
         given = patch.get(name)
         if isinstance(given, str):
             given = {"name": given}
-        if isinstance(given, Mapping) and given.get("name", "") not in (
-            "",
-            getattr(old, name).name,
-        ):
-            drop = dict.fromkeys(getattr(old, name).params, None)
-            given = {**drop, **given}
+        was = getattr(old, name)
+        if isinstance(given, Mapping) and given.get("name", was.name) != was.name:
+            given = {**dict.fromkeys(was.params), **given}
         if given is not None:
             patch[name] = given
     return patch
@@ -251,7 +249,9 @@ def _refuse_fixed(old: ProjectBody, new: ProjectBody, *, trained: bool) -> None:
     fixed = [*_FIXED, *(_FIXED_ONCE_TRAINED if trained else ())]
     changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
     task = ("kind", "features", *(("size", "channels") if trained else ()))
-    changed += [f"task.{n}" for n in task if getattr(old.task, n) != getattr(new.task, n)]
+    for section, names in (("task", task), ("labeling", _RESTS)):
+        was, now = getattr(old, section), getattr(new, section)
+        changed += [f"{section}.{n}" for n in names if getattr(was, n) != getattr(now, n)]
     if new.task.classes[: len(old.task.classes)] != old.task.classes:
         changed.append("task.classes (they may only be added to, at the end)")
     if changed:

@@ -10,8 +10,6 @@ from rayal.project import Ledger, ProjectRow
 from rayal.project.database import reading
 from rayal.project.schema import items, jobs, labels, projects, rounds
 
-_Seen = dict[str, tuple[int, int]]
-
 
 class Due:
     """Looks for projects whose next round is due; one query where nothing has changed.
@@ -28,46 +26,37 @@ class Due:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._seen: _Seen = {}  # project -> (last label, last round) when it was not due
+        self._seen: dict[str, tuple[Any, ...]] = {}  # how projects stood that were not due
 
     def projects(self) -> list[str]:
         """Return the projects whose next round is due now."""
         with reading(self._ledger.engine) as conn:
-            state = {row[0]: (row[1] or 0, row[2] or 0, row[3]) for row in conn.execute(_LAST)}
+            states = [tuple(row) for row in conn.execute(_STATES)]
         found = []
-        for project, (last, begun, round) in state.items():
-            here = (last, -1 if round is None else round)
-            if last <= begun or self._seen.get(project) == here:
+        for project, *state in states:
+            last, begun, round, _ = state
+            if (last or 0) <= (begun or 0) or self._seen.get(project) == tuple(state):
                 continue
-            due = self._is_due(project, begun, round)
+            due = self._is_due(project, begun or 0, round)
             if due:
                 found.append(project)
             elif due is False:
-                self._seen[project] = here
+                self._seen[project] = tuple(state)
         return found
 
     def _is_due(self, project: str, begun: int, round: int | None) -> bool | None:
-        """Whether it is due; None where that may change without a label."""
+        """Whether it is due; None where that may change without a label or a new setting."""
         row = self._ledger.project(project)
-        if not row.settings.get("service", {}).get("start", False):
-            return None
+        last = row.settings.get("rounds")
+        ended = None not in (last, round) and int(round or 0) >= int(last or 0)
+        if ended or not row.settings.get("service", {}).get("start", False):
+            return False
         with reading(self._ledger.engine) as conn:
-            job = conn.execute(_last_job(project)).scalar()
-            if job in ("queued", "running"):
+            if conn.execute(_last_job(project)).scalar() not in (None, "done"):
                 return None
             new = _new_labels(conn, project, begun)
-        last = row.settings.get("rounds")
-        if job in ("failed", "cancelled") or (
-            last is not None and (round or 0) >= last + (round is None)
-        ):
-            return None
-        if not new:
-            return False
-        return new >= _quorum(row, first=round is None) or not self._open(project)
-
-    def _open(self, project: str) -> bool:
-        counts = self._ledger.counts(project)
-        return bool(counts["offered"] or counts["leased"])
+        enough = new >= _quorum(row, first=round is None)
+        return new > 0 and (enough or not self._ledger.open_items(project))
 
 
 def _quorum(row: ProjectRow, *, first: bool) -> int:
@@ -103,9 +92,10 @@ def _of(table: Any, column: Any) -> Any:
     return select(func.max(column)).where(mine).correlate(projects).scalar_subquery()
 
 
-_LAST = select(
+_STATES = select(
     projects.c.project,
     _of(labels, labels.c.seq),
     _of(rounds, rounds.c.labels_seq),
     _of(rounds, rounds.c["round"]),
+    projects.c.version,
 ).where(projects.c.deleted.is_(None))

@@ -101,6 +101,8 @@ def content_of(ledger: Ledger, project: str, item: str) -> tuple[bytes, str]:
     Raises:
         UnknownNameError: the item is not in the project's pool.
     """
+    if not known_items(ledger, project, [item])[0]:
+        raise UnknownNameError(f"project {project!r} has no item {item!r}")
     pool = pool_of(ledger, project, [item])
     row = pool.take([item])
     column = "features" if pool.payload["kind"] == "table" else "data"
@@ -108,8 +110,10 @@ def content_of(ledger: Ledger, project: str, item: str) -> tuple[bytes, str]:
 
 
 def known_items(ledger: Ledger, project: str, items: Sequence[str]) -> list[bool]:
-    """Return for each id whether it is in the project's pool."""
-    return pool_of(ledger, project, items).contains(items)
+    """Return for each id whether it is in the project's pool, and not forgotten."""
+    there = pool_of(ledger, project, items).contains(items)
+    states = ledger.item_states(project, items)
+    return [t and states.get(i) != "forgotten" for i, t in zip(items, there, strict=True)]
 
 
 def item_of(ledger: Ledger, project: str, key: int) -> str:

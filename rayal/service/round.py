@@ -17,7 +17,6 @@ from rayal.project.models import version_name
 from rayal.service.work import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
-_OPEN = ("offered", "leased", "conflict")  # states of items that annotators may still see
 
 
 class ServedProject(Project):
@@ -46,7 +45,7 @@ class ServedProject(Project):
         return self.ledger.selection(self.name, INITIAL) is not None
 
     def choose_first(self) -> int:
-        """Choose and offer the first items, and those that keep annotators busy; return how many."""
+        """Choose and offer the first items and the ready ones, and return how many."""
         self.prepare(ready=int(self.service.get("ready", 0)))
         chosen = self.ledger.selection(self.name, INITIAL)
         return len(chosen.picks) if chosen else 0
@@ -109,8 +108,7 @@ class ServedProject(Project):
         return {"round": round, "model": version, "offered": offered, **kept}
 
     def _suggestions(self, committee: Committee) -> list[tuple[str, str, list[float]]]:
-        states = self.ledger.states(self.name)
-        items = [item for item, state in states.items() if state in _OPEN]
+        items = self.ledger.open_items(self.name)
         said = []
         self._reopen(None)  # an item may have come after the round's snapshot
         for start in range(0, len(items), _BLOCK):

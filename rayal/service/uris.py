@@ -14,6 +14,7 @@ import socket
 import ssl
 import stat
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -89,10 +90,10 @@ class Prefixes:
             handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise UriError(f"path {path!r} cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode) or not self._still_below(handle):
+            os.close(handle)
+            raise UriError(f"path {path!r} is not a file below {self._allowed()}")
         with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode) or not self._still_below(handle):
-                raise UriError(f"path {path!r} is not a file below {self._allowed()}")
             data = file.read(limit + 1)
         return _bounded(data, limit, path)
 
@@ -119,6 +120,8 @@ class Prefixes:
         watch.start()
         try:
             return self._content(connection, url, limit)
+        except UriError:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             why = "it took too long" if connection.aborted else f"{type(error).__name__}"
             raise UriError(
@@ -131,7 +134,16 @@ class Prefixes:
     def _content(self, connection: _Connection, url: SplitResult, limit: int) -> bytes:
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         connection.request("GET", target, headers={"Accept-Encoding": "identity"})
-        answer = connection.getresponse()
+        with connection.getresponse() as answer:
+            return self._body(connection, answer, url, limit)
+
+    def _body(
+        self,
+        connection: _Connection,
+        answer: http.client.HTTPResponse,
+        url: SplitResult,
+        limit: int,
+    ) -> bytes:
         if answer.status != 200:
             raise _refusal(url, f"status {answer.status}; redirects are not followed")
         if answer.getheader("Content-Encoding", "identity") != "identity":
@@ -168,6 +180,7 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(str(url.hostname), _port(url), timeout=seconds)
         self._secure = url.scheme == "https"
         self._to = address
+        self._opened: socket.socket | None = None  # http.client forgets a socket that will close
         self.aborted = False
 
     def connect(self) -> None:
@@ -176,16 +189,20 @@ class _Connection(http.client.HTTPConnection):
         if self._secure:
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        self._opened = self.sock
+
+    def close(self) -> None:
+        """Close the socket, also where it was given away to a response."""
+        super().close()
+        if self._opened is not None:
+            self._opened.close()
 
     def abort(self) -> None:
         """End a transfer that goes on for too long, from another thread."""
         self.aborted = True
-        sock = self.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return
+        if self._opened is not None:
+            with suppress(OSError):  # it is closed already
+                self._opened.shutdown(socket.SHUT_RDWR)
 
 
 def _check_text(uri: str) -> None:

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -48,12 +47,14 @@ class WorkOptions:
         address: of the Ray cluster; None for one of its own.
         prefixes: below which uris may lie.
         limits: how large images may be.
+        parent: the process with which this one is to end; None for no one.
     """
 
     executor: str = "local"
     address: str | None = None
     prefixes: Prefixes = field(default_factory=Prefixes)
     limits: ContentLimits = field(default_factory=ContentLimits)
+    parent: int | None = None
 
     def to_json(self) -> str:
         """Return the options as text, for the command line of a child."""
@@ -168,11 +169,12 @@ def told(error: BaseException) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Do one job; return 0 when it is done or recorded as failed, 3 when told to stop."""
-    _die_with(os.getppid())
     signal.signal(signal.SIGTERM, _raise_stopped)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
     root, name, owner, *more = argv
     options = WorkOptions.from_json(more[0]) if more else WorkOptions()
+    if options.parent is not None:
+        _die_with(options.parent)
     try:
         with Ledger(Path(root), create=False) as ledger:
             job = ledger.job(name)
@@ -191,9 +193,10 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
 
 def _end() -> None:
     """End this process: its work by an exception, itself where that does not get through."""
+    last = threading.Timer(GRACE_SECONDS, os._exit, (STOPPED,))
+    last.daemon = True
+    last.start()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os._exit(STOPPED)
 
 
 def _die_with(parent: int) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import functools
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -122,32 +126,43 @@ class Service:
         create_empty(self.ledger, "own", {"kind": "image", "encoding": "file"}, CLASSES)
         self.ledger.create_project("pictures", "own", PICTURES)
 
-    def offer(self, items: list[str], round: int = -1, project: str = "birds") -> None:
-        """Offer items, the first one first."""
-        picks = [
-            Pick(item, int(key), rank, 1.0 / rank, None)
-            for rank, (item, key) in enumerate(zip(items, id_keys(items), strict=True), start=1)
-        ]
-        self.ledger.commit_selection(
-            project, round, picks, [], {"strategy": "margin"}, stage=None, output={}, seconds=0.0
-        )
+
+def offer(ledger: Ledger, items: list[str], project: str = "birds") -> None:
+    """Offer items as the initial choice, the first one first."""
+    picks = [
+        Pick(item, int(key), rank, 1.0 / rank, None)
+        for rank, (item, key) in enumerate(zip(items, id_keys(items), strict=True), start=1)
+    ]
+    ledger.commit_selection(
+        project, -1, picks, [], {"strategy": "random"}, stage=None, output={}, seconds=0.0
+    )
 
 
 @contextmanager
 def service(root: Path) -> Iterator[Service]:
     """Give a service with the project birds on forty rows, of which eight are offered."""
-    x = np.random.default_rng(0).normal(size=(ITEMS, 3))
-    ids = [f"row/{i:02d}" for i in range(ITEMS)]
-    Pool.from_arrays(root, "rows", x, ids=ids)
+    shutil.copytree(_template(), root, dirs_exist_ok=True)
     clock = Clock()
     asked: list[Mapping[str, Any]] = []
     with Ledger(root) as ledger, start_blocking_portal() as portal:
         backend = _backend(ledger, clock, asked)
         made = Service(backend, clock, InProcess(create_app(backend), portal), asked=asked)
-        ledger.create_project("birds", "rows", BIRDS)
-        made.offer(ids[:8])
         made.tokens["admin"] = made.token("admin")
         yield made
+
+
+@functools.cache
+def _template() -> Path:
+    """Return a storage root to copy: ingest and offering are what takes time."""
+    root = Path(tempfile.mkdtemp(prefix="rayal-api-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    x = np.random.default_rng(0).normal(size=(ITEMS, 3))
+    ids = [f"row/{i:02d}" for i in range(ITEMS)]
+    Pool.from_arrays(root, "rows", x, ids=ids)
+    with Ledger(root) as ledger:
+        ledger.create_project("birds", "rows", BIRDS)
+        offer(ledger, ids[:8])
+    return root
 
 
 def _backend(ledger: Ledger, clock: Clock, asked: list[Mapping[str, Any]]) -> Backend:

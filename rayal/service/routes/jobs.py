@@ -8,7 +8,7 @@ from fastapi import Query
 from starlette.responses import FileResponse, Response
 
 from rayal.project.records import JobRow
-from rayal.service.auth import ANY, READ, READ_JOB, WRITE_JOB, allows
+from rayal.service.auth import ANY, PROJECT, READ, READ_JOB, WRITE_JOB, allows, require
 from rayal.service.call import Answer, Here
 from rayal.service.inbox import RESULTS
 from rayal.service.problems import ProblemError
@@ -28,7 +28,9 @@ def accepted(row: JobRow) -> Answer:
 @routes.route("GET", "/v1/jobs", ANY, answers=JobPage)
 def list_jobs(
     call: Here,
-    project: Annotated[str | None, Query(max_length=80, description="of this project")] = None,
+    project: Annotated[
+        str | None, Query(pattern=f"^({PROJECT})$", description="jobs of this project")
+    ] = None,
     state: Annotated[
         Literal["queued", "running", "done", "failed", "cancelled"] | None, Query()
     ] = None,
@@ -40,7 +42,8 @@ def list_jobs(
     after, looked = (at[0] if at else None), 0
     found: list[JobRow] = []
     scopes = call.token.scopes if call.token else ()
-    if project is not None:
+    if project is not None and call.token is not None:
+        require(call.token, READ, project)
         call.project(project)
     while len(found) < limit and looked < _LOOKED_AT:
         page = call.backend.ledger.jobs(project, state=state, after=after, limit=limit)

@@ -66,7 +66,7 @@ def retract_label(
 def list_labels(
     call: Here,
     project: ProjectName,
-    since: Annotated[int, Query(ge=0, description="rows after this label_id")] = 0,
+    since: Annotated[int, Query(ge=0, lt=2**63, description="rows after this label_id")] = 0,
     state: Annotated[
         Literal["accepted", "surplus", "updated", "skipped", "retracted", "conflict"] | None,
         Query(description="rows of this status"),

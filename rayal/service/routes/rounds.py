@@ -93,11 +93,12 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
     job = _last_job(call, project)
     first = ledger.selection(project, INITIAL) is not None
     numbers = ([INITIAL] if first else []) + begun
+    last = ledger.project(project).settings.get("rounds")
     return [
         RoundInfo.model_validate(
             {
                 "n": n,
-                "stage": _stage(n, stages, numbers, job),
+                "stage": _stage(n, stages, numbers, job, last),
                 "error": job.error if job and n == numbers[-1] else None,
                 **_made(n, stages, models),
                 **ledger.counts(project, n),
@@ -107,20 +108,21 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
     ]
 
 
-def _stage(n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None) -> Any:
-    """Return the stage that a round is at."""
-    finished = {row.stage for row in stages if row.round == n}
-    if n != numbers[-1] or "label" in finished:
+def _stage(
+    n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None, last: Any
+) -> str:
+    """Return the stage that a round is at; ``last`` ends after its evaluation."""
+    finished = {row.stage: row.output for row in stages if row.round == n}
+    nothing_left = finished.get("select", {}).get("picks") == 0
+    ended = nothing_left or (n == last and "evaluate" in finished)
+    if n != numbers[-1] or "label" in finished or ended:
         return "done"
     if job is not None and job.state == "failed":
         return "failed"
     if n == INITIAL or "select" in finished:
         return "label"
-    wanted = [s for s in STAGES if s not in ("embed", "auxiliary") or s in finished]
-    last = max((STAGES.index(s) for s in finished), default=-1)
-    rest = [s for s in wanted if STAGES.index(s) > last]
-    ended = "evaluate" in finished and (job is None or job.state == "done")
-    return "done" if ended else rest[0]
+    reached = max((STAGES.index(stage) for stage in finished), default=-1)
+    return next(s for s in STAGES[reached + 1 :] if s not in ("embed", "auxiliary"))
 
 
 def _made(n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]) -> dict[str, Any]:

@@ -12,6 +12,10 @@ State = Literal["unlabeled", "offered", "leased", "labeled", "skipped", "conflic
 Features = dict[str, float] | list[float]
 
 
+Role = Literal["pool", "test"]
+ROLE = Field("pool", description="test: measured on, never offered for labeling")
+
+
 class ItemContent(Body):
     """What an item is: one of uri, data and features."""
 
@@ -26,9 +30,6 @@ class ItemContent(Body):
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}
     )
     features: Features | None = Field(None, description="of a table: by name, or in their order")
-    role: Literal["pool", "test"] = Field(
-        "pool", description="test: measured on, never offered for labeling"
-    )
 
     @model_validator(mode="after")
     def _one(self) -> ItemContent:
@@ -43,6 +44,7 @@ class ItemPush(ItemContent):
 
     model_config = example(id="birds/0017.png", uri="/data/birds/0017.png")
     id: ItemId | None = None
+    role: Role = ROLE
 
     @model_validator(mode="after")
     def _named(self) -> ItemPush:
@@ -56,6 +58,7 @@ class ItemPut(ItemContent):
 
     model_config = example(id="birds/0017.png", uri="/data/birds/0017.png")
     id: ItemId
+    role: Role = ROLE
 
 
 class ItemsBody(Body):

@@ -1,0 +1,254 @@
+"""The service on Ray Serve: stateless ingress, predictors apart from it, rounds in the background.
+
+``build`` is what ``serve run`` and ``serve deploy`` import. The ingress reads the ledger alone, so
+that health and labels never wait for a network; predictions go to replicas that batch them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from rayal.errors import LedgerError, SettingsError, nearest
+from rayal.project import Ledger
+from rayal.project.location import POSTGRESQL
+from rayal.service.batching import answer_all, answered, outcome_of
+from rayal.service.content import ContentLimits
+from rayal.service.settings import ServiceSettings, service_settings
+from rayal.service.uris import Prefixes
+from rayal.yamlfile import read_mapping
+
+APP = "rayal"
+IMPORT_PATH = "rayal.service.deployment:build"
+_SETTINGS = frozenset({"args", "runtime_env", "user_config"})  # mappings that Serve hands on
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """Return the application of these settings; see ``ServiceSettings``.
+
+    Raises:
+        SettingsError: a key or value that the settings do not have.
+    """
+    settings = service_settings(args)
+    given = settings.model_dump(mode="json")
+    ask, ingress = settings.predictors, settings.ingress
+    cores = {"num_cpus": ask.cpus, "num_gpus": ask.gpus}
+    predictors = _deployed(
+        Predictors,
+        cores,
+        max_ongoing_requests=2 * ask.batch,
+        max_queued_requests=ask.queue,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=ask.min_replicas,
+            max_replicas=ask.max_replicas,
+            target_ongoing_requests=ask.batch,
+        ),
+    ).bind(given)
+    rounds = _deployed(Rounds, {"num_cpus": 0}, graceful_shutdown_timeout_s=15.0).bind(given)
+    return _deployed(
+        serve.ingress()(Ingress),
+        {"num_cpus": 0},
+        num_replicas=ingress.replicas,
+        # the application counts and answers 503 itself; these are behind it
+        max_ongoing_requests=4 * settings.limits.in_flight,
+        max_queued_requests=4 * settings.limits.in_flight,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=ingress.grace,
+    ).bind(given, predictors, rounds)
+
+
+def _deployed(replica: type, resources: Mapping[str, float], **options: Any) -> Any:
+    return serve.deployment(replica, ray_actor_options=dict(resources), **options)
+
+
+class Predictors:
+    """Replicas that run committees over items, and objectives over columns that a client sent."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        import torch
+
+        from rayal.service.predictor import Predictor
+
+        torch.set_num_threads(1)
+        settings = service_settings(given)
+        self._predictor = Predictor(
+            Path(settings.storage), prefixes=_prefixes(settings), limits=_content(settings)
+        )
+        self.predict.set_max_batch_size(settings.predictors.batch)
+        self.predict.set_batch_wait_timeout_s(settings.predictors.wait)
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def predict(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return an outcome per request of any project; those of one model share a pass."""
+        return await asyncio.to_thread(answer_all, self._predictor.answer, requests)
+
+    async def query(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outcome of choosing among columns that the request holds."""
+        return await asyncio.to_thread(outcome_of, self._predictor.query, request)
+
+
+class Rounds:
+    """The one replica that starts and watches the processes of jobs on its node."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        from rayal.service.runner import Runner
+
+        settings = service_settings(given)
+        address = ray.get_runtime_context().gcs_address
+        jobs = settings.rounds.jobs or max(1, (os.cpu_count() or 1) - 1)
+        runner = Runner(
+            Path(settings.storage),
+            jobs=jobs,
+            executor=settings.rounds.executor,
+            address=address,
+            niceness=settings.rounds.niceness,
+            prefixes=_prefixes(settings),
+            limits=_content(settings),
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=runner.run, args=(self._stop,), daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Fail where the runner has ended: Serve then starts another replica."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the runner of jobs has ended")
+
+    def __del__(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=12.0)
+
+
+class Ingress:
+    """The HTTP API over the ledger; it holds no state that a restart could lose."""
+
+    def __init__(self, given: Mapping[str, Any], predictors: Any, rounds: Any) -> None:
+        self._settings = service_settings(given)
+        self._predictors = predictors
+        self._rounds = rounds  # held so that Serve deploys it
+        _refuse_nodes(self._settings)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Return the application; Serve calls this once the replica stands."""
+        from rayal.service.app import create_app
+        from rayal.service.backend import open_backend
+
+        ask = self._predictors
+        deadline = self._settings.predictors.deadline
+
+        async def predict(request: Mapping[str, Any]) -> Any:
+            return answered(await asyncio.wait_for(ask.predict.remote(request), deadline))
+
+        async def query(request: Mapping[str, Any]) -> Any:
+            return answered(await asyncio.wait_for(ask.query.remote(request), deadline))
+
+        return create_app(open_backend(self._settings, predict=predict, query=query))
+
+
+def _prefixes(settings: ServiceSettings) -> Prefixes:
+    sources = settings.sources
+    return Prefixes(sources.paths, sources.urls, sources.private)
+
+
+def _content(settings: ServiceSettings) -> ContentLimits:
+    return ContentLimits(settings.limits.image_bytes, settings.limits.image_pixels)
+
+
+def _refuse_nodes(settings: ServiceSettings) -> None:
+    """Raise LedgerError where replicas on several nodes would share a SQLite file."""
+    with Ledger(settings.storage, database=settings.database) as ledger:
+        dialect = ledger.engine.dialect.name
+    alive = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    if dialect == "sqlite" and alive > 1:
+        raise LedgerError(
+            f"the cluster has {alive} nodes, and the ledger is a SQLite file of one host; keep it "
+            f"in PostgreSQL: {POSTGRESQL}"
+        )
+
+
+def read_config(path: Path) -> tuple[ServiceSettings, dict[str, Any]]:
+    """Return the settings of a Serve configuration file, and its HTTP options.
+
+    Serve itself takes keys that it does not know; here they are refused at every level.
+
+    Raises:
+        SettingsError: an unknown key, another application, or a value that Serve refuses.
+    """
+    raw = dict(read_mapping(path))
+    _known_keys(raw, ServeDeploySchema, "")
+    try:
+        checked = ServeDeploySchema.model_validate(raw)
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    for i, application in enumerate(checked.applications):
+        if application.import_path != IMPORT_PATH:
+            raise SettingsError(
+                f"{path}: applications.{i}.import_path is {application.import_path!r}; this "
+                f"service is {IMPORT_PATH!r}"
+            )
+    if len(checked.applications) != 1:
+        raise SettingsError(f"{path} holds {len(checked.applications)} applications; give one")
+    http = checked.http_options
+    return service_settings(raw["applications"][0].get("args", {})), {
+        "host": http.host if "host" in raw.get("http_options", {}) else "127.0.0.1",
+        "port": http.port,
+    }
+
+
+_INNER: Mapping[tuple[type, str], type] = {
+    (ServeDeploySchema, "http_options"): HTTPOptionsSchema,
+    (ServeDeploySchema, "applications"): ServeApplicationSchema,
+    (ServeApplicationSchema, "deployments"): DeploymentSchema,
+    (DeploymentSchema, "ray_actor_options"): RayActorOptionsSchema,
+    (DeploymentSchema, "autoscaling_config"): AutoscalingConfig,
+}
+
+
+def _known_keys(given: Any, schema: Any, path: str) -> None:
+    """Raise SettingsError at the first key that a section of a Serve configuration lacks."""
+    if not isinstance(given, Mapping):
+        return  # of another type: Serve's own check says so
+    for name, value in given.items():
+        here = f"{path}{name}"
+        if name not in schema.model_fields:
+            raise SettingsError(f"{here}: unknown key; {nearest(str(name), schema.model_fields)}")
+        inner = _INNER.get((schema, name))
+        if inner is not None and name not in _SETTINGS:
+            rows = value if isinstance(value, list) else [value]
+            for i, row in enumerate(rows):
+                _known_keys(row, inner, f"{here}.{i}." if isinstance(value, list) else f"{here}.")
+
+
+def start(settings: ServiceSettings, *, host: str, port: int) -> None:
+    """Deploy the service on the Ray cluster that this process is connected to, and wait for it."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port, "request_timeout_s": 60.0},
+        logging_config=quiet,
+    )
+    args = yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))
+    serve.run(build(args), name=APP, route_prefix="/", logging_config=quiet)
+
+
+def stop() -> None:
+    """Let requests in flight end, then end the replicas."""
+    serve.delete(APP)

@@ -1,0 +1,162 @@
+"""``rayal serve``: everything made on first start, the service up, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rayal import console
+from rayal.engine.cluster import session
+from rayal.engine.executor import RayOptions
+from rayal.engine.ingest import ingest
+from rayal.engine.sources import builtin
+from rayal.errors import SettingsError
+from rayal.project import Ledger
+from rayal.service.settings import ServiceSettings, service_settings
+
+DEMO = "demo"
+_DEMO_BODY: Mapping[str, Any] = {
+    "name": DEMO,
+    "pool": "digits",
+    "task": {"kind": "image"},
+    "model": {"network": "mlp", "params": {"widths": [128, 128], "dropout": 0.2}},
+    "learner": {"name": "supervised", "steps": 150, "batch": 32},
+    "strategy": "margin",
+    "initial": {"count": 20},
+    "batch_size": 10,
+}
+
+
+def serve_settings(
+    config: Path | None, storage: Path | None, database: str | None, overrides: Mapping[str, Any]
+) -> tuple[ServiceSettings, dict[str, Any]]:
+    """Return the service's settings and where it listens, from a file and the command line.
+
+    Args:
+        config: a Serve configuration; None for the defaults.
+        storage: storage root, which the file's is overridden by.
+        database: PostgreSQL URL, which the file's is overridden by.
+        overrides: host and port, where they are given.
+    """
+    where = {"host": "127.0.0.1", "port": 8000}
+    given: dict[str, Any] = {}
+    if config is not None:
+        from rayal.service.deployment import read_config
+
+        settings, where = read_config(config)
+        given = settings.model_dump(mode="json")
+    if storage is not None:
+        given["storage"] = str(storage.absolute())
+    if database is not None:
+        given["database"] = database
+    if "storage" not in given:
+        raise SettingsError("no storage is given; say --storage DIR, or give a configuration file")
+    return service_settings(given), where | dict(overrides)
+
+
+def run_service(
+    settings: ServiceSettings,
+    where: Mapping[str, Any],
+    *,
+    address: str,
+    demo: bool,
+    token_file: Path | None,
+    ready: threading.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests in flight end first.
+
+    Args:
+        settings: of the service.
+        where: host and port.
+        address: Ray cluster: local (one for this service), auto, or HOST:PORT.
+        demo: make a project on scikit-learn's digits to try.
+        token_file: where the first token goes, readable by the owner alone; None: the terminal.
+        ready: set once the service answers.
+    """
+    root = Path(settings.storage)
+    with Ledger(root, database=settings.database) as ledger:
+        token = first_token(ledger, token_file)
+        if demo:
+            make_demo(ledger)
+    with _until_signal() as stopped, session(RayOptions(address=address)):
+        from rayal.service.deployment import start, stop
+
+        start(settings, host=where["host"], port=where["port"])
+        try:
+            _greet(f"http://{where['host']}:{where['port']}", token, token_file, demo=demo)
+            if ready is not None:
+                ready.set()
+            stopped.wait()
+        finally:
+            console.err.print("ending: requests in flight are answered first")
+            stop()
+
+
+def first_token(ledger: Ledger, file: Path | None) -> str | None:
+    """Make the administrator's token of a ledger that has none, and return its text."""
+    if ledger.tokens():
+        return None
+    token = f"ryl_{secrets.token_urlsafe(32)}"
+    ledger.add_token("first", ("admin",), sha256(token.encode()).hexdigest())
+    if file is not None:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as out:
+            out.write(f"{token}\n")
+    return token
+
+
+def make_demo(ledger: Ledger) -> None:
+    """Make the demonstration's pool and project, once."""
+    from rayal.service.creation import create_project
+    from rayal.service.uris import Prefixes
+
+    if "digits" not in ledger.pools():
+        ingest(ledger.root, "digits", builtin("digits"))
+    if DEMO not in ledger.projects():
+        create_project(ledger, dict(_DEMO_BODY), prefixes=Prefixes())
+
+
+@contextmanager
+def _until_signal() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and Ctrl-C set; a second one ends the process at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stopped.set()
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _greet(url: str, token: str | None, file: Path | None, *, demo: bool) -> None:
+    say = console.out.print
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    say(f"rayal serves {url}   (documentation: {url}/docs)", **plain)
+    if token is not None and file is not None:
+        say(f"the administrator's token is in {file}", **plain)
+    elif token is not None:
+        say(f"the administrator's token, shown this once: {token}", **plain)
+    if demo:
+        say(_DEMO.format(url=url), **plain)
+
+
+_DEMO = """
+Label the demo project from another shell:
+  export RAYAL_URL={url} RAYAL_TOKEN=…      # the token above
+  rayal remote lease demo --annotator me --count 5
+  rayal remote label demo ITEM 7 --annotator me
+  rayal remote rounds demo
+A round trains once 20 items are labeled, then after every 10.
+To ask for one now: rayal remote close demo"""

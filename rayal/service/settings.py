@@ -1,0 +1,112 @@
+"""Settings of the service: what ``rayal serve`` and a Serve configuration's ``args`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from rayal.errors import SettingsError
+from rayal.parameters import explain
+from rayal.sections import Count, Section, Text, key
+from rayal.yamlfile import copied
+
+
+class SourceSettings(Section):
+    """What the service may read on behalf of its clients; by default nothing."""
+
+    paths: tuple[Text, ...] = key((), "folders whose files items and pools may name")
+    urls: tuple[Text, ...] = key((), "beginnings of the http(s) URLs that items may name")
+    private: bool = key(False, "allow such URLs to lead to loopback and private addresses")
+
+    @model_validator(mode="after")
+    def _absolute(self) -> SourceSettings:
+        for path in self.paths:
+            if not Path(path).is_absolute():
+                raise SettingsError(f"sources.paths: {path!r} is relative; give absolute folders")
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise SettingsError(
+                    f"sources.urls: {url!r} begins with neither http:// nor https://"
+                )
+        return self
+
+
+class LimitSettings(Section):
+    """What a client may ask for; above it come 413, 429 and 503."""
+
+    body_bytes: Count = key(10 << 20, "of a request's body")
+    label_body_bytes: Count = key(1 << 19, "of a body of labels")
+    rate: float = key(200.0, "requests a second of one token, on average", gt=0)
+    burst: Count = key(400, "requests of one token at once")
+    in_flight: Count = key(96, "requests that an ingress replica works on; more get 503")
+    image_bytes: Count = key(20 << 20, "of an encoded image")
+    image_pixels: Count = key(50_000_000, "of a decoded image")
+
+
+class IngressSettings(Section):
+    """The replicas that answer HTTP; they hold no model."""
+
+    replicas: Count = key(1, "processes; more than one needs PostgreSQL on a cluster")
+    grace: float = key(10.0, "seconds that requests in flight get at shutdown", gt=0)
+
+
+class PredictorSettings(Section):
+    """The replicas that run networks, apart from the ingress."""
+
+    min_replicas: Count = key(1, "always there")
+    max_replicas: Count = key(2, "under load")
+    cpus: float = key(0.0, "cores that Ray reserves for one; 0: none", ge=0)
+    gpus: float = key(0.0, "GPUs of one", ge=0)
+    batch: Count = key(16, "requests answered by one pass")
+    wait: float = key(0.02, "seconds that a request waits for others to join it", ge=0)
+    queue: Count = key(64, "requests that may wait; more get 503")
+    deadline: float = key(20.0, "seconds until an answer, else 503", gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PredictorSettings:
+        if self.max_replicas < self.min_replicas:
+            raise SettingsError(
+                f"predictors.max_replicas is {self.max_replicas}, below min_replicas "
+                f"({self.min_replicas}); give at least that many"
+            )
+        return self
+
+
+class RoundSettings(Section):
+    """The rounds in the background."""
+
+    jobs: Count | None = key(None, "at once; null: one less than there are cores, at least 1")
+    executor: Literal["local", "ray"] = key("local", "local (a process of this host) | ray")
+    niceness: int = key(19, "of the processes that train, so that answers come first", ge=0, le=19)
+
+
+class ServiceSettings(Section):
+    """All settings of the service but where it listens."""
+
+    storage: Text = Field(description="folder of the ledger, pools and models")
+    database: Text | None = key(None, "postgresql+psycopg://…; null: SQLite in the storage")
+    sources: SourceSettings = key(SourceSettings(), "what may be read for clients")
+    limits: LimitSettings = key(LimitSettings(), "what a client may ask for")
+    ingress: IngressSettings = key(IngressSettings(), "the replicas that answer HTTP")
+    predictors: PredictorSettings = key(PredictorSettings(), "the replicas that run networks")
+    rounds: RoundSettings = key(RoundSettings(), "the rounds in the background")
+
+    @model_validator(mode="after")
+    def _here(self) -> ServiceSettings:
+        if not Path(self.storage).is_absolute():
+            raise SettingsError(
+                f"storage {self.storage!r} is relative, and replicas start in folders of their "
+                "own; give an absolute path"
+            )
+        return self
+
+
+def service_settings(given: Mapping[str, Any]) -> ServiceSettings:
+    """Return the settings of a mapping; SettingsError has one line for each key that is refused."""
+    try:
+        return ServiceSettings.model_validate(copied(given, tuple))
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error))) from None
