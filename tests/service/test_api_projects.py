@@ -127,7 +127,8 @@ def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
     assert client.patch(path, json=grown, headers=now).status_code == 200
     now["If-Match"] = '"3"'
     problem(client.patch(path, json={"task": {"classes": CLASSES}}, headers=now), 409, "conflict")
-    for body in ({}, {"name": "other"}, {"pool": "rows"}, {"more": 1}, []):
+    refused: list[Any] = [{}, {"name": "other"}, {"pool": "rows"}, {"more": 1}, []]
+    for body in refused:
         problem(client.patch(path, json=body, headers=now), 422, "validation")
     problem(client.patch(path, json={"batch_size": 0}, headers=now), 422, "validation")
     problem(

@@ -187,7 +187,8 @@ def test_predictions_are_forwarded_and_more_become_a_job(
     assert [p["item"] for p in answer["predictions"]] == [None, "mine"]
     assert birds.asked[-1]["inputs"] == inputs
     problem(client.post(PREDICT, json={"items": ["a"], "model": "r9"}), 404, "not-found")
-    for body in ({}, {"items": []}, {"items": ["a"], "inputs": inputs}, {"inputs": inputs * 129}):
+    wrong: list[dict[str, Any]] = [{}, {"items": []}, {"inputs": inputs * 129}]
+    for body in [*wrong, {"items": ["a"], "inputs": inputs}]:
         problem(client.post(PREDICT, json=body), 422, "validation")
     many = [f"row/{i % 40:02d}" for i in range(257)]
     later = client.post(PREDICT, json={"items": many}, headers={"Idempotency-Key": "many"})
