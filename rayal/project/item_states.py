@@ -111,7 +111,8 @@ class Items(Store):
             now: seconds since the epoch; None takes the ledger's clock.
         """
         with self._read(project) as conn:
-            query = _PAGE.where(_STATE != "forgotten" if state is None else state == _STATE)
+            told = _STATE.not_in(["forgotten"]) if state is None else _STATE.in_([state])
+            query = _PAGE.where(told)
             if after is not None:
                 query = query.where(items.c.item > after)
             rows = conn.execute(query.limit(limit), _at(conn, project, now)).mappings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ Row = Mapping[str, Any]
 T = TypeVar("T")
 # Statements are made once: that costs more than running them.
 _PROJECT = projects.select().where(projects.c.project == bindparam("project"))
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _CHUNK = 500  # values per IN list; databases bound the number of parameters
 
 
@@ -259,7 +261,7 @@ def _bound(row: Row) -> dict[str, Any]:
 
 def storable(text: str) -> bool:
     """Whether both databases can store a text: without NUL and halves of surrogate pairs."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    return _UNSTORABLE.search(text) is None
 
 
 def check_name(what: str, text: str) -> str:
