@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_cases import CLASSES, FEATURES, NOTHING, body, project, rows, table_pool, work
+from service_cases import CLASSES, FEATURES, NOTHING, answer, body, project, rows, table_pool, work
 
 from rayal.engine.driver import Project
 from rayal.engine.spec import ProjectSpec
@@ -46,7 +48,9 @@ def test_a_project_has_what_was_asked_for(ledger: Ledger) -> None:
     row = create_project(ledger, asked, prefixes=NOTHING)
     spec = ProjectSpec.from_json(row.settings)
     assert spec.strategy == strategies["badge"]()
-    assert spec.learner == learners["supervised"](**learners["supervised"].presets["strong"] | {"steps": 7})
+    assert spec.learner == learners["supervised"](
+        **learners["supervised"].presets["strong"] | {"steps": 7}
+    )
     assert spec.network.name == "mlp" and spec.network.params == {"widths": [8], "dropout": 0.25}
     assert (spec.members, spec.batch, spec.rounds, spec.initial.count) == (2, 6, 4, 12)
     assert (spec.seeds.pool, spec.seeds.model, spec.seeds.query) == (1, 2, 3)
@@ -58,7 +62,12 @@ def test_a_project_has_what_was_asked_for(ledger: Ledger) -> None:
         "lease_ttl": 60.0,
     }
     service = row.settings["service"]
-    assert (service["quorum"], service["ready"], service["start"], service["pushed"]) == (5, 4, True, True)
+    assert (service["quorum"], service["ready"], service["start"], service["pushed"]) == (
+        5,
+        4,
+        True,
+        True,
+    )
     pool = Project(ledger, "p").pool
     assert len(pool) == 0 and pool.classes == tuple(CLASSES)
     assert pool.payload == {"kind": "table", "features": FEATURES}
@@ -180,6 +189,17 @@ def test_a_pool_may_be_a_path_below_a_prefix(tmp_path: Path) -> None:
     assert create_project(ledger, body(pool=given, task=task), prefixes=allowed) == row
 
 
+@pytest.mark.processes
+def test_what_the_ingress_imports_is_light() -> None:
+    names = ("inbox", "creation", "predictor", "runner", "uris", "work", "tasks", "due")
+    code = (
+        f"import sys, {', '.join(f'rayal.service.{n}' for n in names)}; "
+        "print([m for m in ('torch', 'ray', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_numpy_files_with_objects_are_not_unpickled(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -222,8 +242,6 @@ def test_what_never_changes(patch: dict[str, Any], named: str, ledger: Ledger) -
 
 
 def test_once_trained_the_model_stays_and_the_choice_may_change(tmp_path: Path) -> None:
-    from service_cases import answer
-
     items = rows(60)
     ledger = project(tmp_path, items)
     work(ledger)

@@ -22,7 +22,6 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
 from rayal.project import JobRow, LabelEntry, Ledger, Pick
-from rayal.service import runner as runner_module
 from rayal.service.creation import create_project, patch_project
 from rayal.service.due import Due
 from rayal.service.inbox import stage
@@ -395,7 +394,7 @@ def test_a_job_whose_process_dies_again_and_again_has_failed(
     def dying(command: Any, **given: Any) -> Any:
         return begun([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **given)
 
-    monkeypatch.setattr(runner_module.subprocess, "Popen", dying)
+    monkeypatch.setattr(subprocess, "Popen", dying)
     with running(tmp_path, jobs=1):
         row = wait_for(ledger, job, "failed", seconds=30)
     assert row.attempts == 3 and "signal 9" in str(row.error)
