@@ -28,7 +28,7 @@ def say(
     *,
     lease: str | None = None,
     now: float = 10,
-) -> tuple[str, bool, int]:
+) -> tuple[str, bool, int | None]:
     (result,) = ledger.label(project, annotator, [LabelEntry(*answer, lease)], now=now)
     assert result.item == answer[0]
     return result.status, result.late, result.seq
