@@ -25,7 +25,7 @@ DEMO = "demo"
 _DEMO_BODY: Mapping[str, Any] = {
     "name": DEMO,
     "pool": "digits",
-    "task": {"kind": "image"},
+    "task": {"kind": "image", "classes": [str(digit) for digit in range(10)]},
     "model": {"network": "mlp", "params": {"widths": [128, 128], "dropout": 0.2}},
     "learner": {"name": "supervised", "steps": 150, "batch": 32},
     "strategy": "margin",
@@ -143,7 +143,7 @@ def _until_signal() -> Iterator[threading.Event]:
 def _greet(url: str, token: str | None, file: Path | None, *, demo: bool) -> None:
     say = console.out.print
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    say(f"rayal serves {url}   (documentation: {url}/docs)", **plain)
+    say(f"rayal serves {url}   (its routes: {url}/openapi.json)", **plain)
     if token is not None and file is not None:
         say(f"the administrator's token is in {file}", **plain)
     elif token is not None:

@@ -23,7 +23,7 @@ PROJECT = "digits"
 BODY: dict[str, Any] = {
     "name": PROJECT,
     "pool": "digits",
-    "task": {"kind": "image"},
+    "task": {"kind": "image", "classes": [str(digit) for digit in range(10)]},
     "model": {"network": "mlp", "params": {"widths": [32]}},
     "learner": {"name": "supervised", "steps": 400, "batch": 32, "epoch_steps": 50},
     "strategy": "badge",
