@@ -2,9 +2,10 @@
 
 A call of ``push_items`` makes one snapshot, with one part for each role: right for hundreds of
 items, wasteful for one at a time. Each call looks for its ids in every part (0.2 ms a part), and
-each scan opens every part; ``rayal.engine.push`` bounds their number, nothing joins them later. A staged file of
-JSON lines is one snapshot too, however large, with parts as an ingest of the same items makes
-them: the way to bring a pool, and to have the same picks as a run on the same items elsewhere.
+each scan opens every part; ``rayal.engine.push`` bounds their number, nothing joins them later. A
+staged file of JSON lines is one snapshot too, however large, with parts as an ingest of the same
+items makes them: the way to bring a pool, and to have the picks of a run on the same items
+elsewhere.
 """
 
 from __future__ import annotations
