@@ -88,7 +88,9 @@ def check(case: Case, made: Service) -> None:
     answer = case.call(headers=headers, app=app)
     excluded = []
     if answer.status_code in (409, 412, 422, 428) and UNSAYABLE.search(answer.text):
-        excluded = [check for check in CHECKS.get_all() if check.__name__ == "positive_data_acceptance"]
+        excluded = [
+            check for check in CHECKS.get_all() if check.__name__ == "positive_data_acceptance"
+        ]
         assert len(excluded) == 1
     case.validate_response(answer, headers=headers, excluded_checks=excluded)
 
