@@ -116,8 +116,11 @@ def test_what_is_not_registered_or_allowed_is_refused(
 def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
     path = "/v1/projects/changing"
     seen = client.post(PROJECTS, json={**IMAGES, "name": "changing"}).headers["etag"]
-    answer = client.patch(path, json={"batch_size": 9}, headers={"If-Match": seen})
+    headers = {"If-Match": seen, "Idempotency-Key": "change"}
+    answer, again = (client.patch(path, json={"batch_size": 9}, headers=headers) for _ in "ab")
     assert answer.status_code == 200, answer.text
+    assert (again.json(), again.headers["etag"]) == (answer.json(), '"2"')
+    assert again.headers["idempotency-replayed"] == "true"
     assert (answer.json()["settings"]["batch"], answer.headers["etag"]) == (9, '"2"')
     stale = client.patch(path, json={"batch_size": 7}, headers={"If-Match": seen})
     problem(stale, 412, "precondition-failed")
@@ -135,6 +138,12 @@ def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
         client.patch(path, json={"batch_size": 1}, headers={"If-Match": "3"}), 422, "validation"
     )
     assert client.get(path).headers["etag"] == '"3"'
+
+
+def test_a_project_that_was_not_made_here_is_not_changed_here(client: httpx.Client) -> None:
+    headers = {"If-Match": '"1"'}
+    answer = client.patch("/v1/projects/birds", json={"batch_size": 7}, headers=headers)
+    problem(answer, 409, "conflict")
 
 
 def test_a_deleted_project_is_unknown_and_its_name_is_taken(client: httpx.Client) -> None:

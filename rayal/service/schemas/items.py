@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, example
+from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, Whole, example
 
 State = Literal["unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten"]
-Features = dict[str, float] | list[float]
+Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Features = dict[Name, float] | list[float]
 
 
 Role = Literal["pool", "test"]
@@ -26,7 +27,7 @@ class ItemContent(Body):
         pattern=r"^[^\x00]+$",
         description="an absolute path or an http(s) URL below the allowed prefixes; read at once",
     )
-    data: str | None = Field(
+    data: Name | None = Field(
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}
     )
     features: Features | None = Field(None, description="of a table: by name, or in their order")
@@ -106,7 +107,7 @@ class RankedBody(Body):
     """How many of the best open items."""
 
     model_config = example(count=100)
-    count: int = Field(100, ge=1, le=1000)
+    count: Whole = Field(100, ge=1, le=1000)
     cursor: str | None = Field(None, max_length=4096, pattern=r"^[A-Za-z0-9_-]+$")
 
 
@@ -149,10 +150,10 @@ class QueryBody(Body):
     columns: dict[str, list[Any]] = Field(
         min_length=1, max_length=16, description="name to rows; all have as many rows"
     )
-    k: int = Field(ge=1, le=10_000)
+    k: Whole = Field(ge=1, le=10_000)
     ids: list[ItemId] | None = Field(None, max_length=10_000)
     labeled: dict[str, list[Any]] | None = Field(None, max_length=16)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(0, ge=0, lt=2**63)
 
 
 class ColumnPick(Answered):
