@@ -36,8 +36,9 @@ class PostgresServer:
         self.user = "postgres" if os.geteuid() == 0 else None  # the server refuses to be root's
         if self.user is not None:
             os.chown(self.data, pwd.getpwnam(self.user).pw_uid, -1)
-        self._run("initdb", "-D", str(self.data), "-A", "trust", "-U", "rayal", "-E", "UTF8",
-                  "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en", "--no-sync")  # fmt: skip
+        locale = ("--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en")
+        words = ("-D", str(self.data), "-A", "trust", "-U", "rayal", "-E", "UTF8", "--no-sync")
+        self._run("initdb", *words, *locale)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])

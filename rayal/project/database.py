@@ -172,6 +172,7 @@ def _sqlite(path: Path) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
+            "secure_delete = ON",  # what is purged is overwritten
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
 
 from rayal.failpoints import failpoint
 from rayal.project.agreement import Labeling, Verdict
 from rayal.project.schema import items, labels, leases
-from rayal.project.store import Row, Transaction, chunks, known_project, storable
+from rayal.project.store import Row, Transaction, chunks, storable
 from rayal.project.work import REVOKED, is_active
 
 ACCEPTED, SURPLUS, UPDATED, SKIPPED, RETRACTED = (
@@ -23,6 +23,19 @@ ACCEPTED, SURPLUS, UPDATED, SKIPPED, RETRACTED = (
 )
 
 
+def _of_project(table: Table, name: str, *more: ColumnElement[bool]) -> Select[Any]:
+    """Return the query for a project's rows with one of some values in a column."""
+    among = table.c[name].in_(bindparam("values", expanding=True))
+    return table.select().where(table.c.project == bindparam("project"), among, *more)
+
+
+_ITEMS = _of_project(items, "item")
+_ANSWERS = _of_project(labels, "item", labels.c.superseded_by.is_(None))
+_ACTIVE = _of_project(leases, "item", is_active())
+_LEASES = _of_project(leases, "lease")
+_LAST = select(func.max(labels.c.seq)).where(labels.c.project == bindparam("project"))
+
+
 class Desk:
     """Touched items with their answers and open leases, and what is to be written of them.
 
@@ -30,33 +43,37 @@ class Desk:
         tx: the transaction.
         project: its name.
         touched: ids of the items, known to the ledger or not.
+        named: leases to look up, whatever their state.
     """
 
-    def __init__(self, tx: Transaction, project: str, touched: Sequence[str]) -> None:
+    def __init__(
+        self, tx: Transaction, project: str, touched: Sequence[str], named: Sequence[str] = ()
+    ) -> None:
         self.tx = tx
         self.project = project
-        self.rules = Labeling.of(known_project(tx.conn, project)["settings"])
+        self.rules = Labeling.of(tx.row["settings"])
         self.last = last_seq(tx.conn, project)
-        self.items = {row["item"]: dict(row) for row in self.rows(items, "item", touched)}
+        self.items = {row["item"]: dict(row) for row in self._rows(_ITEMS, touched)}
         self._before = {item: dict(row) for item, row in self.items.items()}
         # The last answer of each annotator, whatever it was.
         self.answers: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-        for row in self.rows(labels, "item", touched, labels.c.superseded_by.is_(None)):
-            self.answers[row["item"]][row["annotator"]] = dict(row)
         self.active: dict[str, list[Row]] = defaultdict(list)
-        for row in self.rows(leases, "item", touched, is_active()):
-            self.active[row["item"]].append(row)
+        if self.items:  # what was never touched has neither
+            for row in self._rows(_ANSWERS, touched):
+                self.answers[row["item"]][row["annotator"]] = row
+            for row in self._rows(_ACTIVE, touched):
+                self.active[row["item"]].append(row)
+        self.leases = {row["lease"]: row for row in self._rows(_LEASES, named)}
         self._new: dict[int, dict[str, Any]] = {}  # history rows by seq
         self._superseded: dict[int, int] = {}  # old history row -> new one
         self._ended: dict[str, str] = {}  # lease -> state
 
-    def rows(self, table: Any, name: str, values: Sequence[str], *more: Any) -> list[Row]:
-        """Return the project's rows of a table whose column has one of these values."""
-        query = table.select().where(table.c.project == self.project, *more)
-        found: list[Row] = []
+    def _rows(self, query: Select[Any], values: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the project's rows of a query with one of these values."""
+        found: list[dict[str, Any]] = []
         for some in chunks(sorted({value for value in values if storable(value)})):
-            rows = self.tx.conn.execute(query.where(table.c[name].in_(some))).mappings()
-            found += [dict(row) for row in rows]
+            named = {"project": self.project, "values": some}
+            found += map(dict, self.tx.conn.execute(query, named).mappings())
         return found
 
     def item(self, item: str) -> dict[str, Any]:
@@ -153,4 +170,4 @@ def is_label(answer: Row) -> bool:
 
 def last_seq(conn: Connection, project: str) -> int:
     """Return the number of the last row of a project's history, 0 at first."""
-    return conn.scalar(select(func.max(labels.c.seq)).where(labels.c.project == project)) or 0
+    return conn.scalar(_LAST, {"project": project}) or 0

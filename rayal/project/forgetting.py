@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,16 @@ class Forgetting(Store):
                 tx.update(table, [{**row, **blank} for row in rows])
             _purge_events(tx, project, item)
             _purge_answers(tx, item)
+        if self._joined() is None and self.engine.dialect.name == "sqlite":
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Move SQLite's log into the file, where ``secure_delete`` has overwritten the old rows."""
+        raw = self.engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        finally:
+            raw.close()
 
 
 def blank_forgotten(tx: Transaction, project: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -81,7 +92,7 @@ def _purged(row: Row, item: str, blank: Row) -> Row:
 
 def _purge_answers(tx: Transaction, item: str) -> None:
     """Drop the kept answers to requests in which the item is named."""
-    name = to_json(item)[1:-1].encode(), item.encode()
+    name = to_json(item).encode(), json.dumps(item, ensure_ascii=False).encode()
     rows = tx.conn.execute(select(idempotency.c.scope, idempotency.c.key, idempotency.c.body))
     for scope, key, body in rows.all():
         if any(text in bytes(body) for text in name):

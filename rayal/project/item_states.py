@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, tuple_
+from sqlalchemy import (
+    Connection,
+    Label,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+)
 
 from rayal.project.answers import ItemRow, OfferedRow
 from rayal.project.schema import items, leases, picks
@@ -13,6 +24,45 @@ from rayal.project.store import Store, chunks, clock, storable
 from rayal.project.work import has_free_slot, is_active, on_item
 
 STATES = ("unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten")
+
+
+def _state() -> Label[str]:
+    """Return the state of an item at ``moment``."""
+    lasts = leases.c.expires > bindparam("moment")
+    held = exists().where(on_item(leases), is_active(), lasts)
+    full = items.c.accepted >= items.c.need
+    unasked = and_(items.c["round"].is_(None), items.c.accepted > 0)
+    return case(
+        (items.c.forgotten.is_(True), "forgotten"),
+        (items.c.conflict.is_(True), "conflict"),
+        (or_(full, unasked), "labeled"),
+        (held.correlate(items), "leased"),
+        (items.c.skipped.is_(True), "skipped"),
+        (items.c["round"].is_not(None), "offered"),
+        else_="unlabeled",
+    ).label("state")
+
+
+# Statements are made once: that costs more than running them.
+_STATE = _state()
+_ALL = items.c.project == bindparam("project")
+_STATES = select(items.c.item, _STATE).where(_ALL)
+_SOME = _STATES.where(items.c.item.in_(bindparam("some", expanding=True)))
+_PAGE = (
+    select(*(items.c[n] for n in ItemRow.__dataclass_fields__ if n != "state"), _STATE)
+    .where(_ALL)
+    .order_by(items.c.item)
+)
+_READY = select(func.count()).select_from(items).where(_ALL, has_free_slot(lasting=True))
+_PLACE = (items.c["round"], items.c.rank)
+_OFFERED = (
+    select(*(items.c[n] for n in ("item", "round", "rank", "score")), picks.c.key)
+    .join(picks, and_(on_item(picks), picks.c["round"] == items.c["round"]))
+    .where(_ALL, has_free_slot(lasting=True))
+    .order_by(*_PLACE)
+)
+_OPEN = select(items.c.item).where(_ALL, items.c.open.is_(True)).order_by(*_PLACE)
+_COUNTS = select(_STATE, func.count(), func.count(items.c["round"])).where(_ALL).group_by("state")
 
 
 class Items(Store):
@@ -27,9 +77,8 @@ class Items(Store):
     def states(self, project: str, *, now: float | None = None) -> dict[str, str]:
         """Return the state of every item that was ever touched, sorted by item."""
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            query = select(items.c.item, _state(moment)).where(items.c.project == project)
-            return dict(sorted((item, state) for item, state in conn.execute(query)))
+            rows = conn.execute(_STATES, _at(conn, project, now))
+            return dict(sorted((item, state) for item, state in rows))
 
     def item_states(
         self, project: str, wanted: Sequence[str], *, now: float | None = None
@@ -37,10 +86,9 @@ class Items(Store):
         """Return the state of some items; those never touched are unlabeled."""
         found = dict.fromkeys(wanted, "unlabeled")
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            query = select(items.c.item, _state(moment)).where(items.c.project == project)
+            asked = _at(conn, project, now)
             for some in chunks([item for item in found if storable(item)]):
-                rows = conn.execute(query.where(items.c.item.in_(some)))
+                rows = conn.execute(_SOME, {**asked, "some": some})
                 found |= {item: state for item, state in rows}
         return found
 
@@ -63,22 +111,17 @@ class Items(Store):
             now: seconds since the epoch; None takes the ledger's clock.
         """
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            told = _state(moment).label("state")
-            names = [items.c[n] for n in ItemRow.__dataclass_fields__ if n != "state"]
-            query = select(*names, told).where(items.c.project == project)
-            query = query.where(told != "forgotten" if state is None else told == state)
+            told = _STATE.not_in(["forgotten"]) if state is None else _STATE.in_([state])
+            query = _PAGE.where(told)
             if after is not None:
                 query = query.where(items.c.item > after)
-            rows = conn.execute(query.order_by(items.c.item).limit(limit)).mappings()
+            rows = conn.execute(query.limit(limit), _at(conn, project, now)).mappings()
             return [ItemRow(**row) for row in rows]
 
     def ready(self, project: str, *, now: float | None = None) -> int:
         """Return how many offered items have a slot that nobody fills or holds."""
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            query = select(func.count()).select_from(items).where(items.c.project == project)
-            return int(conn.scalar(query.where(has_free_slot(moment))) or 0)
+            return int(conn.scalar(_READY, _at(conn, project, now)) or 0)
 
     def offered(
         self,
@@ -96,25 +139,17 @@ class Items(Store):
             limit: most items to return.
             now: seconds since the epoch; None takes the ledger's clock.
         """
-        place = items.c["round"], items.c.rank
+        query = _OFFERED.limit(limit)
+        if after is not None:
+            query = query.where(tuple_(*_PLACE) > tuple_(*after))
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            query = (
-                select(*(items.c[n] for n in ("item", "round", "rank", "score")), picks.c.key)
-                .join(picks, and_(on_item(picks), picks.c["round"] == items.c["round"]))
-                .where(items.c.project == project, has_free_slot(moment))
-                .order_by(*place)
-                .limit(limit)
-            )
-            if after is not None:
-                query = query.where(tuple_(*place) > tuple_(*after))
-            return [OfferedRow(**row) for row in conn.execute(query).mappings()]
+            rows = conn.execute(query, _at(conn, project, now)).mappings()
+            return [OfferedRow(**row) for row in rows]
 
     def open_items(self, project: str) -> list[str]:
         """Return the offered items that still want labels, held or not, by (round, rank)."""
         with self._read(project) as conn:
-            query = select(items.c.item).where(items.c.project == project, items.c.open.is_(True))
-            return list(conn.scalars(query.order_by(items.c["round"], items.c.rank)))
+            return list(conn.scalars(_OPEN, {"project": project}))
 
     def counts(
         self, project: str, round: int | None = None, *, now: float | None = None
@@ -127,28 +162,13 @@ class Items(Store):
             now: seconds since the epoch; None takes the ledger's clock.
         """
         with self._read(project) as conn:
-            moment = clock(conn) if now is None else now
-            told = _state(moment).label("state")
-            query = select(told, func.count(), func.count(items.c["round"])).group_by(told)
-            query = query.where(items.c.project == project)
-            if round is not None:
-                query = query.where(items.c["round"] == round)
-            found = {state: (count, offered) for state, count, offered in conn.execute(query)}
+            query = _COUNTS if round is None else _COUNTS.where(items.c["round"] == round)
+            rows = conn.execute(query, _at(conn, project, now))
+            found = {state: (count, offered) for state, count, offered in rows}
         wanted = sum(offered for state, (_, offered) in found.items() if state != "forgotten")
         shown = ("offered", "leased", "labeled", "skipped", "conflict")
         return {"wanted": wanted} | {state: found.get(state, (0, 0))[0] for state in shown}
 
 
-def _state(moment: float) -> ColumnElement[Any]:
-    held = exists().where(on_item(leases), is_active(), leases.c.expires > moment)
-    full = items.c.accepted >= items.c.need
-    unasked = and_(items.c["round"].is_(None), items.c.accepted > 0)
-    return case(
-        (items.c.forgotten.is_(True), "forgotten"),
-        (items.c.conflict.is_(True), "conflict"),
-        (or_(full, unasked), "labeled"),
-        (held.correlate(items), "leased"),
-        (items.c.skipped.is_(True), "skipped"),
-        (items.c["round"].is_not(None), "offered"),
-        else_="unlabeled",
-    )
+def _at(conn: Connection, project: str, now: float | None) -> dict[str, Any]:
+    return {"project": project, "moment": clock(conn) if now is None else now}

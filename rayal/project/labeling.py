@@ -21,7 +21,7 @@ from rayal.project.desk import (
     is_label,
     last_seq,
 )
-from rayal.project.schema import items, labels, leases
+from rayal.project.schema import items, labels
 from rayal.project.store import Row, Store, check_name
 from rayal.project.work import EXPIRED, LABELED, sweep
 from rayal.project.work import SKIPPED as SKIPPED_LEASE
@@ -66,7 +66,8 @@ class Labels(Store):
         check_name("annotator", annotator)
         with self._write("label", project, now) as tx:
             sweep(tx, project)
-            clerk = _Clerk(Desk(tx, project, [e.item for e in entries]), annotator, entries)
+            named = [entry.lease for entry in entries if entry.lease is not None]
+            clerk = _Clerk(Desk(tx, project, [e.item for e in entries], named), annotator)
             results = [clerk.take(entry) for entry in entries]
             clerk.desk.write()
         return results
@@ -81,7 +82,7 @@ class Labels(Store):
         check_name("annotator", annotator)
         with self._write("retract", project, now) as tx:
             sweep(tx, project)
-            clerk = _Clerk(Desk(tx, project, [item]), annotator, ())
+            clerk = _Clerk(Desk(tx, project, [item]), annotator)
             result = clerk.retract(item)
             clerk.desk.write()
         return result
@@ -136,11 +137,9 @@ class Labels(Store):
 class _Clerk:
     """Takes one annotator's entries at a desk."""
 
-    def __init__(self, desk: Desk, annotator: str, entries: Sequence[Entry]) -> None:
+    def __init__(self, desk: Desk, annotator: str) -> None:
         self.desk = desk
         self.annotator = annotator
-        named = [entry.lease for entry in entries if entry.lease is not None]
-        self.leases = {row["lease"]: row for row in desk.rows(leases, "lease", named)}
 
     def take(self, entry: Entry) -> LabelResult:
         """Record an entry, or say why it is rejected."""
@@ -222,7 +221,7 @@ class _Clerk:
         """
         row = None
         if entry.lease is not None:
-            row = self.leases.get(entry.lease)
+            row = self.desk.leases.get(entry.lease)
             if row is None or (row["item"], row["annotator"]) != (entry.item, self.annotator):
                 raise LedgerError(
                     f"lease {entry.lease!r} is not a lease of item {entry.item!r} by annotator "

@@ -79,7 +79,7 @@ class Projects(Store):
         wanted = plain(dict(settings), f"settings of project {project!r}")
         rules = Labeling.of(wanted)
         with self._write("project", project, now) as tx:
-            row = known_project(tx.conn, project)
+            row = tx.row
             if row["version"] != version:
                 raise PreconditionError(
                     f"project {project!r} has version {row['version']}, not {version}; read it "
@@ -96,6 +96,7 @@ class Projects(Store):
                 return version
             change = {"project": project, "settings": wanted, "version": version + 1}
             tx.update(projects, [change])
+            tx.row = {**row, **change}
             if before.max_skips != rules.max_skips:
                 _settle_skipped(tx, project)
             return version + 1

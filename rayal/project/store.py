@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -13,8 +15,11 @@ from sqlalchemy import (
     BindParameter,
     Column,
     Connection,
+    Delete,
     Engine,
+    Insert,
     Table,
+    Update,
     bindparam,
     extract,
     func,
@@ -28,6 +33,9 @@ from rayal.project.schema import events, projects, rounds
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
+# Statements are made once: that costs more than running them.
+_PROJECT = projects.select().where(projects.c.project == bindparam("project"))
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _CHUNK = 500  # values per IN list; databases bound the number of parameters
 
 
@@ -42,7 +50,7 @@ class Opened:
         """Write the events, in an order that is the order of commits."""
         if self.told:
             lock(self.conn, "events")
-            self.conn.execute(events.insert(), self.told)
+            self.conn.execute(_insert(events), self.told)
 
 
 class Transaction:
@@ -61,28 +69,25 @@ class Transaction:
         self._opened = opened
         self._kind = kind
         self.project = project
+        self.row: Row = {} if project is None else known_project(self.conn, project)
         self._payload: list[Any] = []
 
     def insert(self, table: Table, rows: Sequence[Row]) -> None:
         """Insert rows, each with every column of the table."""
         if rows:
-            self.conn.execute(table.insert(), list(rows))
+            self.conn.execute(_insert(table), list(rows))
             self._payload.append(["insert", table.name, *rows])
 
     def update(self, table: Table, rows: Sequence[Row]) -> None:
         """Change rows: each holds its primary key and new values, all of the same columns."""
         if rows:
-            keys = {c.name for c in table.primary_key}
-            change = {n: _parameter(table.c[n]) for n in rows[0] if n not in keys}
-            self.conn.execute(
-                table.update().where(*_is_key(table)).values(change), [_bound(r) for r in rows]
-            )
+            self.conn.execute(_update(table, tuple(rows[0])), [_bound(r) for r in rows])
             self._payload.append(["update", table.name, *rows])
 
     def delete(self, table: Table, rows: Sequence[Row]) -> None:
         """Delete rows, each given as its primary key."""
         if rows:
-            self.conn.execute(table.delete().where(*_is_key(table)), [_bound(r) for r in rows])
+            self.conn.execute(_delete(table), [_bound(r) for r in rows])
             self._payload.append(["delete", table.name, *rows])
 
     def finish(self) -> None:
@@ -154,8 +159,6 @@ class Store:
             if project is not None:
                 lock(opened.conn, f"project {project}")
             with opened.conn.begin_nested() if joined else nullcontext():
-                if project is not None:
-                    known_project(opened.conn, project)
                 transaction = Transaction(opened, kind, project, now)
                 yield transaction
                 transaction.finish()
@@ -188,8 +191,8 @@ def clock(conn: Connection) -> float:
 
 def known_project(conn: Connection, project: str) -> Row:
     """Return a project's row, or raise UnknownNameError with the nearest names."""
-    query = projects.select().where(projects.c.project == project)
-    row = conn.execute(query).mappings().first() if storable(project) else None
+    found = conn.execute(_PROJECT, {"project": project}) if storable(project) else None
+    row = None if found is None else found.mappings().first()
     if row is None or row["deleted"] is not None:
         known = conn.scalars(select(projects.c.project).where(projects.c.deleted.is_(None)))
         raise UnknownNameError(f"project {project!r} does not exist; {nearest(project, known)}")
@@ -227,6 +230,23 @@ def chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
     return (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))
 
 
+@cache
+def _insert(table: Table) -> Insert:
+    return table.insert()
+
+
+@cache
+def _update(table: Table, names: tuple[str, ...]) -> Update:
+    keys = {column.name for column in table.primary_key}
+    change = {name: _parameter(table.c[name]) for name in names if name not in keys}
+    return table.update().where(*_is_key(table)).values(change)
+
+
+@cache
+def _delete(table: Table) -> Delete:
+    return table.delete().where(*_is_key(table))
+
+
 def _parameter(column: Column[Any]) -> BindParameter[Any]:
     return bindparam(f"new_{column.name}", type_=column.type)
 
@@ -241,7 +261,7 @@ def _bound(row: Row) -> dict[str, Any]:
 
 def storable(text: str) -> bool:
     """Whether both databases can store a text: without NUL and halves of surrogate pairs."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    return _UNSTORABLE.search(text) is None
 
 
 def check_name(what: str, text: str) -> str:

@@ -8,16 +8,25 @@ so that a lease whose row says active holds its slot.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    select,
+)
 
 from rayal.errors import LeaseError, SettingsError, UnknownLeaseError
 from rayal.project.agreement import Labeling, check_seconds
 from rayal.project.answers import Lease
 from rayal.project.schema import items, labels, leases
-from rayal.project.store import Row, Store, Transaction, check_name, known_project, storable
+from rayal.project.store import Row, Store, Transaction, check_name, storable
 
 ACTIVE, EXPIRED, RETURNED, REVOKED = "active", "expired", "returned", "revoked"
 LABELED, SKIPPED = "labeled", "skipped"
@@ -55,9 +64,12 @@ class Leases(Store):
         with self._write("lease", project, now) as tx:
             sweep(tx, project)
             if ttl is None:
-                ttl = Labeling.of(known_project(tx.conn, project)["settings"]).lease_ttl
-            held = _holding(tx.conn, _of(project, annotator) & is_active())[:count]
-            offers = _offers(tx.conn, project, annotator, count - len(held))
+                ttl = Labeling.of(tx.row["settings"]).lease_ttl
+            asked = {"project": project, "annotator": annotator}
+            found = tx.conn.execute(_HELD, asked).mappings()
+            held = [_lease(dict(row)) for row in found][:count]
+            free = {**asked, "count": count - len(held)}
+            offers = [dict(row) for row in tx.conn.execute(_OFFERS, free).mappings()]
             rows = [_new_lease(offer, annotator, tx.time, ttl) for offer in offers]
             tx.insert(leases, rows)
             new = [_lease({**o, **r}) for o, r in zip(offers, rows, strict=True)]
@@ -99,7 +111,7 @@ class Leases(Store):
                 )
             expires = max(row["expires"], tx.time + ttl)
             tx.update(leases, [{"lease": lease, "state": ACTIVE, "expires": expires}])
-            return _holding(tx.conn, leases.c.lease == lease)[0]
+            return _lease(dict(tx.conn.execute(_LEASE, {"lease": lease}).mappings().one()))
 
     def give_back(
         self, project: str, lease: str, annotator: str | None = None, *, now: float | None = None
@@ -122,13 +134,8 @@ def is_active() -> ColumnElement[bool]:
 
 def sweep(tx: Transaction, project: str) -> None:
     """Expire the leases of a project that are past their time."""
-    over = (leases.c.project == project) & is_active() & (leases.c.expires <= tx.time)
-    found = sorted(tx.conn.scalars(select(leases.c.lease).where(over)))
+    found = sorted(tx.conn.scalars(_OVER, {"project": project, "time": tx.time}))
     tx.update(leases, [{"lease": lease, "state": EXPIRED} for lease in found])
-
-
-def _of(project: str, annotator: str) -> ColumnElement[bool]:
-    return (leases.c.project == project) & (leases.c.annotator == annotator)
 
 
 def on_item(table: Any) -> ColumnElement[bool]:
@@ -136,21 +143,22 @@ def on_item(table: Any) -> ColumnElement[bool]:
     return and_(table.c.project == items.c.project, table.c.item == items.c.item)
 
 
-def has_free_slot(moment: float | None = None) -> ColumnElement[bool]:
+def has_free_slot(*, lasting: bool = False) -> ColumnElement[bool]:
     """Return the condition that an item may be leased by somebody.
 
     Args:
-        moment: count only leases that last beyond it; None counts all that say they are active.
+        lasting: count only leases that last beyond ``moment``, not all that say they are active.
     """
     active = select(func.count()).select_from(leases).where(on_item(leases), is_active())
-    if moment is not None:
-        active = active.where(leases.c.expires > moment)
+    if lasting:
+        active = active.where(leases.c.expires > bindparam("moment"))
     taken = items.c.accepted + active.correlate(items).scalar_subquery()
     return and_(items.c.open.is_(True), taken < items.c.need)
 
 
-def _open_items(annotator: str) -> Select[Any]:
+def _open_items() -> Select[Any]:
     """Select the items with a free slot that the annotator neither holds, labeled nor skipped."""
+    annotator: BindParameter[str] = bindparam("annotator")
     holds = exists().where(on_item(leases), is_active(), leases.c.annotator == annotator)
     answered = exists().where(
         on_item(labels),
@@ -158,32 +166,41 @@ def _open_items(annotator: str) -> Select[Any]:
         labels.c.superseded_by.is_(None),
         labels.c.status != "retracted",
     )
-    return select(items).where(has_free_slot(), ~holds.correlate(items), ~answered.correlate(items))
-
-
-def _offers(conn: Connection, project: str, annotator: str, count: int) -> Sequence[Row]:
-    query = (
-        _open_items(annotator)
-        .where(items.c.project == project)
-        .order_by(items.c["round"], items.c.rank)
-        .limit(count)
+    return select(items).where(
+        items.c.project == bindparam("project"),
+        has_free_slot(),
+        ~holds.correlate(items),
+        ~answered.correlate(items),
     )
-    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def _holding(*conditions: ColumnElement[bool]) -> Select[Any]:
+    return (
+        select(leases, items.c["round"], items.c.rank, items.c.score)
+        .join_from(leases, items)
+        .where(*conditions)
+        .order_by(items.c["round"], items.c.rank)
+    )
+
+
+_OFFERS = _open_items().order_by(items.c["round"], items.c.rank).limit(bindparam("count"))
+_FREE = _open_items().where(items.c.item == bindparam("item"))
+_LEASE = _holding(leases.c.lease == bindparam("lease"))
+_HELD = _holding(
+    leases.c.project == bindparam("project"),
+    is_active(),
+    leases.c.annotator == bindparam("annotator"),
+)
+_OVER = select(leases.c.lease).where(
+    leases.c.project == bindparam("project"),
+    is_active(),
+    leases.c.expires <= bindparam("time"),
+)
 
 
 def _free(conn: Connection, lease: Row) -> bool:
-    this = (items.c.project == lease["project"]) & (items.c.item == lease["item"])
-    return conn.execute(_open_items(lease["annotator"]).where(this)).first() is not None
-
-
-def _holding(conn: Connection, condition: ColumnElement[bool]) -> list[Lease]:
-    query = (
-        select(leases, items.c["round"], items.c.rank, items.c.score)
-        .join_from(leases, items)
-        .where(condition)
-        .order_by(items.c["round"], items.c.rank)
-    )
-    return [_lease(dict(row)) for row in conn.execute(query).mappings()]
+    named = {name: lease[name] for name in ("project", "item", "annotator")}
+    return conn.execute(_FREE, named).first() is not None
 
 
 def _lease(row: Row) -> Lease:

@@ -123,6 +123,30 @@ class ProjectBody(Section):
     auto: AutoBody = key(AutoBody(), "when rounds begin")
 
 
+class QueryBody(Section):
+    """A choice among columns that the request holds."""
+
+    strategy: StrategyBody = Field(description="name, or mapping of name and hyperparameters")
+    params: dict[str, Any] = key({}, "further hyperparameters")
+    columns: dict[str, Any] = Field(description="name to rows of numbers")
+    k: Annotated[int, Field(ge=0)] = Field(description="number of picks")
+    ids: list[str] | None = key(None, "of the rows; null: their positions")
+    labeled: dict[str, Any] | None = key(None, "columns of labeled rows")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = key(0, "the query seed")
+
+
+def query_of(given: Mapping[str, Any]) -> QueryBody:
+    """Return a query; the columns are looked at later.
+
+    Raises:
+        SettingsError: for every key or value that is refused.
+    """
+    try:
+        return QueryBody.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error))) from None
+
+
 def parsed(given: Mapping[str, Any]) -> ProjectBody:
     """Return a request's body.
 

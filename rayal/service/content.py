@@ -237,10 +237,11 @@ def _finite(value: float) -> bool:
 
 
 def _decoded(text: Any) -> bytes | None:
-    if text is None or isinstance(text, bytes):
-        return text
+    given = _text(text, "data")
+    if given is None:
+        return None
     try:
-        return base64.b64decode(str(_text(text, "data")), validate=True)
+        return base64.b64decode(given, validate=True)
     except (binascii.Error, ValueError):
         raise PoolError("data is not base64; encode the bytes of the file") from None
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from rayal.service import problems
+from rayal.service.schemas.items import ItemsBody
 
 _ABOUT = """\
 Which items should be labeled next? Annotators' tools lease the most useful items of a project and
@@ -17,6 +18,12 @@ Times are seconds since the epoch. An item is named by its `id` in bodies, and b
 digits) in paths; every answer holds both. Lists are paged by `cursor` and `limit`. A POST with an
 `Idempotency-Key` has its effect once. Errors are problem documents (RFC 9457)."""
 _DROPPED = ("HTTPValidationError", "ValidationError")  # what FastAPI would answer by itself
+
+
+def _read_by_handlers() -> dict[str, Any]:
+    """Return the schemas of bodies that FastAPI does not read."""
+    made = ItemsBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**made.pop("$defs"), "ItemsBody": made}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -34,6 +41,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for name in _DROPPED:
             schemas.pop(name, None)
         schemas["Problem"] = problems.schema()
+        schemas.update(_read_by_handlers())
         text = "a token of this service, as POST /v1/tokens gives it"
         bearer = {"type": "http", "scheme": "bearer", "description": text}
         components["securitySchemes"] = {"bearer": bearer}

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from rayal.errors import NeedsError, PoolError, SettingsError, UnknownNameError, nearest
 from rayal.project import Ledger, ModelRow
+from rayal.service.bodies import query_of
 from rayal.service.content import ContentLimits, PushedItem, Reader
 from rayal.service.pools import pool_of
 from rayal.service.uris import Prefixes
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rayal.engine.versions import Version
 
 LOADED = 4  # committees that stay in memory
-_QUERY = ("strategy", "params", "columns", "k", "ids", "labeled", "seed")
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ class Predictor:
         """Return the picks of ``rayal.select`` on the columns that a JSON object holds, as JSON.
 
         Args:
-            body: ``strategy`` (a name, or a mapping of name and hyperparameters), ``columns``
-                (name to rows of numbers), ``k``, and where wanted ``ids``, ``labeled`` (columns of
-                labeled rows), ``params`` and ``seed``.
+            body: as ``QueryBody`` describes it.
 
         Raises:
             SettingsError: a key is unknown or missing, or the columns are no arrays.
@@ -145,24 +143,17 @@ class Predictor:
         """
         from rayal.strategies import select
 
-        for key in body:
-            if key not in _QUERY:
-                raise SettingsError(f"{key!r} is no key of a query; {nearest(str(key), _QUERY)}")
-        strategy = body.get("strategy")
-        given = {"name": strategy} if isinstance(strategy, str) else dict(strategy or {})
-        if "name" not in given or not isinstance(body.get("columns"), Mapping) or "k" not in body:
-            raise SettingsError("a query needs strategy, columns and k")
-        name = str(given.pop("name"))
-        labeled = body.get("labeled")
+        asked = query_of(body)
+        columns = _arrays(asked.columns)
         with self._turn:
             chosen = select(
-                name,
-                _arrays(body["columns"]),
-                int(body["k"]),
-                ids=body.get("ids"),
-                labeled=None if labeled is None else _arrays(labeled),
-                params={**given, **(body.get("params") or {})},
-                seed=int(body.get("seed") or 0),
+                asked.strategy.name,
+                columns,
+                asked.k,
+                ids=asked.ids,
+                labeled=None if asked.labeled is None else _arrays(asked.labeled),
+                params={**asked.strategy.params, **asked.params},
+                seed=asked.seed,
             )
         picks = [
             {"position": int(p), "id": i, "score": float(s) if np.isfinite(s) else None}

@@ -303,6 +303,8 @@ class Histories(RuleBasedStateMachine):
         if chance == 0:
             self.ledger.forget_item(self.project, item, now=self.model.now)
             self.model.forget(item)
+            kept = self.model.kept.items()  # answers that name it are forgotten too
+            self.model.kept = {k: v for k, v in kept if f'"{item}"' not in v[1]}
             self.given = {key: value for key, value in self.given.items() if key[1] != item}
 
     @rule(skips=st.integers(1, 3))

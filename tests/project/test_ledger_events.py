@@ -1,19 +1,14 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import create_engine
 
 from rayal.errors import LedgerError
-from rayal.project import ColumnsPart, Event, LabelEntry, Lease, Ledger, Pick, PoolPart, SkipEntry
+from rayal.project import ColumnsPart, LabelEntry, Ledger, Pick, PoolPart, SkipEntry
 from rayal.project import ledger as ledger_module
 from rayal.project.replay import rebuild, replay
 from rayal.project.schema import UNTOLD, metadata
@@ -171,117 +166,3 @@ def test_a_failed_write_leaves_neither_rows_nor_event(ledger: Ledger) -> None:
         ledger.label("p", "dan", [LabelEntry("a", 1)])
         ledger.begin_round("p", 1, snapshot=2, labels_seq=99, seeds={})
     assert dump(ledger.root / "ledger.sqlite") == before
-
-
-class Annotation(RuleBasedStateMachine):
-    """Several annotators at work, under a clock that jumps, in both directions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.root = Path(self.folder.name)
-        self.ledger = Ledger(self.root)
-        self.now = 1000.0
-        self.leases: list[Lease] = []
-        self.events: list[Event] = []
-        self.said: dict[tuple[str, str], int] = {}
-        self.ledger.create_project("p", "digits", {"labeling": {"labels_per_item": NEED}})
-        picks = [Pick(item, n, n, None, None) for n, item in enumerate(ITEMS[:3])]
-        self.ledger.commit_selection("p", -1, picks, [], {}, stage=None, output={}, seconds=0)
-
-    def teardown(self) -> None:
-        self.ledger.close()
-        self.folder.cleanup()
-
-    @rule(seconds=st.sampled_from([-15, 1, 9, 11, 25]))
-    def clock_jumps(self, seconds: int) -> None:
-        self.now += seconds
-
-    @rule(annotator=st.sampled_from(ANNOTATORS), count=st.integers(1, 3))
-    def lease(self, annotator: str, count: int) -> None:
-        got = self.ledger.lease("p", annotator, count, ttl=10, now=self.now)
-        labeled = {item for who, item in self.said if who == annotator}
-        assert len({x.item for x in got}) == len(got) <= count
-        assert not labeled & {x.item for x in got}
-        assert all(x.expires > self.now and x.annotator == annotator for x in got)
-        self.leases += [x for x in got if x.lease not in {known.lease for known in self.leases}]
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def extend(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(self.leases)).lease
-        try:
-            assert self.ledger.extend("p", lease, 10, now=self.now).expires >= self.now + 10
-        except LedgerError as error:
-            assert "ask for other work" in str(error)
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        self.ledger.give_back("p", data.draw(st.sampled_from(self.leases)).lease, now=self.now)
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), value=st.integers(0, 1))
-    def label(self, data: st.DataObject, value: int) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        self._say(lease.annotator, LabelEntry(lease.item, value, lease.lease))
-
-    @rule(who=st.sampled_from(ANNOTATORS), item=st.sampled_from(ITEMS), value=st.integers(0, 1))
-    def label_without_lease(self, who: str, item: str, value: int) -> None:
-        self._say(who, LabelEntry(item, value))
-
-    def _say(self, annotator: str, entry: LabelEntry) -> None:
-        before = self.said.get((annotator, entry.item))
-        (result,) = self.ledger.label("p", annotator, [entry], now=self.now)
-        if before is None:
-            assert result.status in ("accepted", "surplus")
-        else:
-            assert result.status == ("duplicate" if before == entry.value else "updated")
-        self.said[annotator, entry.item] = entry.value
-
-    @invariant()
-    def slots_hold_and_nothing_is_lost(self) -> None:
-        history = self.ledger.labels("p")
-        current = [row for row in history if row.superseded_by is None]
-        held = self._rows("leases")["leases"]
-        assert {row["lease"] for row in held} == {lease.lease for lease in self.leases}
-        for item in ITEMS:
-            active = [r["annotator"] for r in held if (r["item"], r["state"]) == (item, "active")]
-            labeled = {row.annotator for row in current if row.item == item}
-            slots = [row.slot for row in current if row.item == item and row.slot is not None]
-            assert len(active) + len(slots) <= NEED
-            assert len({*active}) == len(active)
-            assert not labeled & {*active}
-            assert sorted(slots) == list(range(1, len(slots) + 1))
-        assert [row.seq for row in history] == list(range(1, len(history) + 1))
-        assert {(row.annotator, row.item): row.value for row in current} == self.said
-        labeled = {item for _, item in self.said}
-        assert set(self.ledger.resolved("p")) == labeled
-        assert set(self.ledger.states("p", now=self.now)) == {*ITEMS[:3]} | labeled
-
-    @invariant()
-    def the_events_tell_all(self) -> None:
-        self.events += self.ledger.events(since=len(self.events))
-        told = rebuild(self.events)
-        for name, found in self._rows(*told).items():
-            assert sorted(map(_text, told[name])) == sorted(map(_text, found))
-
-    def _rows(self, *tables: str) -> dict[str, list[dict[str, Any]]]:
-        with self.ledger.engine.connect() as conn:
-            found = {t: conn.execute(metadata.tables[t].select()).mappings() for t in tables}
-            return {table: [dict(row) for row in rows] for table, rows in found.items()}
-
-
-def _text(row: dict[str, Any]) -> str:
-    return repr(sorted(row.items()))
-
-
-Annotation.TestCase.settings = settings(
-    max_examples=8,
-    stateful_step_count=20,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],  # a failing run of 20 steps is short enough, shrinking takes minutes
-    suppress_health_check=list(HealthCheck),
-)
-TestAnnotation = Annotation.TestCase

@@ -48,6 +48,16 @@ PICTURES: Mapping[str, Any] = {
 }
 
 
+IMAGES: Mapping[str, Any] = {  # a body of POST /v1/projects
+    "name": "pictures",
+    "task": {"kind": "image", "classes": CLASSES, "size": [8, 8], "channels": 1},
+    "strategy": "margin",
+    "initial": {"count": 4},
+    "batch_size": 4,
+    "auto": {"start": False},
+}
+
+
 class InProcess(httpx.BaseTransport):
     """Carries requests to an application in this process, which the portal's thread runs."""
 
@@ -139,13 +149,14 @@ def offer(ledger: Ledger, items: list[str], project: str = "birds") -> None:
 
 
 @contextmanager
-def service(root: Path) -> Iterator[Service]:
+def service(root: Path, limits: Limits | None = None) -> Iterator[Service]:
     """Give a service with the project birds on forty rows, of which eight are offered."""
     shutil.copytree(_template(), root, dirs_exist_ok=True)
     clock = Clock()
     asked: list[Mapping[str, Any]] = []
     with Ledger(root) as ledger, start_blocking_portal() as portal:
         backend = _backend(ledger, clock, asked)
+        backend = backend if limits is None else replace(backend, limits=limits)
         made = Service(backend, clock, InProcess(create_app(backend), portal), asked=asked)
         made.tokens["admin"] = made.token("admin")
         yield made

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from service.api_cases import Service, key, problem, service
+from api_cases import Service, key, problem, service
 
 from rayal.service.app import create_app
 from rayal.service.auth import hash_of

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from service.api_cases import Service, key, png, problem, service
+from api_cases import Service, key, png, problem, service
 
 from rayal.project import LabelEntry
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from service.api_cases import Service, key, problem, service
+from api_cases import Service, key, problem, service
 
 from rayal.project import LabelEntry, Ledger
 
@@ -212,9 +212,10 @@ def test_the_history_is_read_in_pages_that_do_not_shift(client: httpx.Client) ->
     assert seen == [*(f"row/{i:02d}" for i in range(7)), "row/30"]
     after = client.get(LABELS, params={"since": 6}).json()
     assert [row["label_id"] for row in after["labels"]] == [7, 8]
-    resolved, cursor = [], None
+    resolved: list[str] = []
+    cursor = None
     while cursor is not None or not resolved:
-        params = {"view": "resolved", "limit": 3} | ({"cursor": cursor} if cursor else {})
+        params = {"view": "resolved", "limit": "3"} | ({"cursor": cursor} if cursor else {})
         page = client.get(LABELS, params=params).json()
         resolved += [row["item"] for row in page["labels"]]
         cursor = page["next"]
@@ -279,12 +280,12 @@ def annotate(made: Service, *, twice: bool) -> dict[str, Any]:
         number += 1
         headers = {"Idempotency-Key": f"call-{number}"} if method == "POST" else {}
         answers = [
-            client.request(method, path, json=body, headers=headers) for _ in range(1 + twice)
+            sender.request(method, path, json=body, headers=headers) for _ in range(1 + twice)
         ]
         assert len({answer.status_code for answer in answers}) == 1
         return answers[-1].json() if answers[-1].content else None
 
-    with made.client() as client:
+    with made.client() as sender:
         for annotator in ("ada", "bob", "ada"):
             asked = {"annotator": annotator, "count": 3}
             held = call("POST", LEASES, asked)["leases"]

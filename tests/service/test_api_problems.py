@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
-from service.api_cases import InProcess, Service, png, problem, service
+from api_cases import InProcess, Service, png, problem, service
 
 from rayal import errors
 from rayal.project import LabelEntry

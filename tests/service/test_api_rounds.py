@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from service.api_cases import Service, problem, service
+from api_cases import Service, problem, service
 
 import rayal
 from rayal.project import LabelEntry
@@ -187,7 +187,8 @@ def test_predictions_are_forwarded_and_more_become_a_job(
     assert [p["item"] for p in answer["predictions"]] == [None, "mine"]
     assert birds.asked[-1]["inputs"] == inputs
     problem(client.post(PREDICT, json={"items": ["a"], "model": "r9"}), 404, "not-found")
-    for body in ({}, {"items": []}, {"items": ["a"], "inputs": inputs}, {"inputs": inputs * 129}):
+    wrong: list[dict[str, Any]] = [{}, {"items": []}, {"inputs": inputs * 129}]
+    for body in [*wrong, {"items": ["a"], "inputs": inputs}]:
         problem(client.post(PREDICT, json=body), 422, "validation")
     many = [f"row/{i % 40:02d}" for i in range(257)]
     later = client.post(PREDICT, json={"items": many}, headers={"Idempotency-Key": "many"})
@@ -235,7 +236,8 @@ def test_jobs_are_listed_cancelled_and_kept_apart(birds: Service, client: httpx.
     with birds.client(birds.token("project:birds:read")) as reader:
         assert [j["job"] for j in reader.get("/v1/jobs").json()["jobs"]] == mine
         for limit in (1, 2):
-            seen, cursor = [], None
+            seen: list[str] = []
+            cursor = None
             while cursor is not None or not seen:
                 params = {"limit": limit} | ({"cursor": cursor} if cursor else {})
                 page = reader.get("/v1/jobs", params=params).json()
@@ -252,7 +254,12 @@ def test_jobs_are_listed_cancelled_and_kept_apart(birds: Service, client: httpx.
 
 def test_a_stateless_query_chooses_as_select_does(birds: Service, client: httpx.Client) -> None:
     rows = [[-0.1, -2.4], [-0.6, -0.8], [-1.2, -0.36], [-0.69, -0.7]]
-    body = {"strategy": "margin", "columns": {"log_probs": rows}, "k": 2, "ids": list("abcd")}
+    body: dict[str, Any] = {
+        "strategy": "margin",
+        "columns": {"log_probs": rows},
+        "k": 2,
+        "ids": list("abcd"),
+    }
     answer = client.post("/v1/query", json=body)
     assert answer.status_code == 200, answer.text
     chosen = rayal.select("margin", {"log_probs": np.array(rows)}, 2, ids=list("abcd"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import IO
 
 from anyio.to_thread import run_sync
 from fastapi.exceptions import RequestValidationError
@@ -30,7 +30,6 @@ from rayal.service.schemas.items import (
     ItemsPushed,
     Refused,
 )
-from rayal.service.schemas.rounds import Accepted
 
 routes = Section("items")
 _JSON, _LINES = "application/json", "application/x-ndjson"
@@ -198,5 +197,3 @@ def _shown(made: Pushed, wrong: Sequence[Refused] = ()) -> ItemsPushed:
 def _refused(item: str, detail: str) -> Refused:
     return Refused(id=item, key=key_of(item), detail=detail)
 
-
-_MODELS: Any = (ItemsBody, Accepted)  # named by the document above

@@ -13,7 +13,7 @@ Features = dict[str, float] | list[float]
 
 
 Role = Literal["pool", "test"]
-ROLE = Field("pool", description="test: measured on, never offered for labeling")
+ROLE: Any = Field("pool", description="test: measured on, never offered for labeling")
 
 
 class ItemContent(Body):

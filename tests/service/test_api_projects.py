@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from api_cases import CLASSES, IMAGES, Service, problem, service
+
+PROJECTS = "/v1/projects"
+TABLE = {
+    "name": "table",
+    "pool": "rows",
+    "task": {"kind": "table", "classes": CLASSES},
+    "strategy": {"name": "margin"},
+    "initial": {"count": 8},
+    "batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("birds")) as made:
+        yield made
+
+
+@pytest.fixture
+def client(birds: Service) -> Iterator[httpx.Client]:
+    with birds.client() as made:
+        yield made
+
+
+def test_a_project_is_made_once(birds: Service, client: httpx.Client) -> None:
+    answer = client.post(PROJECTS, json=IMAGES, headers={"Idempotency-Key": "make"})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == "/v1/projects/pictures"
+    assert answer.headers["etag"] == '"1"'
+    made = answer.json()
+    assert (made["name"], made["version"], made["items"], made["ready"]) == ("pictures", 1, 0, 0)
+    assert made["settings"]["strategy"]["name"] == "margin"
+    assert made["settings"]["auto"]["start"] is False
+    assert made["settings"]["labeling"]["labels_per_item"] == 1
+    assert client.get("/v1/projects/pictures").json() == made
+    again = client.post(PROJECTS, json=IMAGES, headers={"Idempotency-Key": "make"})
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == made
+    anew = client.post(PROJECTS, json=IMAGES)
+    assert (anew.status_code, anew.json()) == (201, made)
+    other = client.post(PROJECTS, json={**IMAGES, "batch_size": 5})
+    problem(other, 409, "conflict")
+    problem(client.post(PROJECTS, json={**IMAGES, "name": "birds"}), 409, "conflict")
+
+
+def test_a_project_on_a_pool_asks_for_its_first_round(birds: Service, client: httpx.Client) -> None:
+    made = client.post(PROJECTS, json=TABLE).json()
+    assert made["items"] == 40
+    job = client.get(f"/v1/jobs/{made['job']}").json()
+    assert (job["kind"], job["project"], job["state"]) == ("round", "table", "queued")
+    unknown = client.post(PROJECTS, json={**TABLE, "name": "x", "pool": "nothing"})
+    assert "rows" in problem(unknown, 404, "not-found")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"name": "../etc"}, "/name"),
+        ({"name": ""}, "/name"),
+        ({"name": "a\nb"}, "/name"),
+        ({"task": {"kind": "image"}}, "/task/classes"),
+        ({"task": {**IMAGES["task"], "kind": "video"}}, "/task/kind"),
+        ({"task": {**IMAGES["task"], "module": "os:system"}}, "/task"),
+        ({"model": {"network": "os:system"}}, "/model/network"),
+        ({"model": {"network": "../../weights.pt"}}, "/model/network"),
+        ({"model": {"backbone": "torchvision:resnet50"}}, "/model"),
+        ({"model": {"weights": "/etc/passwd"}}, "/model"),
+        ({"learner": {"name": "os:system"}}, "/learner/name"),
+        ({"strategy": "os:system"}, "/strategy/name"),
+        ({"strategy": 7}, "/strategy"),
+        ({"pool": {"path": "/etc", "more": 1}}, "/pool"),
+        ({"storage": "/tmp"}, ""),
+        ({"executor": "ray"}, ""),
+        ({"batch_size": 0}, "/batch_size"),
+        ({"batch_size": "4"}, "/batch_size"),
+        ({"labeling": {"agreement": "most"}}, "/labeling/agreement"),
+    ],
+)
+def test_what_a_project_cannot_be_is_refused(
+    client: httpx.Client, change: dict[str, Any], pointer: str
+) -> None:
+    answer = client.post(PROJECTS, json={**IMAGES, "name": "refused", **change})
+    document = problem(answer, 422, "validation")
+    assert any(e["pointer"].startswith(pointer) for e in document["errors"]), document
+    problem(client.get("/v1/projects/refused"), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "kind"),
+    [
+        ({"model": {"network": "nothing"}}, 404, "not-found"),
+        ({"strategy": "nothing"}, 404, "not-found"),
+        ({"strategy": {"name": "margin", "nothing": 1}}, 422, "validation"),
+        ({"learner": {"name": "nothing"}}, 404, "not-found"),
+        ({"pool": {"path": "/etc"}}, 422, "validation"),
+        ({"pool": {"path": "../../etc/passwd"}}, 422, "validation"),
+        ({"task": {"kind": "image", "classes": CLASSES}}, 422, "validation"),
+    ],
+)
+def test_what_is_not_registered_or_allowed_is_refused(
+    client: httpx.Client, change: dict[str, Any], status: int, kind: str
+) -> None:
+    answer = client.post(PROJECTS, json={**IMAGES, "name": "refused", **change})
+    problem(answer, status, kind)
+    problem(client.get("/v1/projects/refused"), 404, "not-found")
+
+
+def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
+    path = "/v1/projects/changing"
+    seen = client.post(PROJECTS, json={**IMAGES, "name": "changing"}).headers["etag"]
+    answer = client.patch(path, json={"batch_size": 9}, headers={"If-Match": seen})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["settings"]["batch"], answer.headers["etag"]) == (9, '"2"')
+    stale = client.patch(path, json={"batch_size": 7}, headers={"If-Match": seen})
+    problem(stale, 412, "precondition-failed")
+    problem(client.patch(path, json={"batch_size": 7}), 428, "precondition-required")
+    now = {"If-Match": '"2"', "Content-Type": "application/merge-patch+json"}
+    grown = {"task": {"classes": [*CLASSES, "emu"]}}
+    assert client.patch(path, json=grown, headers=now).status_code == 200
+    now["If-Match"] = '"3"'
+    problem(client.patch(path, json={"task": {"classes": CLASSES}}, headers=now), 409, "conflict")
+    refused: list[Any] = [{}, {"name": "other"}, {"pool": "rows"}, {"more": 1}, []]
+    for body in refused:
+        problem(client.patch(path, json=body, headers=now), 422, "validation")
+    problem(client.patch(path, json={"batch_size": 0}, headers=now), 422, "validation")
+    problem(
+        client.patch(path, json={"batch_size": 1}, headers={"If-Match": "3"}), 422, "validation"
+    )
+    assert client.get(path).headers["etag"] == '"3"'
+
+
+def test_a_deleted_project_is_unknown_and_its_name_is_taken(client: httpx.Client) -> None:
+    body = {**IMAGES, "name": "going"}
+    assert client.post(PROJECTS, json=body).status_code == 201
+    assert client.delete("/v1/projects/going").status_code == 204
+    for path in ("", "/items", "/labels", "/rounds", "/models", "/metrics"):
+        problem(client.get(f"/v1/projects/going{path}"), 404, "not-found")
+    problem(client.delete("/v1/projects/going"), 404, "not-found")
+    problem(client.post(PROJECTS, json=body), 409, "conflict")
+
+
+def test_projects_are_listed_to_those_who_may_read_them(
+    birds: Service, client: httpx.Client
+) -> None:
+    for name in ("b1", "b2", "b3"):
+        birds.ledger.create_project(name, "rows", birds.ledger.project("birds").settings)
+    everything = [p["name"] for p in client.get(PROJECTS).json()["projects"]]
+    assert everything == sorted(everything)
+    seen: list[str] = []
+    cursor = None
+    while cursor is not None or not seen:
+        params = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = client.get(PROJECTS, params=params).json()
+        seen += [p["name"] for p in page["projects"]]
+        cursor = page["next"]
+    assert seen == everything
+    token = birds.token("project:b1:read", "project:b3:label")
+    with birds.client(token) as some:
+        assert [p["name"] for p in some.get(PROJECTS).json()["projects"]] == ["b1", "b3"]
