@@ -10,7 +10,7 @@ from unittest.mock import ANY
 
 import httpx
 import pytest
-from api_cases import CLASSES, Service, png, service
+from api_cases import CLASSES, Service, offer, png, service
 
 import rayal
 from rayal.client import item_key
@@ -194,7 +194,7 @@ def test_contents_come_back(made: Service) -> None:
     with client(made) as api:
         api.create_project(IMAGES)
         api.push("new", [{"id": "a/1.png", "data": png(7)}])
-        made.offer(["a/1.png"], project="new")
+        offer(made.ledger, ["a/1.png"], "new")
         content = api.content("new", "a/1.png")
         assert content.startswith(b"\x89PNG")
         assert api.fetch(api.lease("new", "ann")[0]["item"]["content"]) == content

@@ -81,11 +81,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield made
 
 
-def check(case: Case, made: Service) -> None:
+def check(case: Case[Any], made: Service) -> None:
     """Make a drawn request as the administrator, and check the answer by all checks there are."""
     headers = {"Authorization": f"Bearer {made.tokens['admin']}"}
     answer = case.call(headers=headers, app=made.carrier.app)
-    excluded = []
+    excluded: Any = []
     if answer.status_code in (409, 412, 422, 428) and UNSAYABLE.search(answer.text):
         excluded = CHECKS.get_by_names(["positive_data_acceptance"])
     case.validate_response(answer, headers=headers, excluded_checks=excluded)
@@ -93,12 +93,12 @@ def check(case: Case, made: Service) -> None:
 
 @few.parametrize()  # type: ignore[untyped-decorator]
 @settings(max_examples=FEW, **SETTINGS)
-def test_few_requests(case: Case, made: Service) -> None:
+def test_few_requests(case: Case[Any], made: Service) -> None:
     check(case, made)
 
 
 @pytest.mark.slow
 @many.parametrize()  # type: ignore[untyped-decorator]
 @settings(max_examples=MANY, **SETTINGS)
-def test_many_requests(case: Case, made: Service) -> None:
+def test_many_requests(case: Case[Any], made: Service) -> None:
     check(case, made)
