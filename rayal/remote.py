@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ HERE = "http://127.0.0.1:8000"
 def projects(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the projects that the token may see."""
     with _client(url, token) as client:
-        _show(list(client.projects()), json_)
+        _rows(list(client.projects()), json_)
 
 
 @remote.command()
@@ -196,7 +197,7 @@ def predict(
 def models(project: Name, url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the versions of the model."""
     with _client(url, token) as client:
-        _show(client.models(project), json_)
+        _rows(client.models(project), json_)
 
 
 @remote.command()
@@ -209,7 +210,7 @@ def jobs(
 ) -> None:
     """List jobs, or show one."""
     with _client(url, token) as client:
-        _show(list(client.jobs(project)) if job is None else client.job(job), json_)
+        _rows(list(client.jobs(project)) if job is None else [client.job(job)], json_)
 
 
 @tokens.command("create")
@@ -232,7 +233,7 @@ def create_token(
 def list_tokens(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the tokens, without their secrets."""
     with _client(url, token) as client:
-        _show(client.tokens(), json_)
+        _rows(client.tokens(), json_)
 
 
 @tokens.command("revoke")
@@ -260,6 +261,31 @@ def _show(value: Any, as_json: bool) -> None:
     show(value, as_json=as_json)
 
 
+def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Show rows; in a table with readable times and metrics, and without what is not there."""
+    _show(rows if as_json else [_line(row) for row in rows], as_json)
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_at"):
+            line[name.removesuffix("_at")] = "" if value is None else _moment(value)
+        elif name == "metrics":
+            line |= _metrics(value)
+        else:
+            line[name] = "" if value is None else value
+    return line
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _metrics(given: Mapping[str, Any]) -> dict[str, str]:
+    return {name: "" if value is None else f"{value:.4f}" for name, value in given.items()}
+
+
 def _lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
     said = row["suggestion"]
     return {
@@ -274,6 +300,5 @@ def _lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
 
 def _round_line(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("n", "stage", "wanted", "labeled", "labels", "model")
-    metrics = {k: "" if v is None else f"{v:.4f}" for k, v in row["metrics"].items()}
     failed = {} if row["error"] is None else {"error": row["error"]}
-    return {**{name: row[name] for name in names}, **metrics, **failed}
+    return {**{name: row[name] for name in names}, **_metrics(row["metrics"]), **failed}

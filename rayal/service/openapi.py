@@ -20,6 +20,14 @@ digits) in paths; every answer holds both. Lists are paged by `cursor` and `limi
 _DROPPED = ("HTTPValidationError", "ValidationError")  # what FastAPI would answer by itself
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out: it has no text that means null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
+
+
 def _read_by_handlers() -> dict[str, Any]:
     """Return the schemas of bodies that FastAPI does not read."""
     made = ItemsBody.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -45,5 +53,9 @@ def document(app: FastAPI) -> dict[str, Any]:
         text = "a token of this service, as POST /v1/tokens gives it"
         bearer = {"type": "http", "scheme": "bearer", "description": text}
         components["securitySchemes"] = {"bearer": bearer}
+        for methods in made["paths"].values():
+            for operation in methods.values():
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _without_null(parameter["schema"])
         app.openapi_schema = made
     return app.openapi_schema

@@ -62,8 +62,8 @@ class Operation:
         problems: types beyond those that follow from the rest.
         limit: which limit the body has.
         types: content types of the body, where that is not JSON alone.
-        once: how a POST takes an Idempotency-Key: its answer is stored in the transaction of its
-            effect; or after it, where the effect is long and may be repeated; or never, where
+        once: how POST and PATCH take an Idempotency-Key: the answer is stored in the transaction
+            of the effect; or after it, where that is long and may be repeated; or never, where
             there is none.
         body: the OpenAPI request body of a handler that reads it by itself.
     """
@@ -84,8 +84,11 @@ class Operation:
 
     @property
     def idempotent(self) -> bool:
-        """Whether an Idempotency-Key makes a repeated request have its effect once."""
-        return self.method == "POST" and self.once != "never"
+        """Whether an Idempotency-Key makes a repeated request have its effect once.
+
+        PUT and DELETE are so by nature.
+        """
+        return self.method in ("POST", "PATCH") and self.once != "never"
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
         """Return every response that is not the usual one, for the OpenAPI document."""

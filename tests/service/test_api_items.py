@@ -28,6 +28,14 @@ def pictures(tmp_path: Path) -> Iterator[Service]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Give a client for requests that change nothing."""
+    with service(tmp_path_factory.mktemp("shared")) as made, made.client() as client:
+        made.pictures()
+        yield client
+
+
 @pytest.fixture
 def client(pictures: Service) -> Iterator[httpx.Client]:
     with pictures.client() as made:
@@ -172,8 +180,8 @@ def test_items_of_a_pool_that_others_use_are_not_pushed(client: httpx.Client) ->
         "a",
     ],
 )
-def test_what_is_no_item_names_its_row(client: httpx.Client, item: Any) -> None:
-    answer = client.post(ITEMS, json={"items": [{"id": "b", "data": png()}, item]})
+def test_what_is_no_item_names_its_row(shared: httpx.Client, item: Any) -> None:
+    answer = shared.post(ITEMS, json={"items": [{"id": "b", "data": png()}, item]})
     document = problem(answer, 422, "validation")
     assert document["errors"][0]["pointer"].startswith("/items/1")
 

@@ -26,6 +26,14 @@ def birds(tmp_path: Path) -> Iterator[Service]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Give a client for requests that change nothing."""
+    with service(tmp_path_factory.mktemp("shared")) as made, made.client() as client:
+        made.pictures()
+        yield client
+
+
 @pytest.fixture
 def client(birds: Service) -> Iterator[httpx.Client]:
     with birds.client() as made:
@@ -183,8 +191,8 @@ def test_an_allowed_method_is_named_where_another_is_not(client: httpx.Client) -
         (b'{"labels":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "deeper"),
     ],
 )
-def test_what_is_no_json_text_is_refused(client: httpx.Client, body: bytes, told: str) -> None:
-    answer = client.post(LABELS, content=body, headers={"Content-Type": "application/json"})
+def test_what_is_no_json_text_is_refused(shared: httpx.Client, body: bytes, told: str) -> None:
+    answer = shared.post(LABELS, content=body, headers={"Content-Type": "application/json"})
     assert told in problem(answer, 422, "validation")["detail"]
 
 
@@ -202,9 +210,9 @@ def test_what_is_no_json_text_is_refused(client: httpx.Client, body: bytes, told
         ("", False),
     ],
 )
-def test_only_json_is_taken(client: httpx.Client, given: str, taken: bool) -> None:
+def test_only_json_is_taken(shared: httpx.Client, given: str, taken: bool) -> None:
     headers = {"Content-Type": given} if given else {}
-    answer = client.post(LABELS, content=b'{"labels": []}', headers=headers)
+    answer = shared.post(LABELS, content=b'{"labels": []}', headers=headers)
     kind = ("validation", 422) if taken else ("unsupported-media-type", 415)
     problem(answer, kind[1], kind[0])
 
@@ -250,8 +258,8 @@ def test_a_body_is_bounded_however_it_comes(birds: Service, client: httpx.Client
         "/v1/jobs?project=%00",
     ],
 )
-def test_parameters_that_are_wrong_are_refused(client: httpx.Client, path: str) -> None:
-    document = problem(client.get(path), 422, "validation")
+def test_parameters_that_are_wrong_are_refused(shared: httpx.Client, path: str) -> None:
+    document = problem(shared.get(path), 422, "validation")
     assert document["errors"][0]["pointer"].startswith("query:")
 
 
@@ -271,8 +279,8 @@ def test_parameters_that_are_wrong_are_refused(client: httpx.Client, path: str) 
         "/v1/jobs/..",
     ],
 )
-def test_a_path_that_names_nothing_is_not_found(client: httpx.Client, path: str) -> None:
-    problem(client.get(path), 404, "not-found")
+def test_a_path_that_names_nothing_is_not_found(shared: httpx.Client, path: str) -> None:
+    problem(shared.get(path), 404, "not-found")
 
 
 def test_a_client_that_is_too_fast_is_told_when_to_come_again(birds: Service) -> None:

@@ -116,8 +116,11 @@ def test_what_is_not_registered_or_allowed_is_refused(
 def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
     path = "/v1/projects/changing"
     seen = client.post(PROJECTS, json={**IMAGES, "name": "changing"}).headers["etag"]
-    answer = client.patch(path, json={"batch_size": 9}, headers={"If-Match": seen})
+    headers = {"If-Match": seen, "Idempotency-Key": "change"}
+    answer, again = (client.patch(path, json={"batch_size": 9}, headers=headers) for _ in "ab")
     assert answer.status_code == 200, answer.text
+    assert (again.json(), again.headers["etag"]) == (answer.json(), '"2"')
+    assert again.headers["idempotency-replayed"] == "true"
     assert (answer.json()["settings"]["batch"], answer.headers["etag"]) == (9, '"2"')
     stale = client.patch(path, json={"batch_size": 7}, headers={"If-Match": seen})
     problem(stale, 412, "precondition-failed")

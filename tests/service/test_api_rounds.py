@@ -275,6 +275,10 @@ def test_a_stateless_query_chooses_as_select_does(birds: Service, client: httpx.
         "validation",
     )
     problem(client.post("/v1/query", json={**body, "k": 0}), 422, "validation")
+    problem(client.post("/v1/query", json={**body, "ids": ["a"]}), 422, "validation")
+    uneven = {**body, "columns": {"log_probs": rows, "embedding": rows[1:]}}
+    problem(client.post("/v1/query", json=uneven), 422, "validation")
+    assert client.post("/v1/query", json={**body, "k": 2.0}).json() == answer.json()
     limits = replace(birds.backend.limits, query_rows=3)
     with birds.changed(limits=limits) as changed, changed.client() as small:
         problem(small.post("/v1/query", json=body), 413, "too-large")

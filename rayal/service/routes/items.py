@@ -32,7 +32,8 @@ def list_items(
     call: Here,
     project: ProjectName,
     state: Annotated[
-        State | None, Query(description="left out: items that were ever offered or labeled")
+        State | None,
+        Query(description="left out: items that were ever offered or labeled"),
     ] = None,
     limit: Limit = 1000,
     cursor: Cursor = None,

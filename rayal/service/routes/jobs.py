@@ -25,14 +25,16 @@ def accepted(row: JobRow) -> Answer:
     return Answer(Accepted(job=shown(row)), 202, {"Location": f"/v1/jobs/{row.job}"})
 
 
-@routes.route("GET", "/v1/jobs", ANY, answers=JobPage)
+@routes.route("GET", "/v1/jobs", ANY, answers=JobPage, problems=["not-found"])
 def list_jobs(
     call: Here,
     project: Annotated[
-        str | None, Query(pattern=f"^({PROJECT})$", description="jobs of this project")
+        str | None,
+        Query(pattern=f"^({PROJECT})$", description="jobs of this project"),
     ] = None,
     state: Annotated[
-        Literal["queued", "running", "done", "failed", "cancelled"] | None, Query()
+        Literal["queued", "running", "done", "failed", "cancelled"] | None,
+        Query(),
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,

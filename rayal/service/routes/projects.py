@@ -44,7 +44,8 @@ Patch = Annotated[
     ),
 ]
 IfMatch = Annotated[
-    str | None, Header(description="the ETag of the project that was seen", pattern=r'^"[0-9]+"$')
+    str | None,
+    Header(description="the ETag of the project that was seen", pattern=r'^"[0-9]{1,18}"$'),
 ]
 
 
@@ -109,7 +110,7 @@ def change_project(
         raise ProblemError(
             "precondition-required", "send If-Match with the ETag that GET has given"
         )
-    version = int(if_match.strip('"')[:18])
+    version = int(if_match.strip('"'))
     row = patch_project(call.backend.ledger, project, dict(body.items()), version=version)
     return _answer(call, row, 200, {})
 

@@ -196,4 +196,3 @@ def _shown(made: Pushed, wrong: Sequence[Refused] = ()) -> ItemsPushed:
 
 def _refused(item: str, detail: str) -> Refused:
     return Refused(id=item, key=key_of(item), detail=detail)
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayal.service.auth import ANY, READ
@@ -41,8 +41,20 @@ def query_project(call: Here, project: ProjectName, body: RankedBody) -> Answer:
 async def query_columns(call: Here, body: QueryBody) -> Picks:
     """Choose among columns that the request holds, as ``rayal.select`` does; nothing is kept."""
     most = call.backend.limits.query_rows
-    columns: Mapping[str, list[Any]] = {**body.columns, **(body.labeled or {})}
-    rows = max(len(column) for column in columns.values())
-    if rows > most:
-        raise ProblemError("too-large", f"{rows} rows are given; {most} are the most")
+    rows = _rows("columns", body.columns, most)
+    if body.labeled:
+        _rows("labeled", body.labeled, most)
+    if body.ids is not None and len(body.ids) != rows:
+        raise ProblemError("validation", f"ids: {len(body.ids)} are given for {rows} rows")
     return Picks(**await call.backend.query(body.model_dump()))
+
+
+def _rows(what: str, columns: Mapping[str, Sequence[Any]], most: int) -> int:
+    """Return the number of rows, which all columns have."""
+    counts = {len(column) for column in columns.values()}
+    if len(counts) != 1:
+        raise ProblemError("validation", f"{what}: rows of one number are needed, not {counts}")
+    rows = counts.pop()
+    if rows > most:
+        raise ProblemError("too-large", f"{what}: {rows} rows are given; {most} are the most")
+    return rows

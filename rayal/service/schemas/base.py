@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from rayal.service.routing import PATTERNS
 from rayal.types import id_keys
@@ -36,6 +36,14 @@ Text = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", examples=["00f3a1c45be27d98"])]
 Moment = Annotated[FiniteFloat, Field(description="seconds since the epoch")]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _whole(given: Any) -> Any:
+    """Take 3.0 for 3, as JSON schemas do."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 def _path(name: str, description: str, example: Any) -> Any:

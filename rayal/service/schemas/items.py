@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, example
+from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, Whole, example
 
 State = Literal["unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten"]
 Features = dict[str, float] | list[float]
@@ -106,7 +106,7 @@ class RankedBody(Body):
     """How many of the best open items."""
 
     model_config = example(count=100)
-    count: int = Field(100, ge=1, le=1000)
+    count: Whole = Field(100, ge=1, le=1000)
     cursor: str | None = Field(None, max_length=4096, pattern=r"^[A-Za-z0-9_-]+$")
 
 
@@ -149,10 +149,10 @@ class QueryBody(Body):
     columns: dict[str, list[Any]] = Field(
         min_length=1, max_length=16, description="name to rows; all have as many rows"
     )
-    k: int = Field(ge=1, le=10_000)
+    k: Whole = Field(ge=1, le=10_000)
     ids: list[ItemId] | None = Field(None, max_length=10_000)
     labeled: dict[str, list[Any]] | None = Field(None, max_length=16)
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Whole = Field(0, ge=0, lt=2**63)
 
 
 class ColumnPick(Answered):

@@ -17,6 +17,7 @@ from rayal.service.schemas.base import (
     Moment,
     Page,
     Text,
+    Whole,
     example,
 )
 
@@ -26,7 +27,7 @@ class LeaseBody(Body):
 
     model_config = example(annotator="ada", count=10)
     annotator: Annotator
-    count: int = Field(1, ge=1, le=100, description="items, counting those already held")
+    count: Whole = Field(1, ge=1, le=100, description="items, counting those already held")
     ttl_s: float | None = Field(
         None, gt=0, le=86_400, description="seconds that new leases last; null: as the project says"
     )

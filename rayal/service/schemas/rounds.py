@@ -14,6 +14,7 @@ from rayal.service.schemas.base import (
     Moment,
     Page,
     Text,
+    Whole,
     example,
 )
 from rayal.service.schemas.items import ItemContent
@@ -60,7 +61,7 @@ class CloseBody(Body):
 
     model_config = example(reason="end of the day")
     reason: Text = ""
-    min_labels: int | None = Field(None, ge=0, description="refuse with fewer new labels")
+    min_labels: Whole | None = Field(None, ge=0, description="refuse with fewer new labels")
 
 
 class ModelInfo(Answered):
