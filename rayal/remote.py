@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from rayal.errors import LabelError, SettingsError
 from rayal.remote_files import answers_of, items_of
+from rayal.remote_lines import lease_line, line, round_line
 
 if TYPE_CHECKING:
     from rayal.client import Client
@@ -86,7 +86,7 @@ def lease(
         if json_ or not made["leases"]:
             _show(made, json_)
             return
-        _show([_lease_line(row, client.url) for row in made["leases"]], json_)
+        _show([lease_line(row, client.url) for row in made["leases"]], json_)
 
 
 @remote.command()
@@ -141,7 +141,7 @@ def rounds(project: Name, url: Url = HERE, token: Token = None, json_: Json = Fa
     """Show the rounds: stage, labels, metrics."""
     with _client(url, token) as client:
         rows = client.rounds(project)
-    _show(rows if json_ else [_round_line(row) for row in rows], json_)
+    _show(rows if json_ else [round_line(row) for row in rows], json_)
 
 
 @remote.command()
@@ -164,7 +164,7 @@ def status(project: Name, url: Url = HERE, token: Token = None, json_: Json = Fa
     """Show a project: its settings, items by state, rounds, and unfinished job."""
     with _client(url, token) as client:
         info, rows = client.project(project), client.rounds(project)
-    lines: Any = rows if json_ else [_round_line(row) for row in rows]
+    lines: Any = rows if json_ else [round_line(row) for row in rows]
     _show({**info, "rounds": lines}, json_)
 
 
@@ -189,7 +189,10 @@ def predict(
     """Show what a model says of items."""
     with _client(url, token) as client:
         rows = client.predict(project, items=items, model=model)
-    plain = [{k: row[k] for k in ("item", "label", "score")} for row in rows]
+    plain = [
+        {"item": row["item"], "label": row["label"], "probability": f"{max(row['probs']):.4f}"}
+        for row in rows
+    ]
     _show(rows if json_ else plain, json_)
 
 
@@ -263,42 +266,4 @@ def _show(value: Any, as_json: bool) -> None:
 
 def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Show rows; in a table with readable times and metrics, and without what is not there."""
-    _show(rows if as_json else [_line(row) for row in rows], as_json)
-
-
-def _line(row: Mapping[str, Any]) -> dict[str, Any]:
-    line: dict[str, Any] = {}
-    for name, value in row.items():
-        if name.endswith("_at"):
-            line[name.removesuffix("_at")] = "" if value is None else _moment(value)
-        elif name == "metrics":
-            line |= _metrics(value)
-        else:
-            line[name] = "" if value is None else value
-    return line
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
-
-
-def _metrics(given: Mapping[str, Any]) -> dict[str, str]:
-    return {name: "" if value is None else f"{value:.4f}" for name, value in given.items()}
-
-
-def _lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
-    said = row["suggestion"]
-    return {
-        "item": row["item"]["id"],
-        "rank": row["rank"],
-        "round": row["round"],
-        "suggestion": "" if said is None else said["label"],
-        "lease": row["lease_id"],
-        "content": url + row["item"]["content"],
-    }
-
-
-def _round_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("n", "stage", "wanted", "labeled", "labels", "model")
-    failed = {} if row["error"] is None else {"error": row["error"]}
-    return {**{name: row[name] for name in names}, **_metrics(row["metrics"]), **failed}
+    _show(rows if as_json else [line(row) for row in rows], as_json)
