@@ -32,7 +32,8 @@ barred() { # NAME COMMAND…: the bars that a program states
 run() { uv run -q python "$@"; }
 pid=
 start() { # FOLDER PORT: a service, until it is ready
-  run -m rayal serve --storage "$1" --port "$2" --token-file "$work/token" > "$work/serve.log" 2>&1 &
+  (exec uv run -q python -m rayal serve --storage "$1" --port "$2" --token-file "$work/token") \
+    > "$work/serve.log" 2>&1 &
   pid=$!
   for _ in $(seq 120); do
     if curl -sf --noproxy '*' "http://127.0.0.1:$2/readyz" > "$work/ready"; then return 0; fi
