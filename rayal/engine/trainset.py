@@ -21,6 +21,7 @@ from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
+from rayal.models.build import checked_parameters, find_factory
 from rayal.models.committee import Committee, home_of
 from rayal.registry import strategies
 from rayal.tasks import Task, task_for
@@ -76,6 +77,27 @@ def check_initial(spec: ProjectSpec) -> None:
         raise NeedsError(
             f"initial.strategy {spec.initial.strategy!r} asks a model that is not trained yet; "
             "use random"
+        )
+
+
+def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
+    """Raise SettingsError where a committee would have too many weights; none is allocated.
+
+    Args:
+        spec: with the network and the committee's size.
+        task: of its rows.
+        most: weights of all members.
+    """
+    network = spec.network
+    factory = find_factory(network.name)
+    arguments = checked_parameters(network.name, factory, network.params)
+    with torch.device("meta"):
+        net = factory(tuple(task.input_shape), task.n_outputs, **arguments)
+    weights = spec.committee_size * sum(p.numel() for p in net.parameters())
+    if weights > most:
+        raise SettingsError(
+            f"{spec.committee_size} x network {network.name!r} would have {weights} weights, at "
+            f"most {most} are allowed; give smaller params, or fewer members"
         )
 
 

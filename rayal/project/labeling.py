@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, bindparam, func, select
 
 from rayal.errors import LedgerError
 from rayal.project.agreement import value_text
@@ -27,6 +27,31 @@ from rayal.project.work import EXPIRED, LABELED, sweep
 from rayal.project.work import SKIPPED as SKIPPED_LEASE
 
 Entry = LabelEntry | SkipEntry
+
+
+def _resolved() -> Select[Any]:
+    """Select item and value by the last row of each item's history until ``until``."""
+    row, held = labels.alias("row"), labels.alias("held")
+    project = bindparam("project", type_=labels.c.project.type)
+    told = (labels.c.project == project) & (labels.c.seq <= bindparam("until"))
+    last = select(func.max(labels.c.seq)).where(told).group_by(labels.c.item)
+    return (
+        select(held.c.item, held.c.value)
+        .join_from(row, held, held.c.seq == row.c.resolution)
+        .join(items, items.c.item == held.c.item)
+        .where(row.c.project == project, held.c.project == project)
+        .where(items.c.project == project, items.c.forgotten.is_(False))
+        .where(row.c.seq.in_(last))
+    )
+
+
+# Statements are made once: that costs more than running them.
+_RESOLVED = _resolved()
+_HISTORY = (
+    labels.select()
+    .where(labels.c.project == bindparam("project"), labels.c.seq > bindparam("since"))
+    .order_by(labels.c.seq)
+)
 
 
 class Labels(Store):
@@ -100,18 +125,8 @@ class Labels(Store):
         """
         with self._read(project) as conn:
             until = last_seq(conn, project) if up_to is None else up_to
-            of_project = (labels.c.project == project) & (labels.c.seq <= until)
-            last = select(func.max(labels.c.seq)).where(of_project).group_by(labels.c.item)
-            row, held = labels.alias("row"), labels.alias("held")
-            query = (
-                select(held.c.item, held.c.value)
-                .join_from(row, held, held.c.seq == row.c.resolution)
-                .join(items, items.c.item == held.c.item)
-                .where(row.c.project == project, held.c.project == project)
-                .where(items.c.project == project, items.c.forgotten.is_(False))
-                .where(row.c.seq.in_(last))
-            )
-            values = {item: value for item, value in conn.execute(query)}
+            rows = conn.execute(_RESOLVED, {"project": project, "until": until})
+            values = {item: value for item, value in rows}
         return dict(sorted(values.items()))
 
     def labels_seq(self, project: str) -> int:
@@ -122,9 +137,8 @@ class Labels(Store):
     def labels(self, project: str, since: int = 0, limit: int | None = None) -> list[LabelRow]:
         """Return the history of answers after row ``since``, in order, at most ``limit`` rows."""
         with self._read(project) as conn:
-            later = (labels.c.project == project) & (labels.c.seq > since)
-            query = labels.select().where(later).order_by(labels.c.seq).limit(limit)
-            return [LabelRow(**row) for row in conn.execute(query).mappings()]
+            rows = conn.execute(_HISTORY.limit(limit), {"project": project, "since": since})
+            return [LabelRow(**row) for row in rows.mappings()]
 
     def new_labels(self, project: str, since: int) -> int:
         """Return how many items got a label in a slot, or another one, after row ``since``."""

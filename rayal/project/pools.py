@@ -58,17 +58,18 @@ class Pools(Store):
 
 def find_snapshot(conn: Connection, pool: str, number: int | None) -> Snapshot:
     """Return a snapshot of a pool, the latest if no number is given."""
-    rows = conn.execute(
-        snapshots.select().where(snapshots.c.pool == pool).order_by(snapshots.c.number)
-    ).mappings()
-    known = {row["number"]: row for row in rows}
-    if not known:
+    of_pool = snapshots.select().where(snapshots.c.pool == pool)
+    newest = of_pool.order_by(snapshots.c.number.desc()).limit(1)
+    row = latest = conn.execute(newest).mappings().first()
+    if latest is None:
         names = conn.scalars(select(snapshots.c.pool).distinct())
         raise UnknownNameError(f"pool {pool!r} does not exist; {nearest(pool, names)}")
-    wanted = max(known) if number is None else number
-    if wanted not in known:
-        raise UnknownNameError(f"pool {pool!r} has no snapshot {wanted}; it has 1 to {max(known)}")
-    return Snapshot(**{**known[wanted], "parts": tuple(_parts(conn, pool, wanted))})
+    if number is not None:
+        row = conn.execute(of_pool.where(snapshots.c.number == number)).mappings().first()
+    if row is None:
+        last = latest["number"]
+        raise UnknownNameError(f"pool {pool!r} has no snapshot {number}; it has 1 to {last}")
+    return Snapshot(**{**row, "parts": tuple(_parts(conn, pool, row["number"]))})
 
 
 def _parts(conn: Connection, pool: str, number: int) -> list[PoolPart]:

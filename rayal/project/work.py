@@ -14,10 +14,11 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    ScalarSelect,
     Select,
+    Table,
     and_,
     bindparam,
-    exists,
     func,
     select,
 )
@@ -149,29 +150,33 @@ def has_free_slot(*, lasting: bool = False) -> ColumnElement[bool]:
     Args:
         lasting: count only leases that last beyond ``moment``, not all that say they are active.
     """
-    active = select(func.count()).select_from(leases).where(on_item(leases), is_active())
+    active = is_active()
     if lasting:
-        active = active.where(leases.c.expires > bindparam("moment"))
-    taken = items.c.accepted + active.correlate(items).scalar_subquery()
-    return and_(items.c.open.is_(True), taken < items.c.need)
+        active &= leases.c.expires > bindparam("moment")
+    return and_(items.c.open.is_(True), items.c.accepted + _count(leases, active) < items.c.need)
 
 
 def _open_items() -> Select[Any]:
-    """Select the items with a free slot that the annotator neither holds, labeled nor skipped."""
+    """Select the items with a free slot that the annotator neither holds, labeled nor skipped.
+
+    Rows are counted, not tested for existence: of that PostgreSQL makes joins which, before it has
+    statistics, read every lease for every item.
+    """
     annotator: BindParameter[str] = bindparam("annotator")
-    holds = exists().where(on_item(leases), is_active(), leases.c.annotator == annotator)
-    answered = exists().where(
-        on_item(labels),
-        labels.c.annotator == annotator,
-        labels.c.superseded_by.is_(None),
-        labels.c.status != "retracted",
-    )
+    holds = is_active() & (leases.c.annotator == annotator)
+    answered = (labels.c.annotator == annotator) & labels.c.superseded_by.is_(None)
     return select(items).where(
         items.c.project == bindparam("project"),
         has_free_slot(),
-        ~holds.correlate(items),
-        ~answered.correlate(items),
+        _count(leases, holds) == 0,
+        _count(labels, answered & (labels.c.status != "retracted")) == 0,
     )
+
+
+def _count(table: Table, condition: ColumnElement[bool]) -> ScalarSelect[int]:
+    """Return the number of an item's rows in a table."""
+    query = select(func.count()).select_from(table).where(on_item(table), condition)
+    return query.correlate(items).scalar_subquery()
 
 
 def _holding(*conditions: ColumnElement[bool]) -> Select[Any]:

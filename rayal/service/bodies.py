@@ -42,6 +42,14 @@ class ModelBody(Section):
     members: Members = key(1, "networks in the committee")
     threads_per_model: Members = key(1, "torch threads")
 
+    @field_validator("params")
+    @classmethod
+    def _short(cls, given: dict[str, Any]) -> dict[str, Any]:
+        long = [n for n, v in given.items() if isinstance(v, tuple | list) and len(v) > 64]
+        if long:
+            raise ValueError(f"{long[0]} has more than 64 entries")
+        return given
+
 
 class LearnerBody(Named):
     """How one member is trained; further keys are the learner's hyperparameters."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rayal.engine.spec import ProjectSpec
     from rayal.learners.base import Learner
 
+WEIGHTS = 500_000_000  # of a committee, that a client may ask for
 _FIXED = ("name", "pool")
 _RESTS = ("labels_per_item", "agreement", "max_labels")  # what past training sets rest on
 _FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
@@ -219,8 +220,9 @@ def _payload(asked: ProjectBody) -> dict[str, Any]:
 
 def _check(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
     """Check that network, learner and strategy fit the pool; one that grows has items later."""
-    from rayal.engine.trainset import check_initial, check_needs, check_spec
+    from rayal.engine.trainset import check_initial, check_needs, check_spec, refuse_large, task_of
 
+    refuse_large(spec, task_of(pool, spec.task), most=WEIGHTS)
     if asked.pool is None:
         check_initial(spec)
         check_needs(pool, spec)

@@ -1,9 +1,11 @@
 """Items that come over HTTP, and their content on the way back.
 
 A call of ``push_items`` makes one snapshot, with one part for each role: right for hundreds of
-items, wasteful for one at a time (``rayal.engine.push`` bounds their number). A staged file of
-JSON lines is one snapshot too, however large, with parts as an ingest of the same items makes
-them: the way to bring a pool, and to have the same picks as a run on the same items elsewhere.
+items, wasteful for one at a time. Each call looks for its ids in every part (0.2 ms a part), and
+each scan opens every part; ``rayal.engine.push`` bounds their number, nothing joins them later. A
+staged file of JSON lines is one snapshot too, however large, with parts as an ingest of the same
+items makes them: the way to bring a pool, and to have the picks of a run on the same items
+elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from rayal.engine.rows import Role, Rows, Source
 from rayal.errors import ConflictError, PoolError, UnknownNameError, UriError
 from rayal.project import Ledger
 from rayal.service.content import ContentLimits, PushedItem, Reader, shown
-from rayal.service.pools import pool_of
+from rayal.service.pools import opened, pool_of
 from rayal.service.uris import Prefixes
 
 __all__ = ["PushedItem", "Pushed", "ContentLimits", "push_items", "content_of", "stage"]
@@ -122,7 +124,8 @@ def item_of(ledger: Ledger, project: str, key: int) -> str:
     Raises:
         UnknownNameError: the project's pool has none.
     """
-    found = pool_of(ledger, project, ()).lookup.id_of(key)
+    pool = opened(ledger, project, lambda held: held.lookup.id_of(key) is not None)
+    found = pool.lookup.id_of(key)
     if found is None:
         raise UnknownNameError(f"project {project!r} has no item with key {key:016x}")
     return found
@@ -217,7 +220,10 @@ def _own_pool(ledger: Ledger, project: str) -> tuple[str, dict[str, Any]]:
             f"project {project!r} works on pool {row.pool!r}, which was there before; items are "
             "added to it where it was ingested"
         )
-    return row.pool, dict(ledger.snapshot(row.pool).info["payload"])
+    first = ledger.snapshot(
+        row.pool, 1
+    )  # without parts, and of the same payload as every later one
+    return row.pool, dict(first.info["payload"])
 
 
 class _StagedItems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rayal.engine.pool import Pool
 from rayal.project import Ledger
@@ -17,18 +17,29 @@ _lock = threading.Lock()
 def pool_of(ledger: Ledger, project: str, items: Sequence[str]) -> Pool:
     """Return a project's pool, as it was opened before if it holds the items, else the latest.
 
-    What a snapshot holds never changes, so an older one serves as well.
-
     Args:
         ledger: the storage root's ledger.
         project: its name.
         items: ids that are to be looked up; without any, the latest snapshot is opened.
     """
+    return opened(ledger, project, lambda pool: bool(items) and all(pool.contains(items)))
+
+
+def opened(ledger: Ledger, project: str, holds: Callable[[Pool], bool]) -> Pool:
+    """Return a project's pool, as it was opened before if that will do, else the latest.
+
+    What a snapshot holds never changes, so an older one serves as well.
+
+    Args:
+        ledger: the storage root's ledger.
+        project: its name.
+        holds: whether a pool has what is wanted.
+    """
     name = ledger.project(project).pool
     key = (str(ledger.root.absolute()), name)
     with _lock:
         held = _pools.get(key)
-    if held is not None and items and all(held.contains(items)):
+    if held is not None and holds(held):
         return held
     latest = ledger.snapshot(name)
     if held is None or held.snapshot != latest.number:

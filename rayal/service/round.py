@@ -11,6 +11,7 @@ from rayal.engine.rounds import INITIAL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.engine.versions import answers, describe
+from rayal.errors import NeedsError
 from rayal.models.committee import Committee
 from rayal.project import Ledger
 from rayal.project.models import version_name
@@ -51,7 +52,16 @@ class ServedProject(Project):
         return len(chosen.picks) if chosen else 0
 
     def work(self, options: WorkOptions) -> dict[str, Any]:
-        """Do one round, or end the one that was stopped, and commit its model."""
+        """Do one round, or end the one that was stopped, and commit its model.
+
+        Raises:
+            NeedsError: the project has a frozen backbone.
+        """
+        if self.spec.backbone is not None:
+            raise NeedsError(
+                f"project {self.name!r} has a frozen backbone, whose models are no versions yet; "
+                "run its rounds by `rayal run`"
+            )
         round = self._uncommitted()
         if round is None:
             self._take_settings()

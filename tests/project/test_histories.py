@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 from postgres_server import PostgresServer
 from rules_model import KEEP, Held, Model, Refused, Rules
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, bindparam, create_engine
 
 from rayal.errors import LeaseError, LedgerError
 from rayal.project import LabelEntry, Ledger, Pick, SkipEntry
@@ -42,6 +42,12 @@ ITEMS = [f"i{n}" for n in range(6)]  # the last ones may never be offered
 ITEM = st.sampled_from(ITEMS)
 VALUE = st.sampled_from([0, 0, 1, 1, True, "ä", math.nan])
 HOW = st.sampled_from(["plain"] * 5 + ["once", "once", "crash", "crash in once", "torn"])
+OF_PROJECT = {
+    name: table.select().where(table.c.project == bindparam("project"))
+    for name, table in metadata.tables.items()
+    if "project" in table.c
+}
+Rows = dict[str, list[dict[str, Any]]]
 TTL = 10.0
 STEPS = 25
 FAST = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
@@ -327,8 +333,12 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.rounds)
     @invariant()
-    def slots_hold_and_nothing_is_lost(self) -> None:
+    def the_rules_hold(self) -> None:
         rows = self.rows("items", "leases", "labels")
+        self.slots_hold_and_nothing_is_lost(rows)
+        self.the_ledger_is_what_the_rules_say(rows)
+
+    def slots_hold_and_nothing_is_lost(self, rows: Rows) -> None:
         active = [row for row in rows["leases"] if row["state"] == "active"]
         twice = Counter((row["annotator"], row["item"]) for row in active)
         assert set(twice.values()) <= {1}
@@ -345,26 +355,27 @@ class Histories(RuleBasedStateMachine):
         kept = {(r["annotator"], r["item"], r["seq"]): r["value"] for r in rows["labels"]}
         assert all(repr(kept[key]) == repr(value) for key, value in self.given.items())
 
-    @precondition(lambda self: self.rounds)
-    @invariant()
-    def the_ledger_is_what_the_rules_say(self) -> None:
-        model, ledger, now = self.model, self.ledger, self.model.now
+    def the_ledger_is_what_the_rules_say(self, rows: Rows) -> None:
+        model = self.model
         states = {item: model.state(item) for item in model.touched()}
-        assert ledger.states(self.project, now=now) == states
-        leases = {row["lease"]: row for row in self.rows("leases")["leases"]}
+        assert self.ledger.states(self.project, now=model.now) == states
         assert {
-            name: (r["item"], r["annotator"], r["state"], r["granted"], r["expires"])
-            for name, r in leases.items()
+            r["lease"]: (r["item"], r["annotator"], r["state"], r["granted"], r["expires"])
+            for r in rows["leases"]
         } == {name: astuple(held) for name, held in model.leases.items()}
-        told = [(r.item, r.annotator, r.value, r.status, r.slot, r.late, r.lease, r.reason)
-                for r in ledger.labels(self.project)]  # fmt: skip
-        assert repr(told) == repr([astuple(a)[:-1] for a in model.history])
+        names = ("item", "annotator", "value", "status", "slot", "late", "lease", "reason")
+        told = sorted(rows["labels"], key=lambda row: row["seq"])
+        answers = [tuple(row[name] for name in names) for row in told]
+        assert repr(answers) == repr([astuple(a)[:-1] for a in model.history])
         self.steps += 1
-        if self.steps % 4 == 0:
+        if self.steps % 5 == 0:
             self.views_are_what_the_rules_say(states)
 
     def views_are_what_the_rules_say(self, states: dict[str, str]) -> None:
         model, ledger, now = self.model, self.ledger, self.model.now
+        history = [(r.seq, r.value, r.status) for r in ledger.labels(self.project)]
+        wanted_history = [(n, a.value, a.status) for n, a in enumerate(model.history, 1)]
+        assert repr(history) == repr(wanted_history)
         for up_to in {0, len(model.history) // 2, len(model.history)}:
             assert repr(ledger.resolved(self.project, up_to)) == repr(model.resolved(up_to))
         place = model.places.__getitem__
@@ -392,17 +403,13 @@ class Histories(RuleBasedStateMachine):
         for name, found in self.rows(*told).items():
             assert sorted(map(_text, told[name])) == sorted(map(_text, found)), name
 
-    def rows(self, *names: str) -> dict[str, list[dict[str, Any]]]:
-        tables = [metadata.tables[n] for n in names if "project" in metadata.tables[n].columns]
+    def rows(self, *names: str) -> Rows:
+        of_project = {"project": self.project}
         with self.ledger.engine.connect() as conn:
             return {
-                table.name: [
-                    dict(row)
-                    for row in conn.execute(
-                        table.select().where(table.c.project == self.project)
-                    ).mappings()
-                ]
-                for table in tables
+                name: [dict(row) for row in conn.execute(OF_PROJECT[name], of_project).mappings()]
+                for name in names
+                if name in OF_PROJECT
             }
 
 

@@ -149,12 +149,23 @@ def offer(ledger: Ledger, items: list[str], project: str = "birds") -> None:
 
 
 @contextmanager
-def service(root: Path, limits: Limits | None = None) -> Iterator[Service]:
-    """Give a service with the project birds on forty rows, of which eight are offered."""
-    shutil.copytree(_template(), root, dirs_exist_ok=True)
+def service(
+    root: Path, limits: Limits | None = None, database: str | None = None
+) -> Iterator[Service]:
+    """Give a service with the project birds on forty rows, of which eight are offered.
+
+    Args:
+        root: the storage root, an empty folder.
+        limits: what clients may ask for; nearly anything by default.
+        database: a PostgreSQL URL; SQLite by default.
+    """
+    if database is None:
+        shutil.copytree(_template(), root, dirs_exist_ok=True)
     clock = Clock()
     asked: list[Mapping[str, Any]] = []
-    with Ledger(root) as ledger, start_blocking_portal() as portal:
+    with Ledger(root, database=database) as ledger, start_blocking_portal() as portal:
+        if database is not None:
+            _fill(ledger)
         backend = _backend(ledger, clock, asked)
         backend = backend if limits is None else replace(backend, limits=limits)
         made = Service(backend, clock, InProcess(create_app(backend), portal), asked=asked)
@@ -167,13 +178,18 @@ def _template() -> Path:
     """Return a storage root to copy: ingest and offering are what takes time."""
     root = Path(tempfile.mkdtemp(prefix="rayal-api-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
+    with Ledger(root) as ledger:
+        _fill(ledger)
+    return root
+
+
+def _fill(ledger: Ledger) -> None:
+    """Make the project birds."""
     x = np.random.default_rng(0).normal(size=(ITEMS, 3))
     ids = [f"row/{i:02d}" for i in range(ITEMS)]
-    Pool.from_arrays(root, "rows", x, ids=ids)
-    with Ledger(root) as ledger:
-        ledger.create_project("birds", "rows", BIRDS)
-        offer(ledger, ids[:8])
-    return root
+    Pool.from_arrays(ledger.root, "rows", x, ids=ids)
+    ledger.create_project("birds", "rows", BIRDS)
+    offer(ledger, ids[:8])
 
 
 def _backend(ledger: Ledger, clock: Clock, asked: list[Mapping[str, Any]]) -> Backend:

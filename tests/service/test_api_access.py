@@ -57,7 +57,7 @@ def test_every_route_of_the_application_has_a_scope(birds: Service) -> None:
     assert all(isinstance(route, ScopedRoute) for route in routes)
     assert len(routes) == len(OPERATIONS)
     open_routes = [named(o) for o in OPERATIONS if o.need.level == "none"]
-    assert open_routes == ["GET /healthz", "GET /readyz"]
+    assert open_routes == ["GET /healthz", "GET /readyz", "GET /docs"]
 
 
 def test_a_route_without_a_scope_cannot_be_made() -> None:

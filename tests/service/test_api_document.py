@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from api_cases import Service, service
 
 from rayal.service.openapi import document
+from rayal.service.page import page
 from rayal.service.problems import KINDS
 from rayal.service.routes import SECTIONS
 
@@ -110,3 +112,34 @@ def test_bodies_have_examples_that_are_taken(described: dict[str, Any], made: Se
         assert client.post("/v1/projects/birds/leases", json=lease).status_code == 200
         token = client.post("/v1/tokens", json=schemas["TokenBody"]["examples"][0])
         assert token.status_code == 201
+
+
+def test_the_page_shows_every_operation_and_loads_nothing(
+    described: dict[str, Any], made: Service
+) -> None:
+    with made.client("") as client:
+        answer = client.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    for method, path, operation in operations(described):
+        assert f"{method.upper()} {path}<" in answer.text
+        assert f'id="{operation["operationId"]}"' in answer.text
+    for loads in ("<script", "<link", "<img", "src=", "http://", "https://", "@import", "url("):
+        assert loads not in answer.text
+    HTMLParser().feed(answer.text)
+
+
+def test_what_the_document_says_is_escaped() -> None:
+    operation = {
+        "tags": ["x"],
+        "operationId": "x",
+        "description": "<script>alert(1)</script>",
+        "parameters": [{"name": "<b>", "in": "query", "description": "<b>"}],
+        "responses": {"200": {"description": "<b>"}},
+    }
+    made = {
+        "info": {"title": "<b>", "version": "1", "description": "<b>"},
+        "paths": {"/<b>": {"get": operation}},
+        "components": {"schemas": {}},
+    }
+    assert "<script>" not in page(made)
+    assert "<b>" not in page(made)

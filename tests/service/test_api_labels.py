@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,45 @@ def test_a_client_that_makes_every_call_twice_ends_with_the_same_state(tmp_path:
     assert states[0] == states[1]
     assert len(states[0]["labels"]) == 8
     assert states[0]["jobs"] == [("round", "queued")]
+
+
+def test_annotators_at_the_same_time_never_share_an_item(birds: Service) -> None:
+    headers = {"Authorization": f"Bearer {birds.tokens['admin']}"}
+    transport = httpx.ASGITransport(birds.carrier.app)
+
+    async def work(annotator: str) -> list[str]:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://service", headers=headers
+        ) as client:
+            held = []
+            for _ in range(3):
+                answer = await client.post(LEASES, json={"annotator": annotator})
+                for given in answer.json()["leases"]:
+                    entry = said(given["item"]["id"], "cat", annotator, lease_id=given["lease_id"])
+                    result = await client.post(LABELS, json={"labels": [entry]})
+                    held.append(result.json()["results"][0])
+            return [row["item"] for row in held if row["status"] == "accepted"]
+
+    async def everybody() -> list[list[str]]:
+        return await asyncio.gather(*(work(f"annotator {i}") for i in range(6)))
+
+    found = [item for items in asyncio.run(everybody()) for item in items]
+    assert sorted(found) == [f"row/{i:02d}" for i in range(8)]
+    assert birds.ledger.counts("birds")["labeled"] == 8
+
+
+def test_the_same_request_at_the_same_time_has_its_effect_once(birds: Service) -> None:
+    headers = {"Authorization": f"Bearer {birds.tokens['admin']}", "Idempotency-Key": "k"}
+    transport = httpx.ASGITransport(birds.carrier.app)
+    body = {"labels": [said("row/00"), said("row/01", "dog"), said("row/00", "owl")]}
+
+    async def everybody() -> list[httpx.Response]:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://service", headers=headers
+        ) as client:
+            return await asyncio.gather(*(client.post(LABELS, json=body) for _ in range(6)))
+
+    answers = asyncio.run(everybody())
+    assert len({answer.text for answer in answers}) == 1
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 5
+    assert birds.ledger.labels_seq("birds") == 3

@@ -73,6 +73,9 @@ def _precondition_failed(birds: Service, client: httpx.Client) -> httpx.Response
     def patch(*args: Any, **more: Any) -> None:
         birds.ledger.update_project("birds", {}, version=99)
 
+    settings = birds.ledger.project("birds").settings
+    settings["service"]["request"] = {}
+    birds.ledger.update_project("birds", settings, version=1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("rayal.service.creation.patch_project", patch)
         return client.patch(

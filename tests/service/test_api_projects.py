@@ -140,6 +140,12 @@ def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
     assert client.get(path).headers["etag"] == '"3"'
 
 
+def test_a_project_that_was_not_made_here_is_not_changed_here(client: httpx.Client) -> None:
+    headers = {"If-Match": '"1"'}
+    answer = client.patch("/v1/projects/birds", json={"batch_size": 7}, headers=headers)
+    problem(answer, 409, "conflict")
+
+
 def test_a_deleted_project_is_unknown_and_its_name_is_taken(client: httpx.Client) -> None:
     body = {**IMAGES, "name": "going"}
     assert client.post(PROJECTS, json=body).status_code == 201

@@ -94,6 +94,8 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"model": {"weights": "/etc/passwd"}}, "model.weights: unknown key"),
     ({"model": {"frozen": True}}, "model.frozen: unknown key"),
     ({"model": {"members": 65}}, "model.members"),
+    ({"model": {"network": "mlp", "params": {"widths": [10**6, 10**6]}}}, "weights, at most"),
+    ({"model": {"network": "mlp", "params": {"widths": [1] * 65}}}, "more than 64 entries"),
     ({"model": {"quorum": 1}}, "model.quorum: unknown key"),
     ({"learner": "os:system"}, "learner.name"),
     ({"learner": "magic"}, "learner 'magic' does not exist"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,11 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
+from PIL import Image
 from service_cases import NOTHING, answer, body, project, push, rows, table_pool, work
+from sklearn.datasets import load_digits
 
+from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.files import collect_files, drop_files
 from rayal.engine.pool import Pool
@@ -24,7 +29,7 @@ from rayal.engine.versions import load
 from rayal.project import JobRow, LabelEntry, Ledger, Pick
 from rayal.service.creation import create_project, patch_project
 from rayal.service.due import Due
-from rayal.service.inbox import stage
+from rayal.service.inbox import PushedItem, push_items, stage
 from rayal.service.runner import Runner
 from rayal.service.work import Heart, Stopped, WorkOptions, perform, told
 
@@ -61,6 +66,50 @@ def test_rounds_pick_what_a_run_in_process_picks(strategy: str, tmp_path: Path) 
         assert (job.result["round"], job.result["offered"]) == (number, 6)
         assert job.result["labels"] == 12 + 6 * number
     assert picks(ledger) == in_process(tmp_path / "plain", 2, strategy=strategy)
+
+
+def test_digits_as_files_pick_what_a_run_on_the_arrays_picks(tmp_path: Path) -> None:
+    pixels, classes = load_digits(return_X_y=True)
+    images = (pixels[:200] * 15).astype(np.uint8).reshape(-1, 8, 8)
+    ids = [f"digit-{i}" for i in range(len(images))]
+    names = [str(n) for n in range(10)]
+    truth = {i: str(c) for i, c in zip(ids, classes, strict=False)}
+    asked = body(
+        task={"kind": "image", "classes": names, "size": [8, 8], "channels": 1},
+        strategy="badge",
+        initial={"count": 20},
+    )
+    service = Ledger(tmp_path / "service")
+    row = create_project(service, asked, prefixes=NOTHING)
+    role: Literal["pool", "test"]
+    given = []
+    for n, image in enumerate(images):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        role = "pool" if n < 150 else "test"
+        given.append(PushedItem(ids[n], file.getvalue(), role=role))
+    assert push_items(service, "p", given, prefixes=NOTHING).created == 200
+    sources = [
+        array_source(images[at], ids=ids[at], role=role)  # type: ignore[arg-type]
+        for role, at in (("pool", slice(0, 150)), ("test", slice(150, 200)))
+    ]
+    pool = Pool.ingest(tmp_path / "plain", "digits", sources)
+    plain = Project.create(
+        Ledger(tmp_path / "plain"), "p", pool, ProjectSpec.from_json(row.settings)
+    )
+    plain.prepare()
+    work(service)
+    tests = [LabelEntry(i, truth[i]) for i in ids[150:]]
+    for ledger in (service, plain.ledger):
+        ledger.label("p", "expert", tests)
+    for _ in range(2):
+        for ledger in (service, plain.ledger):
+            ledger.label("p", "ann", [LabelEntry(i, truth[i]) for i in ledger.open_items("p")])
+        summary = plain.train()
+        job = work(service)
+        assert job.state == "done", job.error
+        assert job.result["metrics"] == summary.metrics and "accuracy" in summary.metrics
+    assert picks(service) == picks(plain.ledger)
 
 
 def test_ready_items_keep_people_busy_and_enter_the_next_round(tmp_path: Path) -> None:

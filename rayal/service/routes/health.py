@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, and what it counts."""
+"""Whether the service lives, whether it can work, what it counts, and what it offers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import os
 from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from rayal.errors import RayalError
 from rayal.service.auth import ANY, OPEN
 from rayal.service.call import Here
+from rayal.service.openapi import document
+from rayal.service.page import page
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Answered
 
 routes = Section("health")
 _PROMETHEUS = "text/plain; version=1.0.0; charset=utf-8"
+_PAGE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'"
+}
 
 
 class Health(Answered):
@@ -57,3 +63,17 @@ def get_metrics(call: Here) -> Response:
     """Return counters of this process and gauges of the ledger, over all projects."""
     text = call.request.app.state.metrics.text()
     return Response(text, media_type=_PROMETHEUS)
+
+
+@routes.route(
+    "GET",
+    "/docs",
+    OPEN,
+    answers={
+        "description": "a page of HTML",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    },
+)
+def get_page(call: Here) -> Response:
+    """Return this document for people to read."""
+    return HTMLResponse(page(document(call.request.app)), headers=_PAGE)

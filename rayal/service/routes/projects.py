@@ -110,6 +110,8 @@ def change_project(
         raise ProblemError(
             "precondition-required", "send If-Match with the ETag that GET has given"
         )
+    if "request" not in call.project(project).settings.get("service", {}):
+        raise ProblemError("conflict", "the project was not made over HTTP; change it where it was")
     version = int(if_match.strip('"'))
     row = patch_project(call.backend.ledger, project, dict(body.items()), version=version)
     return _answer(call, row, 200, {})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
 from rayal.service.schemas.base import Answered, Body, Count, ItemId, Key, Page, Whole, example
 
 State = Literal["unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten"]
-Features = dict[str, float] | list[float]
+Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Features = dict[Name, float] | list[float]
 
 
 Role = Literal["pool", "test"]
@@ -26,7 +27,7 @@ class ItemContent(Body):
         pattern=r"^[^\x00]+$",
         description="an absolute path or an http(s) URL below the allowed prefixes; read at once",
     )
-    data: str | None = Field(
+    data: Name | None = Field(
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}
     )
     features: Features | None = Field(None, description="of a table: by name, or in their order")
