@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from rayal.errors import LabelError, SettingsError
 from rayal.remote_files import answers_of, items_of
+from rayal.remote_lines import lease_line, line, round_line
 
 if TYPE_CHECKING:
     from rayal.client import Client
@@ -31,7 +32,7 @@ HERE = "http://127.0.0.1:8000"
 def projects(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the projects that the token may see."""
     with _client(url, token) as client:
-        _show(list(client.projects()), json_)
+        _rows(list(client.projects()), json_)
 
 
 @remote.command()
@@ -85,7 +86,7 @@ def lease(
         if json_ or not made["leases"]:
             _show(made, json_)
             return
-        _show([_lease_line(row, client.url) for row in made["leases"]], json_)
+        _show([lease_line(row, client.url) for row in made["leases"]], json_)
 
 
 @remote.command()
@@ -140,7 +141,7 @@ def rounds(project: Name, url: Url = HERE, token: Token = None, json_: Json = Fa
     """Show the rounds: stage, labels, metrics."""
     with _client(url, token) as client:
         rows = client.rounds(project)
-    _show(rows if json_ else [_round_line(row) for row in rows], json_)
+    _show(rows if json_ else [round_line(row) for row in rows], json_)
 
 
 @remote.command()
@@ -163,7 +164,7 @@ def status(project: Name, url: Url = HERE, token: Token = None, json_: Json = Fa
     """Show a project: its settings, items by state, rounds, and unfinished job."""
     with _client(url, token) as client:
         info, rows = client.project(project), client.rounds(project)
-    lines: Any = rows if json_ else [_round_line(row) for row in rows]
+    lines: Any = rows if json_ else [round_line(row) for row in rows]
     _show({**info, "rounds": lines}, json_)
 
 
@@ -188,7 +189,10 @@ def predict(
     """Show what a model says of items."""
     with _client(url, token) as client:
         rows = client.predict(project, items=items, model=model)
-    plain = [{k: row[k] for k in ("item", "label", "score")} for row in rows]
+    plain = [
+        {"item": row["item"], "label": row["label"], "probability": f"{max(row['probs']):.4f}"}
+        for row in rows
+    ]
     _show(rows if json_ else plain, json_)
 
 
@@ -196,7 +200,7 @@ def predict(
 def models(project: Name, url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the versions of the model."""
     with _client(url, token) as client:
-        _show(client.models(project), json_)
+        _rows(client.models(project), json_)
 
 
 @remote.command()
@@ -209,7 +213,7 @@ def jobs(
 ) -> None:
     """List jobs, or show one."""
     with _client(url, token) as client:
-        _show(list(client.jobs(project)) if job is None else client.job(job), json_)
+        _rows(list(client.jobs(project)) if job is None else [client.job(job)], json_)
 
 
 @tokens.command("create")
@@ -232,7 +236,7 @@ def create_token(
 def list_tokens(url: Url = HERE, token: Token = None, json_: Json = False) -> None:
     """List the tokens, without their secrets."""
     with _client(url, token) as client:
-        _show(client.tokens(), json_)
+        _rows(client.tokens(), json_)
 
 
 @tokens.command("revoke")
@@ -260,20 +264,6 @@ def _show(value: Any, as_json: bool) -> None:
     show(value, as_json=as_json)
 
 
-def _lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
-    said = row["suggestion"]
-    return {
-        "item": row["item"]["id"],
-        "rank": row["rank"],
-        "round": row["round"],
-        "suggestion": "" if said is None else said["label"],
-        "lease": row["lease_id"],
-        "content": url + row["item"]["content"],
-    }
-
-
-def _round_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("n", "stage", "wanted", "labeled", "labels", "model")
-    metrics = {k: "" if v is None else f"{v:.4f}" for k, v in row["metrics"].items()}
-    failed = {} if row["error"] is None else {"error": row["error"]}
-    return {**{name: row[name] for name in names}, **metrics, **failed}
+def _rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Show rows; in a table with readable times and metrics, and without what is not there."""
+    _show(rows if as_json else [line(row) for row in rows], as_json)

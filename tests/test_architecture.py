@@ -37,6 +37,7 @@ LAYERS = [
         "jobs",
         "remote",
         "remote_files",
+        "remote_lines",
         "service",
         "testing",
         "__main__",

@@ -77,6 +77,10 @@ class LabelingCalls(Connection):
         path = f"{of(project)}/items/{item_key(item)}"
         return cast(ItemInfo, self.call("GET", path).json())
 
+    def forget(self, project: str, item: str) -> None:
+        """Purge what was said of an item, for privacy; it is never offered or trained on again."""
+        self.call("DELETE", f"{of(project)}/items/{item_key(item)}")
+
     def content(self, project: str, item: str) -> bytes:
         """Return an item as its annotator sees it: an image file, or a table row as JSON."""
         return self.fetch(self.item(project, item)["content"])

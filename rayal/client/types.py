@@ -177,12 +177,11 @@ class ModelInfo(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What a model says of an item or input."""
+    """What a model says of an item or input; ``probs`` are by class, in their order."""
 
     item: str | None
     label: Any
     probs: list[float]
-    score: float
 
 
 class ColumnPick(TypedDict):

@@ -87,61 +87,83 @@ class Load:
         seen = Seen()
         started = time.monotonic()
         end = started + self.seconds
-        work = [self._annotate(n, token, seen, end) for n, token in enumerate(self.tokens)]
-        await asyncio.gather(*work)
+        every = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(
+            base_url=self.url, limits=every, timeout=LATE, trust_env=False
+        ) as http:
+            people = [
+                Annotator(http, f"{self.prefix}-{n}", token, seen)
+                for n, token in enumerate(self.tokens)
+            ]
+            await asyncio.gather(*(self._annotate(one, end) for one in people))
         return seen, time.monotonic() - started
 
-    async def _annotate(self, number: int, token: str, seen: Seen, end: float) -> None:
-        name, path = f"{self.prefix}-{number}", f"/v1/projects/{self.project}"
+    async def _annotate(self, one: Annotator, end: float) -> None:
         await asyncio.sleep(random.uniform(0.0, min(2.0, self.seconds / 4)))  # not all at once
-        async with httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=LATE,
-            trust_env=False,
-        ) as http:
-            while time.monotonic() < end:
-                body: dict[str, Any] = {"annotator": name, "count": 1}
-                answer = await self._tried(http, "lease", f"{path}/leases", body, seen, end)
-                leases = answer["leases"] if answer else []
-                if answer and not leases:
-                    seen.empty += 1
-                for lease in leases:
-                    seen.hold(name, lease)
-                await asyncio.sleep(self.think * random.uniform(0.5, 1.5))
-                if leases:
-                    await self._label(http, name, leases, seen)
+        while time.monotonic() < end:
+            leases = await one.lease(self.project, end)
+            await asyncio.sleep(self.think * random.uniform(0.5, 1.5))
+            if leases:
+                await one.label(self.project, leases, self.value)
 
-    async def _label(
-        self, http: httpx.AsyncClient, name: str, leases: Sequence[Any], seen: Seen
-    ) -> None:
+
+@dataclass(frozen=True)
+class Annotator:
+    """One annotator.
+
+    Args:
+        http: carries its calls.
+        name: its name.
+        token: its own.
+        seen: where it notes what it sees.
+    """
+
+    http: httpx.AsyncClient
+    name: str
+    token: str
+    seen: Seen
+
+    async def lease(self, project: str, end: float) -> Sequence[Any]:
+        """Hold the next item."""
+        body: dict[str, Any] = {"annotator": self.name, "count": 1}
+        answer = await self._tried("lease", f"/v1/projects/{project}/leases", body, end)
+        leases: Sequence[Any] = answer["leases"] if answer else []
+        if answer and not leases:
+            self.seen.empty += 1
+        for lease in leases:
+            self.seen.hold(self.name, lease)
+        return leases
+
+    async def label(self, project: str, leases: Sequence[Any], value: str) -> None:
         """Label what is held; whoever holds something also says it, even when time is over."""
-        path = f"/v1/projects/{self.project}/labels"
+        path = f"/v1/projects/{project}/labels"
         told = [
             {
                 "item": lease["item"]["id"],
-                "label": self.value,
-                "annotator": name,
+                "label": value,
+                "annotator": self.name,
                 "lease_id": lease["lease_id"],
             }
             for lease in leases
         ]
         over = time.monotonic() + LATE
-        answer = await self._tried(http, "label", path, {"labels": told}, seen, over)
+        answer = await self._tried("label", path, {"labels": told}, over)
         for result in answer["results"] if answer else []:
-            seen.outcomes[result["status"]] += 1
+            self.seen.outcomes[result["status"]] += 1
             if result["status"] == "accepted":
-                seen.accepted[result["item"], name] = result["label_id"]
+                self.seen.accepted[result["item"], self.name] = result["label_id"]
 
-    async def _tried(
-        self, http: httpx.AsyncClient, route: str, path: str, body: Any, seen: Seen, end: float
-    ) -> Any:
+    async def _tried(self, route: str, path: str, body: Any, end: float) -> Any:
         """Return the answer to one call, tried again with one key until time is over."""
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        seen = self.seen
+        headers = {
+            "Authorization": f"Bearer {self.token}",
+            "Idempotency-Key": uuid.uuid4().hex,
+        }
         while True:
             started = time.monotonic()
             try:
-                answer = await http.post(path, json=body, headers=headers)
+                answer = await self.http.post(path, json=body, headers=headers)
             except httpx.TransportError:
                 seen.statuses[route, 0] += 1
                 pause = 1.0

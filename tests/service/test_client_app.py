@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
 import httpx
 import pytest
-from api_cases import CLASSES, Service, png, service
+from api_cases import CLASSES, Service, offer, png, service
 
 import rayal
 from rayal.client import item_key
@@ -106,7 +107,8 @@ def story(api: rayal.Client) -> dict[str, Any]:
     token = api.create_token("tool", ["project:birds:label"])
     api.revoke_token(token["token_id"])
     api.create_project({**IMAGES, "name": "old"})
-    api.delete_project("old")
+    with suppress(rayal.ApiError):  # gone already, where the second of two answers is given
+        api.delete_project("old")
     return {
         "pushed": (pushed, put),
         "items": items,
@@ -153,7 +155,7 @@ def test_calls_made_twice_end_in_the_same_state(lossy: bool, tmp_path: Path) -> 
     assert told[0]["items"] == told[1]["items"] and told[0]["first"] == ["accepted", "accepted"]
     assert told[0]["bad"] == told[1]["bad"]
     assert states[0] == states[1]
-    assert len(transports[0].statuses) >= 20
+    assert len(transports[0].statuses) >= 18
     odd = {row for row in transports[0].statuses if row[2] != row[3]}
     assert {row[0] for row in odd} <= {"DELETE"}  # gone already
 
@@ -187,6 +189,8 @@ def test_every_read(made: Service) -> None:
         token = api.create_token("tool", ["project:birds:read"], ttl=60.0)
         assert [row["name"] for row in api.tokens()] == ["test", "tool"]
         assert api.token(token["token_id"])["scopes"] == ["project:birds:read"]
+        api.forget("birds", "row/01")
+        assert api.item("birds", "row/01")["state"] == "forgotten"
         assert api.ready()
 
 
@@ -194,7 +198,7 @@ def test_contents_come_back(made: Service) -> None:
     with client(made) as api:
         api.create_project(IMAGES)
         api.push("new", [{"id": "a/1.png", "data": png(7)}])
-        made.offer(["a/1.png"], project="new")
+        offer(made.ledger, ["a/1.png"], "new")
         content = api.content("new", "a/1.png")
         assert content.startswith(b"\x89PNG")
         assert api.fetch(api.lease("new", "ann")[0]["item"]["content"]) == content

@@ -5,6 +5,8 @@ Names in paths are mostly those of things that exist, so that handlers answer an
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +16,7 @@ import schemathesis
 from api_cases import Service, key, service
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
+from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
 
 from rayal.service.app import create_app
@@ -25,25 +28,26 @@ SETTINGS: dict[str, Any] = {
     "database": None,
     "suppress_health_check": list(HealthCheck),
 }
-CHECKS: dict[str, Any] = {}
-_described = create_app(cast(Any, SimpleNamespace(limits=Limits(), ledger=None)))
-schema = schemathesis.openapi.from_asgi(
-    "/openapi.json", _described, config=SchemathesisConfig.from_dict({"checks": CHECKS})
+FEW, MANY = 2, 25
+# what a JSON schema cannot say of a body, a query or a header: such a request is refused although
+# the document allows it
+UNSAYABLE = re.compile(
+    r"cursor is not one of this list|does not fit 64 bits|larger than a double|nested deeper|"
+    r"give one of uri, data and features|give either|a reason belongs to skip|id is missing; only|"
+    r"NUL or a lone surrogate|are given for \d+ rows|"
+    r"idempotency key '.*' was used for another request|send If-Match|has the key [0-9a-f]{16}, not"
 )
-FEW, MANY = 3, 25
+_described = create_app(cast(Any, SimpleNamespace(limits=Limits(), ledger=None)))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with service(tmp_path_factory.mktemp("openapi")) as made:
-        made.pictures()
-        made.ledger.commit_model("birds", "r0000-abcd", 0, "abcd", {"labels": 8, "metrics": {}})
-        made.ledger.add_job("birds", "round", {})
-        yield made
+def _schema(**phases: Any) -> Any:
+    config = SchemathesisConfig.from_dict({"phases": phases})
+    made = schemathesis.openapi.from_asgi("/openapi.json", _described, config=config)
+    made.hook("map_path_parameters")(_named)
+    return made
 
 
-@schema.hook
-def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> Any:
+def _named(context: Any, path_parameters: dict[str, Any] | None) -> Any:
     """Name things that exist, in three of four paths."""
     return {name: _known(name, drawn) for name, drawn in (path_parameters or {}).items()}
 
@@ -59,20 +63,43 @@ def _known(name: str, drawn: Any) -> Any:
     return drawn if len(str(drawn)) % 4 == 0 and name != "item" else known.get(name, drawn)
 
 
-def check(case: Case, made: Service) -> None:
+@schemathesis.serializer("application/x-ndjson")
+def lines(context: Any, value: Any) -> bytes:
+    """Send what was drawn as one line."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+few = _schema(coverage={"enabled": False})
+many = _schema()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("openapi")) as made:
+        made.pictures()
+        made.ledger.commit_model("birds", "r0000-abcd", 0, "abcd", {"labels": 8, "metrics": {}})
+        made.ledger.add_job("birds", "round", {})
+        yield made
+
+
+def check(case: Case[Any], made: Service) -> None:
     """Make a drawn request as the administrator, and check the answer by all checks there are."""
     headers = {"Authorization": f"Bearer {made.tokens['admin']}"}
-    case.call_and_validate(headers=headers, app=made.carrier.app)
+    answer = case.call(headers=headers, app=made.carrier.app)
+    excluded: Any = []
+    if answer.status_code in (409, 412, 422, 428) and UNSAYABLE.search(answer.text):
+        excluded = CHECKS.get_by_names(["positive_data_acceptance"])
+    case.validate_response(answer, headers=headers, excluded_checks=excluded)
 
 
-@schema.parametrize()
+@few.parametrize()  # type: ignore[untyped-decorator]
 @settings(max_examples=FEW, **SETTINGS)
-def test_few_requests(case: Case, made: Service) -> None:
+def test_few_requests(case: Case[Any], made: Service) -> None:
     check(case, made)
 
 
 @pytest.mark.slow
-@schema.parametrize()
+@many.parametrize()  # type: ignore[untyped-decorator]
 @settings(max_examples=MANY, **SETTINGS)
-def test_many_requests(case: Case, made: Service) -> None:
+def test_many_requests(case: Case[Any], made: Service) -> None:
     check(case, made)

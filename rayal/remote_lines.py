@@ -1,0 +1,48 @@
+"""Answers of a service as lines of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+
+def line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with readable times and metrics, and nothing for what is not there."""
+    line: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_at"):
+            line[name.removesuffix("_at")] = "" if value is None else _moment(value)
+        elif name == "metrics":
+            line |= _metrics(value)
+        else:
+            line[name] = "" if value is None else value
+    return line
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _metrics(given: Mapping[str, Any]) -> dict[str, str]:
+    return {name: "" if value is None else f"{value:.4f}" for name, value in given.items()}
+
+
+def lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """Return a lease: its item, what the model says of it, and where it can be seen."""
+    said = row["suggestion"]
+    return {
+        "item": row["item"]["id"],
+        "rank": row["rank"],
+        "round": row["round"],
+        "suggestion": "" if said is None else said["label"],
+        "lease": row["lease_id"],
+        "content": url + row["item"]["content"],
+    }
+
+
+def round_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round: its stage, its labels, its model and metrics."""
+    names = ("n", "stage", "wanted", "labeled", "labels", "model")
+    failed = {} if row["error"] is None else {"error": row["error"]}
+    return {**{name: row[name] for name in names}, **_metrics(row["metrics"]), **failed}
