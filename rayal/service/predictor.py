@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rayal.errors import NeedsError, PoolError, SettingsError, UnknownNameError, nearest
+from rayal.errors import (
+    NeedsError,
+    PoolError,
+    RayalError,
+    SettingsError,
+    UnknownNameError,
+    nearest,
+)
 from rayal.project import Ledger, ModelRow
 from rayal.service.bodies import query_of
 from rayal.service.content import ContentLimits, PushedItem, Reader
@@ -27,6 +34,8 @@ from rayal.types import id_keys
 if TYPE_CHECKING:
     from rayal.engine.versions import Version
 
+# what arithmetic on shapes that do not fit may raise
+_MISFITS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 LOADED = 4  # committees that stay in memory
 
 
@@ -145,16 +154,20 @@ class Predictor:
 
         asked = query_of(body)
         columns = _arrays(asked.columns)
-        with self._turn:
-            chosen = select(
-                asked.strategy.name,
-                columns,
-                asked.k,
-                ids=asked.ids,
-                labeled=None if asked.labeled is None else _arrays(asked.labeled),
-                params={**asked.strategy.params, **asked.params},
-                seed=asked.seed,
-            )
+        labeled = None if asked.labeled is None else _arrays(asked.labeled)
+        name, params = asked.strategy.name, {**asked.strategy.params, **asked.params}
+        rest: Any = {"ids": asked.ids, "labeled": labeled, "params": params, "seed": asked.seed}
+        try:
+            with self._turn:
+                chosen = select(name, columns, asked.k, **rest)
+        except RayalError:
+            raise
+        except _MISFITS as error:
+            shapes = {column: list(array.shape) for column, array in columns.items()}
+            raise SettingsError(
+                f"columns of shapes {shapes} do not fit strategy {name!r} ({error}); "
+                f"`rayal strategies {name}` says what it takes"
+            ) from None
         picks = [
             {"position": int(p), "id": i, "score": float(s) if np.isfinite(s) else None}
             for p, i, s in zip(chosen.positions, chosen.ids, chosen.scores, strict=True)

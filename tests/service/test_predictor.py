@@ -25,7 +25,14 @@ from service_cases import (
 from rayal import select
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
-from rayal.errors import NeedsError, PoolError, SettingsError, StorageError, UnknownNameError
+from rayal.errors import (
+    NeedsError,
+    PoolError,
+    RayalError,
+    SettingsError,
+    StorageError,
+    UnknownNameError,
+)
 from rayal.project import LabelEntry, Ledger
 from rayal.service import predictor as module
 from rayal.service.creation import create_project
@@ -270,3 +277,18 @@ def test_a_query_is_select(root: Path, predictor: Predictor) -> None:
 def test_a_query_that_makes_no_sense(given: dict[str, Any], predictor: Predictor) -> None:
     with pytest.raises(SettingsError):
         predictor.query(given)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "columns"),
+    [
+        ("entropy", {"log_probs": [0.1, 0.2]}),
+        ("badge", {"log_probs": [[-0.7, -0.7]], "embedding": [[1.0], [2.0]]}),
+        ("batchbald", {"member_log_probs": [[-0.7, -0.7]]}),
+    ],
+)
+def test_columns_of_other_shapes_are_an_error_that_names_them(
+    predictor: Predictor, strategy: str, columns: dict[str, Any]
+) -> None:
+    with pytest.raises(RayalError, match=r"columns of shapes|column"):
+        predictor.query({"strategy": strategy, "columns": columns, "k": 1})
