@@ -220,9 +220,9 @@ def _check_signature(backend: Backend, request: Request) -> None:
         backend.secret,
         path["project"],
         path["item"],
-        int(expires) if expires.isdecimal() and len(expires) < 16 else 0,
-        query["signature"],
-        backend.clock(),
+        expires=int(expires) if expires.isdecimal() and len(expires) < 16 else 0,
+        signature=query["signature"],
+        now=backend.clock(),
     )
 
 

@@ -30,7 +30,7 @@ def content_path(secret: bytes, project: str, key: str, expires: float) -> str:
 
 
 def check_content(
-    secret: bytes, project: str, key: str, expires: int, signature: str, now: float
+    secret: bytes, project: str, key: str, *, expires: int, signature: str, now: float
 ) -> None:
     """Refuse a signed URL that was changed, or is past its time."""
     wanted = _content_signature(secret, project, key, expires)

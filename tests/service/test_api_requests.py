@@ -93,18 +93,25 @@ def test_a_signed_path_opens_itself_alone() -> None:
     path = signing.content_path(b"k", "birds", "00" * 8, 1000.9)
     signature = path.rpartition("signature=")[2]
     assert path.startswith("/v1/projects/birds/items/0000000000000000/content?expires=1000&")
-    signing.check_content(b"k", "birds", "00" * 8, 1000, signature, 999.0)
-    changed = [
-        (b"x", "birds", "00" * 8, 1000, signature, 999.0),
-        (b"k", "cats", "00" * 8, 1000, signature, 999.0),
-        (b"k", "birds", "01" * 8, 1000, signature, 999.0),
-        (b"k", "birds", "00" * 8, 2000, signature, 999.0),
-        (b"k", "birds", "00" * 8, 1000, "é" + signature[1:], 999.0),
-        (b"k", "birds", "00" * 8, 1000, signature, 1000.0),
-    ]
-    for given in changed:
+    good: dict[str, Any] = {
+        "secret": b"k",
+        "project": "birds",
+        "key": "00" * 8,
+        "expires": 1000,
+        "signature": signature,
+        "now": 999.0,
+    }
+    signing.check_content(**good)
+    for change in (
+        {"secret": b"x"},
+        {"project": "cats"},
+        {"key": "01" * 8},
+        {"expires": 2000},
+        {"signature": "é" + signature[1:]},
+        {"now": 1000.0},
+    ):
         with pytest.raises(ProblemError) as caught:
-            signing.check_content(*given)
+            signing.check_content(**{**good, **change})
         assert caught.value.kind.name == "forbidden"
 
 

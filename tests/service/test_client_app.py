@@ -190,7 +190,8 @@ def test_every_read(made: Service) -> None:
         assert [row["name"] for row in api.tokens()] == ["test", "tool"]
         assert api.token(token["token_id"])["scopes"] == ["project:birds:read"]
         api.forget("birds", "row/01")
-        assert api.item("birds", "row/01")["state"] == "forgotten"
+        with pytest.raises(rayal.ApiError, match=r"404 not-found: .*forgotten"):
+            api.item("birds", "row/01")
         assert api.ready()
 
 

@@ -38,6 +38,7 @@ def get_content(
     call: Here,
     project: ProjectName,
     item: ItemKey,
+    *,
     expires: Annotated[int | None, Query(ge=0, lt=10**15)] = None,
     signature: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:

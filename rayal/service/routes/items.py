@@ -31,6 +31,7 @@ _ONE = "/v1/projects/{project}/items/{item}"
 def list_items(
     call: Here,
     project: ProjectName,
+    *,
     state: Annotated[
         State | None,
         Query(description="left out: items that were ever offered or labeled"),

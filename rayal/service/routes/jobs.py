@@ -28,6 +28,7 @@ def accepted(row: JobRow) -> Answer:
 @routes.route("GET", "/v1/jobs", ANY, answers=JobPage, problems=["not-found"])
 def list_jobs(
     call: Here,
+    *,
     project: Annotated[
         str | None,
         Query(pattern=f"^({PROJECT})$", description="jobs of this project"),

@@ -45,7 +45,7 @@ def add_labels(call: Here, project: ProjectName, body: LabelBatch) -> LabelResul
 
 @routes.route("PUT", _ONE, LABEL, answers=LabelOutcome)
 def relabel_item(
-    call: Here, project: ProjectName, item: ItemKey, annotator: AnnotatorName, body: RelabelBody
+    call: Here, project: ProjectName, item: ItemKey, annotator: AnnotatorName, *, body: RelabelBody
 ) -> LabelOutcome:
     """Say what an annotator says of an item now; the history keeps what they said before."""
     named = item_named(call, project, item)
@@ -66,6 +66,7 @@ def retract_label(
 def list_labels(
     call: Here,
     project: ProjectName,
+    *,
     since: Annotated[int, Query(ge=0, lt=2**63, description="rows after this label_id")] = 0,
     state: Annotated[
         Literal["accepted", "surplus", "updated", "skipped", "retracted", "conflict"] | None,
@@ -81,7 +82,8 @@ def list_labels(
     if view == "resolved":
         return _resolved(call, project, limit, cursor)
     at = call.position(cursor, "history", str(state))
-    found, last = _history(call, project, at[0] if at else since, state, limit)
+    start = at[0] if at else since
+    found, last = _history(call, project, start, state=state, limit=limit)
     more = call.cursor([last] if len(found) == limit else None, "history", str(state))
     body = LabelPage(labels=[_row(row) for row in found], last=last, next=more)
     return call.linked(body, more)
@@ -136,7 +138,7 @@ def _outcome(call: Call, result: LabelResult) -> LabelOutcome:
 
 
 def _history(
-    call: Call, project: str, since: int, state: str | None, limit: int
+    call: Call, project: str, since: int, *, state: str | None, limit: int
 ) -> tuple[list[LabelRow], int]:
     """Return rows of a status, and the last row that was looked at."""
     ledger, found, last = call.backend.ledger, [], since

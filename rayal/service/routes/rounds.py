@@ -98,7 +98,7 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
         RoundInfo.model_validate(
             {
                 "n": n,
-                "stage": _stage(n, stages, numbers, job, last),
+                "stage": _stage(n, stages, numbers, job, last=last),
                 "error": job.error if job and n == numbers[-1] else None,
                 **_made(n, stages, models),
                 **ledger.counts(project, n),
@@ -109,7 +109,7 @@ def _rounds(call: Call, project: str) -> list[RoundInfo]:
 
 
 def _stage(
-    n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None, last: Any
+    n: int, stages: Sequence[StageRow], numbers: Sequence[int], job: JobRow | None, *, last: Any
 ) -> str:
     """Return the stage that a round is at; ``last`` ends after its evaluation."""
     finished = {row.stage: row.output for row in stages if row.round == n}
