@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import PostgresServer
 from service_process import Annotator, Service, digits_truth, running
 
 from rayal.project import Ledger
@@ -210,13 +211,13 @@ def small_disk(path: Path) -> Iterator[Path]:
 
 
 def test_a_restarted_database_loses_nothing(
-    postgres: Any, tmp_path: Path, truth: dict[str, str]
+    postgres: PostgresServer, tmp_path: Path, truth: dict[str, str]
 ) -> None:
     from rayal.engine.ingest import ingest
     from rayal.engine.sources import builtin
 
     root = tmp_path / "root"
-    url = postgres.database("faults")
+    url = postgres.database()
     Ledger(root, database=url).close()
     ingest(root, "digits", builtin("digits"))
     with running(Service(root, "--database", url)) as service:
@@ -224,7 +225,9 @@ def test_a_restarted_database_loses_nothing(
         others = [Annotator(service, PROJECT, f"a{i}") for i in range(4)]
         end = in_background(others, truth, stop := threading.Event())
         time.sleep(3.0)
-        postgres.restart()
+        postgres.stop(at_once=True)
+        time.sleep(2.0)
+        postgres.start()
         first.label_until_round(truth, 1)
         stop.set()
         end()

@@ -290,5 +290,5 @@ def test_a_query_that_makes_no_sense(given: dict[str, Any], predictor: Predictor
 def test_columns_of_other_shapes_are_an_error_that_names_them(
     predictor: Predictor, strategy: str, columns: dict[str, Any]
 ) -> None:
-    with pytest.raises(RayalError, match=r"columns of shapes|column"):
+    with pytest.raises(RayalError, match=r"columns of shapes|column|must be"):
         predictor.query({"strategy": strategy, "columns": columns, "k": 1})
