@@ -143,7 +143,7 @@ def _until_signal() -> Iterator[threading.Event]:
 def _greet(url: str, token: str | None, file: Path | None, *, demo: bool) -> None:
     say = console.out.print
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    say(f"rayal serves {url}   (its routes: {url}/openapi.json)", **plain)
+    say(f"rayal serves {url}   (documentation: {url}/docs)", **plain)
     if token is not None and file is not None:
         say(f"the administrator's token is in {file}", **plain)
     elif token is not None:
