@@ -28,6 +28,7 @@ class Limits:
         rate: requests a second of one token, on average.
         burst: requests of one token at once.
         in_flight: requests that one process works on.
+        threads: of them at once; more would contend for one interpreter, and starve its event loop.
         query_rows: rows of a stateless query.
         predict_items: items of a prediction that is answered at once; more become a job.
         page: rows of one page, and elements of one batch.
@@ -42,6 +43,7 @@ class Limits:
     rate: float = 200.0
     burst: int = 400
     in_flight: int = 96
+    threads: int = 4
     query_rows: int = 10_000
     predict_items: int = 256
     page: int = 1000

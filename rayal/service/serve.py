@@ -6,8 +6,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,6 @@ def run_service(
     address: str,
     demo: bool,
     token_file: Path | None,
-    ready: threading.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in flight end first.
 
@@ -78,21 +76,19 @@ def run_service(
         address: Ray cluster: local (one for this service), auto, or HOST:PORT.
         demo: make a project on scikit-learn's digits to try.
         token_file: where the first token goes, readable by the owner alone; None: the terminal.
-        ready: set once the service answers.
     """
     root = Path(settings.storage)
     with Ledger(root, database=settings.database) as ledger:
         token = first_token(ledger, token_file)
         if demo:
             make_demo(ledger)
-    with _until_signal() as stopped, session(RayOptions(address=address)):
+    with session(RayOptions(address=address)):
         from rayal.service.deployment import start, stop
 
         start(settings, host=where["host"], port=where["port"])
+        stopped = _until_signal()  # from here on: Ray's own handler would write its stack
         try:
             _greet(f"http://{where['host']}:{where['port']}", token, token_file, demo=demo)
-            if ready is not None:
-                ready.set()
             stopped.wait()
         finally:
             console.err.print("ending: requests in flight are answered first")
@@ -123,21 +119,17 @@ def make_demo(ledger: Ledger) -> None:
         create_project(ledger, dict(_DEMO_BODY), prefixes=Prefixes())
 
 
-@contextmanager
-def _until_signal() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM and Ctrl-C set; a second one ends the process at once."""
+def _until_signal() -> threading.Event:
+    """Return an event that SIGTERM and Ctrl-C set; a second one ends the process at once."""
     stopped = threading.Event()
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         stopped.set()
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return stopped
 
 
 def _greet(url: str, token: str | None, file: Path | None, *, demo: bool) -> None:

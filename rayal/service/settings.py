@@ -41,7 +41,8 @@ class LimitSettings(Section):
     label_body_bytes: Count = key(1 << 19, "of a body of labels")
     rate: float = key(200.0, "requests a second of one token, on average", gt=0)
     burst: Count = key(400, "requests of one token at once")
-    in_flight: Count = key(96, "requests that an ingress replica works on; more get 503")
+    in_flight: Count = key(96, "requests that an ingress replica holds; more get 503")
+    threads: Count = key(4, "requests that it works on at once; more contend for its interpreter")
     image_bytes: Count = key(20 << 20, "of an encoded image")
     image_pixels: Count = key(50_000_000, "of a decoded image")
 
