@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.devices import to_device, to_host
+
 Floats = npt.NDArray[np.float64]
 Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]
 CLOSE = 1e-3  # relative size under which float32 products have fewer than three digits left
@@ -122,22 +124,24 @@ def _nearest(
 ) -> Floats:
     """Lower distances by a product, and again, from differences, where it has no digits left."""
     b, nearest = len(length), np.array(old)
-    new = products(None)[:b].amin(dim=0).double().numpy() + norm.numpy()
+    own = to_host(norm)
+    new = to_host(products(None)[:b].amin(dim=0).double()) + own
     # a centre at distance d is no longer than |x| + d, so |x|² + |c|² is at most this
-    scale = 3.0 * norm.numpy() + 2.0 * new.clip(0.0)
+    scale = 3.0 * own + 2.0 * new.clip(0.0)
     close = new <= CLOSE * scale
     np.minimum(nearest, new, out=nearest, where=~close)
     rows = np.flatnonzero(close & (new - ERROR * scale < nearest) & (nearest > 0.0))
     if len(rows):
-        index = torch.from_numpy(rows)
-        lowest = torch.from_numpy(nearest[rows])
+        index = to_device(rows, norm.device)
+        lowest = to_device(nearest[rows], norm.device)
+        error = to_device(2.0 * ERROR * scale[rows], norm.device)
         for start in range(0, len(rows), ROWS):
             here = index[start : start + ROWS]
             squared = products(here)[:b].double() + norm[here]  # [b, n]
-            error = 2.0 * ERROR * torch.from_numpy(scale)[here]
-            may = squared - error <= torch.minimum(lowest[start : start + ROWS], squared.amin(0))
-            _from_differences(lowest[start : start + ROWS], here, may, pairs)
-        nearest[rows] = lowest.numpy()
+            low = lowest[start : start + ROWS]
+            may = squared - error[start : start + ROWS] <= torch.minimum(low, squared.amin(0))
+            _from_differences(low, here, may, pairs)
+        nearest[rows] = to_host(lowest)
     return nearest
 
 
@@ -205,7 +209,7 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
         runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
         made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
         return made
-    made = torch.empty(len(x), dtype=torch.float64)
+    made = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), ROWS):
         some = x[start : start + ROWS]
         wide = some.double() if origin is None else (some - origin).double()
@@ -220,6 +224,6 @@ def _padded(centres: Tensor) -> Tensor:
     return torch.cat([centres, centres.new_zeros((missing, *centres.shape[1:]))])
 
 
-def to_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Return a float32 tensor over the array's memory where possible."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+def to_tensor(array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
+    """Return a float32 tensor, over the array's memory where possible."""
+    return to_device(np.asarray(array, dtype=np.float32), device)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.threads import Team
@@ -66,7 +67,8 @@ class Shard:
     ) -> None:
         self._objective = objective
         self._tiles = list(tiles)
-        self._shared: dict[Any, Any] = {}
+        device = self._tiles[0].device if self._tiles else torch.device("cpu")
+        self._shared: dict[Any, Any] = {"device": device}
         self._team = Team(threads)
         for tile in self._tiles:
             tile.shared = self._shared

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rayal.selection.devices import to_device
 from rayal.selection.distances import Between, euclidean, origin_of, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
@@ -169,7 +170,7 @@ class KCenter(Objective):
 
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep the new centres, and the threshold of the next step."""
-        new = to_tensor(commit.columns["centres"])
+        new = to_tensor(commit.columns["centres"], shared.get("device"))
         for name, value in (("centres", new), ("length", squared_norm(new))):
             old = shared.get(name)
             shared[name] = value if old is None else torch.cat([old, value])
@@ -217,15 +218,16 @@ class KCenter(Objective):
 
     def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], which: slice) -> None:
         """Let rows meet some centres."""
-        state, x, norm = tile.state, tile.columns[self.column], tile.state["norm"]
+        state, norm = tile.state, tile.state["norm"]
         origin, centres = state["origin"], tile.shared["centres"][which]
         length = tile.shared["length"][which] if origin is None else None
-        if 2 * len(rows) > len(x):  # a product costs less than a copy of that many rows
+        if 2 * len(rows) > len(norm):  # a product costs less than a copy of that many rows
+            x = tile.columns[self.column]
             made = euclidean(x, norm, state["squared"], centres, origin=origin, length=length)
             state["squared"][rows] = made[rows]
             return
-        index, old = torch.from_numpy(rows), state["squared"][rows]
-        x, norm = x.index_select(0, index), norm[index]
+        x, old = tile.rows(self.column, rows), state["squared"][rows]
+        norm = norm[to_device(rows, norm.device)]
         made = euclidean(x, norm, old, centres, origin=origin, length=length)
         state["squared"][rows] = made
 

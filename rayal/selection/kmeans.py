@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from annotated_types import Ge
 
+from rayal.selection.devices import to_host
 from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.footprint import Footprint, Shapes, width
@@ -89,11 +90,11 @@ class KMeansPP(Objective):
         h = tile.columns[self.embedding]
         if self.log_probs is not None:
             a = tile.columns[self.log_probs].exp()
-            a[np.arange(len(a)), a.argmax(dim=1)] -= 1.0
+            a[torch.arange(len(a), device=a.device), a.argmax(dim=1)] -= 1.0
         else:
             a = h.new_ones((len(h), 1)) if self.residual is None else tile.columns[self.residual]
         norm = squared_norm(a) * squared_norm(h)
-        tile.state.update(a=a, norm=norm, mass=norm.numpy(), seed=seed)
+        tile.state.update(a=a, norm=norm, mass=to_host(norm), seed=seed)
         if self.first == "uniform":
             tile.state["mass"] = np.ones(len(h))
         if self.first == "largest":
@@ -118,8 +119,8 @@ class KMeansPP(Objective):
         at = list(zip(winner.tolist(), rows.tolist(), strict=True))
         sent = {
             "name": names[winner],
-            "a": torch.stack([tiles[t].state["a"][r] for t, r in at]).numpy(),
-            "h": torch.stack([tiles[t].columns[self.embedding][r] for t, r in at]).numpy(),
+            "a": to_host(torch.stack([tiles[t].state["a"][r] for t, r in at])),
+            "h": to_host(torch.stack([tiles[t].rows(self.embedding, r) for t, r in at])),
             "mass": np.array([tiles[t].state["mass"][r] for t, r in at]),
         }
         keys = np.array([tiles[t].keys[r] for t, r in at], dtype=np.uint64)
@@ -201,7 +202,7 @@ class KMeansPP(Objective):
         """Lower each row's squared distance to that of its nearest new centre."""
         state = tile.state
         if not tile.shared["flat"]:
-            a, h = to_tensor(commit.columns["a"]), to_tensor(commit.columns["h"])
+            a, h = (to_tensor(commit.columns[n], tile.device) for n in ("a", "h"))
             # the first centre replaces the norms: the origin is no centre
             old = state["mass"] if state.get("centred") else np.full(len(tile.keys), np.inf)
             columns = (state["a"], tile.columns[self.embedding], state["norm"])
