@@ -12,13 +12,13 @@ from typing import Any
 
 from rayal.config import Cell, Settings
 from rayal.engine import demands
-from rayal.engine.demands import PoolShape, network_shape
 from rayal.engine.embed import head_task
 from rayal.engine.embed_demands import EmbeddingShape, embedding_shape
 from rayal.engine.estimate import RAY_START, Speed, embedding_time, speed_of
 from rayal.engine.machine import Rates
 from rayal.engine.plan import CellPlan, Place, plan_cell
 from rayal.engine.refusal import refusal, size
+from rayal.engine.shapes import PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError

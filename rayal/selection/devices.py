@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ def to_host(tensor: Tensor) -> npt.NDArray[Any]:
 
 def to_device(array: npt.NDArray[Any], device: torch.device | None) -> Tensor:
     """Return a tensor on a device; on the CPU (or None) over the array's memory."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.from_numpy(array)
     return tensor if device is None else tensor.to(device)
 
 

@@ -226,4 +226,4 @@ def _padded(centres: Tensor) -> Tensor:
 
 def to_tensor(array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
     """Return a float32 tensor, over the array's memory where possible."""
-    return to_device(np.asarray(array, dtype=np.float32), device)
+    return to_device(np.ascontiguousarray(array, dtype=np.float32), device)

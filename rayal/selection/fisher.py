@@ -79,6 +79,11 @@ class Fisher(Objective):
         return (self.embedding,) if self.log_probs is None else (self.log_probs, self.embedding)
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.embedding,)
+
+    @property
     def context(self) -> tuple[str, ...]:
         """Labeled and pending rows carry information already."""
         return self.needs

@@ -57,6 +57,11 @@ class KCenter(Objective):
         return (self.column,)
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.column,)
+
+    @property
     def context(self) -> tuple[str, ...]:
         """Labeled and pending rows are centres already."""
         return (self.column,)

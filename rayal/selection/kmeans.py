@@ -59,6 +59,11 @@ class KMeansPP(Objective):
         left = self.log_probs or self.residual
         return (self.embedding,) if left is None else (left, self.embedding)
 
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.embedding,)
+
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what the draws take.
 

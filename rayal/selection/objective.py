@@ -85,6 +85,11 @@ class Objective(ABC):
         return ()
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """Columns among ``needs`` that may be held in bf16: compared by distances or forms."""
+        return ()
+
+    @property
     def context(self) -> tuple[str, ...]:
         """Columns of labeled and pending rows that the objective reads."""
         return ()
