@@ -114,6 +114,7 @@ def _row(cells: Sequence[Cell], plan: CellPlan) -> dict[str, Any]:
         "processes": dict(plan.processes),
         "mapped": plan.held,
         "columns": plan.columns,
+        "bf16": plan.bf16,
         "seconds": {stage: round(s, 3) for stage, s in plan.seconds.items()},
         "total": round(plan.total * len(cells), 1),
     }
@@ -203,7 +204,7 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
         "strategy": row["strategy"],
         "seeds": str(row["seeds"]),
         "memory": size(most) if kind == "process" else f"{kind} {size(most)}",
-        "columns": size(row["columns"]),
+        "columns": size(row["columns"]) + (" (bf16)" if row["bf16"] else ""),
         **seconds,
         "total s": f"{row['total']:,.0f}",
     }
