@@ -180,11 +180,12 @@ def as_lines(record: dict[str, Any]) -> dict[str, Any]:
     memory, disk, place = record["memory"], record["disk"], record["place"]
     room = "unknown" if place["memory"] is None else size(place["memory"])
     kind = "one process" if place["executor"] == "local" else f"{place['workers']} workers"
+    narrow = "; embeddings in bf16" if any(row["bf16"] for row in record["cells"]) else ""
     return {
         "pool": ", ".join(f"{v:,} {k}" for k, v in record["pool"].items() if k != "ingested"),
         "where": f"{kind}, {room} of memory" + (" each" if place["each"] else ""),
         "peak memory": f"{size(memory['peak'])} private, {size(memory['mapped'])} of columns "
-        "mapped besides (page cache)",
+        f"mapped besides (page cache){narrow}",
         "disk": f"{size(disk['total'])} in the end, {size(disk['most'])} at most; "
         + ", ".join(f"{k} {size(v)}" for k, v in disk.items() if k not in ("total", "most")),
         "time": _time(record["seconds"]),
@@ -204,7 +205,7 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
         "strategy": row["strategy"],
         "seeds": str(row["seeds"]),
         "memory": size(most) if kind == "process" else f"{kind} {size(most)}",
-        "columns": size(row["columns"]) + (" (bf16)" if row["bf16"] else ""),
+        "columns": size(row["columns"]),
         **seconds,
         "total s": f"{row['total']:,.0f}",
     }
