@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -93,9 +93,11 @@ class KMeansPP(Objective):
         else:
             a = h.new_ones((len(h), 1)) if self.residual is None else tile.columns[self.residual]
         norm = squared_norm(a) * squared_norm(h)
-        tile.state.update(a=a, norm=norm, mass=norm.numpy(), seed=seed)
+        tile.state.update(a=a, norm=norm, seed=seed, cumulative=np.empty(len(h)))
         if self.first == "uniform":
             tile.state["mass"] = np.ones(len(h))
+        else:
+            tile.state["mass"] = norm.numpy().copy()
         if self.first == "largest":
             eligible = tile.state["mass"][tile.eligible]
             tile.state["largest"] = eligible.max(initial=0.0)
@@ -107,6 +109,7 @@ class KMeansPP(Objective):
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Draw m tiles by the shard's races, and a row of each."""
+        self.settle(tiles, m, team)
         draws = np.arange(m, dtype=np.uint64)
         race = np.stack([self._race(tile, draws, step) for tile in tiles])  # [tiles, m]
         names = np.array([tile.name for tile in tiles], dtype=np.uint64)
@@ -148,7 +151,7 @@ class KMeansPP(Objective):
         mass = np.where(tile.eligible, mass, 0.0)
         if "largest" in tile.state and not (tile.state.get("centred") or tile.shared.get("flat")):
             mass = np.where(mass == tile.state["largest"], mass, 0.0)
-        tile.state["cumulative"] = np.cumsum(mass)
+        np.cumsum(mass, out=tile.state["cumulative"])
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
         """Let the tiles race in each draw; the smaller key wins a tie."""
@@ -194,18 +197,24 @@ class KMeansPP(Objective):
         return Commit(proposal.keys[accepted], np.array(scores), chosen)
 
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
-        """Learn that no mass is left, where that is so."""
+        """Keep the new centres until the next draws, and learn whether any mass is left."""
         shared["flat"] = bool(commit.columns["flat"])
+        shared["new"] = commit.columns
 
-    def commit(self, tile: Tile, commit: Commit) -> None:
+    def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
         """Lower each row's squared distance to that of its nearest new centre."""
+        new = tiles[0].shared.pop("new", None)
+        if new is not None:
+            team.map(lambda tile: self._lowered(tile, new), tiles)
+
+    def _lowered(self, tile: Tile, new: Mapping[str, Any]) -> None:
         state = tile.state
         if not tile.shared["flat"]:
-            a, h = to_tensor(commit.columns["a"]), to_tensor(commit.columns["h"])
             # the first centre replaces the norms: the origin is no centre
             old = state["mass"] if state.get("centred") else np.full(len(tile.keys), np.inf)
             columns = (state["a"], tile.columns[self.embedding], state["norm"])
-            state["mass"] = factored(*columns, old, (a, h))
+            centres = (to_tensor(new["a"]), to_tensor(new["h"]))
+            state["mass"][:] = factored(*columns, old, centres)
             state["centred"] = True
         self._accumulate(tile)
 
