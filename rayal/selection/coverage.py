@@ -67,7 +67,7 @@ class Coverage:
         self._length = torch.empty(0)
 
     def _origin_of(self) -> Tensor | None:
-        """Return about the rows' mean ``[1, D]`` where it is so far from zero that digits are lost."""
+        """Return about the rows' mean ``[1, D]`` where it lies so far from zero that digits go."""
         rows = np.arange(0, len(self.stack), max(1, len(self.stack) // 1024))
         x = self.stack.gather(rows, torch.empty((len(rows), self.stack.width))).double()
         mean = x.mean(dim=0, keepdim=True)
@@ -115,13 +115,16 @@ class Coverage:
     def meet(self, rows: Rows) -> None:
         """Let rows meet the centres that they have not met; those of like lag go together."""
         lag = np.minimum(self.count - self.met[rows], 65_535).astype(np.uint16)
-        rows = rows[np.argsort(lag, kind="stable")]
-        new = np.empty(len(rows), dtype=np.float32)
-        for at in range(0, len(rows), self._rows):
-            here = slice(at, at + self._rows)
+        order = np.argsort(lag, kind="stable")
+        rows, lag = rows[order], lag[order].astype(np.int64)
+        new, at = np.empty(len(rows), dtype=np.float32), 0
+        while at < len(rows):
+            alike = int(np.searchsorted(lag, 2 * lag[at] + 16, side="right"))
+            here = slice(at, min(at + self._rows, alike))
             first = int(self.met[rows[here]].min())
             rows[here].sort()
             self._lowest(rows[here], self._gathered(rows[here]), first, out=new[here])
+            at = here.stop
         self._lower(rows, new)
 
     def _gathered(self, rows: Rows) -> Tensor:
@@ -190,7 +193,7 @@ class Coverage:
         return float(self.upper[row[0]]), int(self.stack.keys[row[0]])
 
     def _best(self, m: int, threshold: float) -> tuple[Rows, Bound | None]:
-        """Return the m rows with the largest bounds above the threshold, in order, and the rest's."""
+        """Return the m rows with the largest bounds at or above the threshold, and the next."""
         found: list[Rows] = []
         rest: list[Rows] = []
         for start in range(0, len(self.stack), PART):

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.room import Room
+
 Floats = npt.NDArray[np.float64]
 Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]
 CLOSE = 1e-3  # relative size under which float32 products have fewer than three digits left
@@ -25,6 +27,7 @@ ROWS = 256  # rows converted to float64 at once: they stay in the cache
 RUN = 64  # float32 squares summed before the sum goes on in float64
 SAMPLED = 8  # of which one row tells where the others lie
 FAR = 8.0  # squared distance of the rows' mean from zero, in their spread, that costs digits
+_ROOM = Room()
 
 
 def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
@@ -86,12 +89,14 @@ def factored(
     """
     ac, hc = centres
     length = squared_norm(ac) * squared_norm(hc)
+    narrow, wide, lengths = _padded(ac), _padded(hc), _padded(length.float())[:, None]
 
     def products(rows: Tensor | None) -> Tensor:
         left, right = (a, h) if rows is None else (a[rows], h[rows])
-        made = torch.mm(_padded(hc), right.T)
-        made.mul_(torch.mm(_padded(ac), left.T))
-        return made.mul_(-2.0).add_(_padded(length.float())[:, None])
+        size = (len(wide), len(left))
+        made = torch.mm(wide, right.T, out=_ROOM.take("products", *size))
+        made.mul_(torch.mm(narrow, left.T, out=_ROOM.take("factors", *size)))
+        return made.mul_(-2.0).add_(lengths)
 
     def pairs(rows: Tensor, which: Tensor) -> Tensor:
         return factored_pairs(a[rows], h[rows], ac[which], hc[which])
@@ -183,13 +188,13 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     made: Tensor
     if x.ndim == 1:
         return (x.double() ** 2).sum()
+    if origin is None and x.ndim == 2 and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
+        runs = x.reshape(len(x), x.shape[1] // RUN, RUN).numpy()
+        sums = np.einsum("nrk,nrk->nr", runs, runs)
+        return torch.from_numpy(sums.sum(axis=1, dtype=np.float64))
     if origin is None and x.shape[1] < RUN:
         wide = x.double()
         made = torch.linalg.vecdot(wide, wide)
-        return made
-    if origin is None and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
-        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
-        made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
         return made
     made = torch.empty(len(x), dtype=torch.float64)
     for start in range(0, len(x), ROWS):

@@ -74,7 +74,8 @@ class KCenter(Objective):
         d = width(shapes, self.column)
         return Footprint(
             row=8 + 4 + 4 + 1,
-            transient=12 * max(BLOCK, CONFIRMED * d) + 4 * CENTRES * max(CONFIRMED, BLOCK // d)
+            transient=12 * max(BLOCK, CONFIRMED * d)
+            + 4 * CENTRES * max(CONFIRMED, BLOCK // d)
             + 64 * min(rows, PART),
             shard=(4 * k + 3 * self.rows) * 4 * d + 2_000_000,
             driver=(k + self.rows * 8) * 4 * d + 32 * self.rows**2,

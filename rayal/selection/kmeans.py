@@ -50,7 +50,7 @@ class KMeansPP(Objective):
     embedding: str = "embedding"
     log_probs: str | None = None
     first: First = "norm"
-    rows: Annotated[int, Ge(1)] = 128
+    rows: Annotated[int, Ge(1)] = 512
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -63,8 +63,8 @@ class KMeansPP(Objective):
 
         A row keeps its squared norm, its mass and its tile's running sum, 8 bytes each, and the
         residual (4 C) where that is formed from log-probabilities. A block of draws is taken to
-        give 100 picks. Pairs that are computed again from differences, where many rows are close
-        to a centre, are not counted in the work.
+        give 100 picks; their rows wait on the shard for the next one. Pairs that are computed
+        again from differences, where many rows are close to a centre, are not counted in the work.
         """
         d = width(shapes, self.embedding)
         left = self.log_probs or self.residual
@@ -75,7 +75,8 @@ class KMeansPP(Objective):
             row=24 + formed,
             tile=self.rows * 8,
             transient=TILE_ROWS * 12 * self.rows + 2_000_000,
-            driver=self.rows * 24 * (c + d),
+            shard=self.rows * 16 * (c + d),
+            driver=self.rows * 24 * (c + d) + 48 * self.rows**2,
             flops=2.0 * rows * (c + d) * (k + 8 * passes),
             read=4.0 * rows * (c + d) * (2 + passes),
         )

@@ -43,7 +43,7 @@ class Stack:
         return len(self.keys)
 
     def blocks(self, rows: slice, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of a range where they lie, at most ``size`` at once, float32 ``[n, D]``."""
+        """Yield a range of rows where they lie, at most ``size`` at once, float32 ``[n, D]``."""
         first = int(np.searchsorted(self._starts, rows.start, side="right")) - 1
         for run, start in zip(self._runs[first:], self._starts[first:].tolist(), strict=False):
             if start >= rows.stop:
@@ -85,7 +85,7 @@ def _joined(columns: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _adjacent(first: Tensor, second: Tensor) -> bool:
-    return (
+    return bool(
         first.is_contiguous()
         and second.is_contiguous()
         and first.dtype == second.dtype
