@@ -177,8 +177,7 @@ class KCenter(Objective):
         """Make the distances of the shard's m farthest rows exact."""
         coverage: Coverage = tiles[0].shared["coverage"]
         if coverage.count:
-            threshold = tiles[0].shared["threshold"]
-            coverage.refresh(-np.inf if threshold is None else threshold, team)
+            coverage.refresh(np.inf, team)  # the rows that have met no centre at all
             coverage.top(m)
 
     def _commit_of(
