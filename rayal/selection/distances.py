@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rayal.selection.devices import to_device, to_host
+from rayal.selection.room import Room
 
 Floats = npt.NDArray[np.float64]
 Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]
@@ -27,6 +28,7 @@ ROWS = 256  # rows converted to float64 at once: they stay in the cache
 RUN = 64  # float32 squares summed before the sum goes on in float64
 SAMPLED = 8  # of which one row tells where the others lie
 FAR = 8.0  # squared distance of the rows' mean from zero, in their spread, that costs digits
+_ROOM = Room()
 
 
 def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
@@ -88,12 +90,14 @@ def factored(
     """
     ac, hc = centres
     length = squared_norm(ac) * squared_norm(hc)
+    narrow, wide, lengths = _padded(ac), _padded(hc), _padded(length.float())[:, None]
 
     def products(rows: Tensor | None) -> Tensor:
         left, right = (a, h) if rows is None else (a[rows], h[rows])
-        made = torch.mm(_padded(hc), right.T)
-        made.mul_(torch.mm(_padded(ac), left.T))
-        return made.mul_(-2.0).add_(_padded(length.float())[:, None])
+        size = (len(wide), len(left))
+        made = torch.mm(wide, right.T, out=_ROOM.take("products", *size, device=h.device))
+        made.mul_(torch.mm(narrow, left.T, out=_ROOM.take("factors", *size, device=h.device)))
+        return made.mul_(-2.0).add_(lengths)
 
     def pairs(rows: Tensor, which: Tensor) -> Tensor:
         return factored_pairs(a[rows], h[rows], ac[which], hc[which])
@@ -154,24 +158,10 @@ def _from_differences(lowest: Tensor, rows: Tensor, may: Tensor, pairs: Pairs) -
         lowest.scatter_reduce_(0, part, found, "amin")
 
 
-class Between:
-    """Squared distances between a few rows, in float64; of equal rows exactly 0.
-
-    Args:
-        x: ``[m, D]``.
-    """
-
-    def __init__(self, x: npt.NDArray[Any]) -> None:
-        self._x = x.astype(np.float64)
-        self._norm = np.einsum("id,id->i", self._x, self._x)
-
-    def row(self, i: int) -> Floats:
-        """Return the squared distances of row i to all rows, ``[m]``."""
-        scale = self._norm + self._norm[i]
-        squared = np.asarray(scale - 2.0 * (self._x @ self._x[i]))
-        close = np.flatnonzero(squared <= TIGHT * scale)
-        squared[close] = ((self._x[close] - self._x[i]) ** 2).sum(axis=1)
-        return squared
+def apart(x: Floats, centres: Floats) -> Floats:
+    """Return |x_i - c_i|² of float64 rows ``[n, D]``: the same bits whatever rows stand beside."""
+    difference = x - centres
+    return np.asarray(np.einsum("id,id->i", difference, difference))
 
 
 def between_products(a: npt.NDArray[Any], h: npt.NDArray[Any]) -> Floats:
@@ -201,13 +191,17 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     made: Tensor
     if x.ndim == 1:
         return (x.double() ** 2).sum()
+    if origin is None and x.ndim == 2 and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
+        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
+        if x.device.type != "cpu":
+            made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
+            return made
+        numbers = runs.numpy()  # einsum is the faster one here
+        sums = np.einsum("nrk,nrk->nr", numbers, numbers)
+        return torch.from_numpy(sums.sum(axis=1, dtype=np.float64))
     if origin is None and x.shape[1] < RUN:
         wide = x.double()
         made = torch.linalg.vecdot(wide, wide)
-        return made
-    if origin is None and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
-        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
-        made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
         return made
     made = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), ROWS):

@@ -73,12 +73,13 @@ class TwoRoundKCenter(KCenter):
         """Return all that is missing: every part offers as many."""
         return progress.left
 
-    def begin(self, tile: Tile, seed: int) -> None:
-        """Enter the tile in its group; the draw of the first centre is the same in every round."""
-        super().begin(tile, seed)
-        tile.state["seed"] = seed
-        tile.shared.setdefault("groups", {}).setdefault(tile.group, []).append(tile)
-        tile.shared.setdefault("known", [])
+    def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        """Enter the tiles in their groups."""
+        super().prepare(tiles, seed, team)
+        shared = tiles[0].shared
+        shared.update(groups={}, known=[])
+        for tile in tiles:
+            shared["groups"].setdefault(tile.group, []).append(tile)
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Send labeled and pending rows, and keep them for the last round."""
@@ -104,7 +105,7 @@ class TwoRoundKCenter(KCenter):
         known = tile.shared["known"]
         inner = [Tile(t.keys, t.columns, t.eligible) for t in group]
         chosen = self._greedy(
-            inner, m, tile.state["seed"], np.concatenate(known) if known else None
+            inner, m, tile.shared["seed"], np.concatenate(known) if known else None
         )
         taken = [np.flatnonzero(np.isin(t.keys, chosen.keys) & t.eligible) for t in inner]
         pairs = list(zip(inner, taken, strict=True))

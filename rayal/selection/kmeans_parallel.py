@@ -55,6 +55,7 @@ class KMeansParallel(KMeansPP):
 
     title: ClassVar[str] = "k-means||"
 
+    rows: Annotated[int, Ge(1)] = 128
     rounds: Annotated[int, Ge(1)] = 5
     oversampling: Annotated[float, Gt(0)] = 2.0
 

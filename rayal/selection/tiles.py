@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,15 @@ class Tile:
         """The tile's own key: that of its first row, the same wherever the tile lives."""
         return int(self.keys[0])
 
+    @cached_property
+    def _last(self) -> np.uint64:
+        return np.uint64(self.keys.max())
+
     def drop(self, keys: Keys) -> None:
         """Let rows with one of these keys be eligible no more."""
         if len(keys) == 0 or len(self.keys) == 0:
             return
-        here = keys[(keys >= self.keys[0]) & (keys <= self.keys.max())]
+        here = keys[(keys >= self.keys[0]) & (keys <= self._last)]
         if len(here):
             self.eligible &= ~np.isin(self.keys, here)
 

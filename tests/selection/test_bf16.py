@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from rayal.selection import (
     select_rows,
 )
 from rayal.selection.quality import covering_radius
+from rayal.selection.threads import Team
 from rayal.selection.tiles import Tile, cut_tiles
 
 N, D = 9_000, 64
@@ -88,13 +90,13 @@ def test_picks_are_those_of_the_rounded_values(name: str) -> None:
 
 def test_bf16_stays_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Tile] = []
-    begin = KCenter.begin
+    prepare = KCenter.prepare
 
-    def noting(self: KCenter, tile: Tile, seed: int) -> None:
-        held.append(tile)
-        begin(self, tile, seed)
+    def noting(self: KCenter, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        held.extend(tiles)
+        prepare(self, tiles, seed, team)
 
-    monkeypatch.setattr(KCenter, "begin", noting)
+    monkeypatch.setattr(KCenter, "prepare", noting)
     x = mixture(N, D, 1)
     given = k_center(x.bfloat16(), 30)
     assert {t.stored["embedding"].dtype for t in held} == {torch.bfloat16}
