@@ -17,8 +17,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_serializer, model
 from pydantic import SerializerFunctionWrapHandler as Handler
 
 from rayal.errors import SettingsError
+from rayal.execution import RaySettings, ScanSettings, SelectionSettings
 from rayal.parameters import explain
-from rayal.sections import Count, Named, Section, Seed, Share, Text, Texts, key
+from rayal.sections import Count, Named, Section, Seed, Text, Texts, key
 from rayal.types import Seeds
 from rayal.yamlfile import Dumper, copied, override, read_mapping
 
@@ -129,29 +130,6 @@ class OracleSettings(Named):
     cost: float = key(1.0, "budget that one label costs", gt=0)
 
 
-class ScanSettings(Section):
-    """How the committee is run over the pool."""
-
-    batch: Count = key(64, "rows of a forward pass; the last one is padded to it")
-    precision: Literal["fp32", "bf16"] = key("fp32", "fp32 | bf16")
-    device: Literal["cpu", "cuda"] = key("cpu", "where networks train and run: cpu | cuda")
-    compile: bool = key(False, "compile each committee's network: seconds first, then faster")
-
-
-class RaySettings(Section):
-    """How ``executor: ray`` uses a cluster."""
-
-    address: Text = key("local", "local (a cluster for this run) | auto | HOST:PORT of a head")
-    cpus: Count | None = key(None, "cores of a local cluster; null: all")
-    member_cpus: Share | None = key(None, "cores of a training member; null: threads_per_model")
-    member_gpus: float = key(0.0, "GPUs of a training member; 0.25: four share one", ge=0)
-    scanner_cpus: Share | None = key(None, "cores of a scanning worker; null: threads_per_model")
-    scanner_gpus: float = key(0.0, "GPUs of a scanning worker", ge=0)
-    staged: bool | None = key(None, "decode apart from the network; null: where a GPU scans")
-    restarts: int = key(3, "times that a part's, member's or shard's worker may be lost", ge=0)
-    stall: float = key(1800.0, "seconds without progress that end the run", gt=0)
-
-
 class SeedSettings(Section):
     """The seeds of one repetition; an integer alone sets all three."""
 
@@ -207,6 +185,7 @@ class Settings(Section):
     ray: RaySettings = key(RaySettings(), "how executor ray uses a cluster")
     storage: Text = key("runs", "folder of the ledger, pools, models and results")
     scan: ScanSettings = key(ScanSettings(), "how the committee runs over the pool")
+    selection: SelectionSettings = key(SelectionSettings(), "how joint choices hold columns")
     keep: Literal["last", "all", "picks"] = key("last", "scans on disk: last | all | picks")
     plan: bool = key(True, "refuse what would not fit the memory, before it starts")
     shards: Count = key(1, "holders of the columns in one process; on Ray: its workers")

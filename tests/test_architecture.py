@@ -18,6 +18,7 @@ LAYERS = [
         "yamlfile",
         "parameters",
         "sections",
+        "execution",
         "config",
         "registry",
         "failpoints",

@@ -35,6 +35,7 @@ oracle: {name: hidden, noise: 0.1, cost: 2}
 executor: local
 storage: "1e3"
 scan: {batch: 256, precision: bf16}
+selection: {precision: bf16, device: cuda}
 keep: picks
 shards: 4
 """
@@ -59,6 +60,8 @@ def test_every_key_is_read_from_a_file(tmp_path: Path) -> None:
         ("bald-50", {"passes": 50}),
     ]
     assert s.oracle.cost == 2.0 and s.storage == "1e3" and s.scan.precision == "bf16"
+    assert (s.selection.precision, s.selection.device) == ("bf16", "cuda")
+    assert load(BASE).selection.model_dump() == {"precision": "fp32", "device": "cpu"}
     assert load(str(path)) == s
 
 

@@ -61,6 +61,7 @@ BARS: tuple[Bar, ...] = (
     Bar("margin-60k", "60,000, C=10", "fastest peer", 1),
     Bar("kcenter-candidates", "60,000 x 512, B=100, 6,000 candidates", "exact k-center"),
     Bar("kcenter-two-round", "60,000 x 512, B=100", "exact k-center"),
+    Bar("kcenter-bf16", "60,000 x 512, B=100, embeddings in bf16", "float32 k-center"),
     Bar("kmeans-parallel", "60,000 x (10, 512), B=100", "exact k-means++"),
     Bar("scan-cnn-fp32", "small CNN 28x28, float32", "baal", 3),
     Bar("scan-cnn-best", "small CNN 28x28, best setting", "baal", 4),

@@ -174,6 +174,7 @@ def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
         forms: dict[str, dict[str, Any]] = {
             "kcenter-candidates": {"candidates": sizes.rows // 10},
             "kcenter-two-round": {"method": "two_round"},
+            "kcenter-bf16": {"precision": "bf16"},
         }
         for name, given in forms.items():
             if context.wants(name):
@@ -225,9 +226,3 @@ def _approximated(
         quality=Quality(f"{measure} x {loss:.4f} of the exact one's"),
         figures={"loss": loss},
     )
-
-
-def gpu(context: Context) -> Iterator[tuple[str, Measured]]:
-    """Say why the kernels are not measured on a GPU: they compute on the CPU."""
-    why = "the kernels compute on the CPU; tensors of a GPU are copied there"
-    yield from ((name, Measured(missing=why)) for name in ("gpu-kcenter", "gpu-badge"))

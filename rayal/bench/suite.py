@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayal.bench import informativeness, kernels, peers, pools, scoring
+from rayal.bench import gpu, informativeness, kernels, peers, pools, scoring
 from rayal.bench.bars import BARS, FULL, Bar, Sizes
 from rayal.bench.context import Context, Measurement
 from rayal.bench.floors import Floors, measure_floors
@@ -30,11 +30,14 @@ MEASUREMENTS: tuple[tuple[Measurement, tuple[str, ...]], ...] = (
     (informativeness.batchbald, ("batchbald-5k",)),
     (informativeness.bait, ("bait-5k",)),
     (informativeness.scores, ("entropy-60k", "margin-60k", "bald-60k")),
-    (kernels.approximations, ("kcenter-candidates", "kcenter-two-round", "kmeans-parallel")),
+    (
+        kernels.approximations,
+        ("kcenter-candidates", "kcenter-two-round", "kcenter-bf16", "kmeans-parallel"),
+    ),
     (scoring.scan, ("scan-*",)),
     (scoring.dropout, ("mc-*",)),
     (pools.pools, ("pool-*",)),
-    (kernels.gpu, ("gpu-*",)),
+    (gpu.gpu, ("gpu-*",)),
 )
 
 

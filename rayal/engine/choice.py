@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rayal.engine.executor import Executor
 from rayal.engine.local import open_share
-from rayal.engine.shards import rows_by_key
+from rayal.engine.shards import bf16_columns, rows_by_key
 from rayal.engine.storage import read_mapped
 from rayal.selection.greedy import Chosen, Shards, choose, count
 from rayal.selection.joint_entropy import JointEntropy
@@ -38,6 +38,7 @@ class Request:
         shards: of the local executor.
         threads: torch threads of a shard.
         context: columns of labeled and pending items, in key order.
+        device: where the shards hold their columns.
     """
 
     executor: Executor
@@ -49,6 +50,7 @@ class Request:
     shards: int = 1
     threads: int = 1
     context: Mapping[str, npt.NDArray[Any]] | None = None
+    device: str = "cpu"
 
     def open(self, objective: Objective) -> Shards:
         """Return the holders of the objective's tiles."""
@@ -59,6 +61,7 @@ class Request:
             seed=self.seed,
             count=self.shards,
             threads=self.threads,
+            device=self.device,
         )
 
 
@@ -72,7 +75,8 @@ def choose_items(
     """Return the choice, and what made it approximate with its measured loss; None if exact.
 
     Candidates are drawn once more, with twice the share, where chance gave fewer than k: a choice
-    never has fewer items because it was approximate.
+    never has fewer items because it was approximate. Rounded columns are named, and their loss is
+    not measured: what they were before is not stored.
 
     Args:
         request: over which columns, how many.
@@ -96,10 +100,12 @@ def choose_items(
                 break
         objective = wider(objective)
     made = objective.approximation()
-    if made is None:
+    rounded = any(set(bf16_columns(path)) & set(objective.needs) for path in request.paths[:1])
+    if made is None and not rounded:
         return chosen, None
-    made |= {"candidates": held, "of": request.rows}
-    return chosen, {**made, "loss": _loss(request, objective, chosen)}
+    loss = None if made is None else _loss(request, objective, chosen)
+    named = {"precision": "bf16", **(made or {})} if rounded else made or {}
+    return chosen, {**named, "candidates": held, "of": request.rows, "loss": loss}
 
 
 def _loss(request: Request, objective: Objective, chosen: Chosen) -> dict[str, Any] | None:

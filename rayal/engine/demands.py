@@ -7,166 +7,23 @@ page cache, which it may drop, and are stated apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from dataclasses import replace
 
 from rayal.engine.scan import DECODED_BYTES, Scan
+from rayal.engine.shapes import ITEM, NO_POOL, NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
-from rayal.models.committee import Committee
-from rayal.selection.footprint import Footprint, Shapes
+from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
 from rayal.selection.quality import SAMPLE_ROWS, exact_form
-from rayal.signals import Forward, compute
 from rayal.strategies.base import Ctx
-from rayal.tasks import Task
-from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS
+from rayal.types import TILE_ROWS
 
-ITEM = 64  # bytes beside an item's payload in a part: id of 12 letters, key, content hash, offsets
-KNOWN = 28  # bytes of a row of the file of known labels: such an id, and a label
 INDEXED = 320  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
 LEDGER = 2_048  # bytes of a label on the driver: states, leases and labels as Python objects
 ENTRY = 1_500  # bytes of a pick with its lease and label in the ledger: rows, events, indices
 LEDGER_FILE = 160_000  # bytes of a ledger without rows
 OUTPUTS = 100_000  # bytes of curve.png and the tables
 HELD = 17  # bytes of a row in a shard: its key, whether it is eligible, and the mask's source
-
-
-@dataclass(frozen=True)
-class PoolShape:
-    """What a plan knows of a pool, whether it is there or not.
-
-    Attributes:
-        rows: items to choose from.
-        tests: items of the test.
-        item: bytes of an item's payload.
-        payload: what the bytes of a row are, as ingest records it.
-        classes: names of the classes.
-        disk: bytes of the pool's files, where they are there; None counts them.
-        ingested: whether it is there.
-        resident: bytes that its source holds in memory while it is ingested.
-    """
-
-    rows: int
-    tests: int
-    item: float
-    payload: Mapping[str, Any]
-    classes: tuple[str, ...]
-    disk: int | None = None
-    ingested: bool = False
-    resident: int = 0
-
-    @property
-    def part_rows(self) -> int:
-        """Rows of a full part, as ingest cuts them."""
-        fits = max(1, int(PART_BYTES / max(self.item, 1)))
-        fits = fits - fits % TILE_ROWS if fits > TILE_ROWS else fits
-        return max(1, min(self.rows, PART_ROWS, fits))
-
-    @property
-    def parts(self) -> int:
-        """Parts of the items to choose from."""
-        return math.ceil(self.rows / self.part_rows)
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of the parts and of the known labels."""
-        if self.disk is not None:
-            return self.disk
-        return int((self.rows + self.tests) * (self.item + ITEM + KNOWN))
-
-
-@dataclass(frozen=True)
-class NetworkShape:
-    """Bytes of a network, and of what it makes of one row.
-
-    Attributes:
-        weights: parameters and buffers.
-        activations: outputs of all layers for one row, which training keeps.
-        widest: the two largest of them, which inference holds.
-        row: one decoded row.
-        signals: the scan's columns, name to (shape, bytes) of one row.
-        borrowed: those that the pool's parts hold already.
-    """
-
-    weights: int
-    activations: int
-    widest: int
-    row: int
-    signals: Mapping[str, tuple[tuple[int, ...], int]]
-    borrowed: tuple[str, ...] = ()
-
-    def shapes(self) -> Shapes:
-        """Return the shape of one row of each column; that of the score is a number."""
-        return {"score": (), **{name: shape for name, (shape, _) in self.signals.items()}}
-
-    def size(self, names: Sequence[str]) -> int:
-        """Return the bytes of one row of columns."""
-        return sum(8 if name == "score" else self.signals[name][1] for name in names)
-
-    def written(self, names: Sequence[str]) -> int:
-        """Return the bytes of one row of columns, without those that are borrowed."""
-        return self.size([name for name in names if name not in self.borrowed])
-
-
-def network_shape(
-    spec: ProjectSpec, task: Task, committee: Committee, *, width: int | None = None
-) -> NetworkShape:
-    """Return a network's sizes by one forward pass of one row, and one of every signal.
-
-    Args:
-        spec: what the project's rounds do.
-        task: what a row is.
-        committee: untrained networks.
-        width: columns of the embedding, where another network is meant.
-    """
-    net = committee.net(0)
-    x = torch.zeros((1, *task.input_shape))
-    outputs = output_bytes(net, x)
-    scan = Scan(_NO_POOL, committee, spec.strategy, spec.learner, spec.scan)
-    made: Mapping[str, Tensor] = {}
-    if scan.signals:
-        made = compute(scan.signals, Forward(committee, x, ["0"], np.zeros(1, np.uint64), raw=x))
-    signals = {n: (tuple(c.shape[1:]), c.numel() * c.element_size()) for n, c in made.items()}
-    if width is not None and "embedding" in signals:
-        signals["embedding"] = ((width,), 4 * width)
-    tensors = [*net.parameters(), *net.buffers()]
-    return NetworkShape(
-        weights=sum(t.numel() * t.element_size() for t in tensors),
-        activations=sum(outputs),
-        widest=sum(sorted(outputs)[-2:]),
-        row=4 * prod(task.input_shape),
-        signals=signals,
-        borrowed=scan.borrowed,
-    )
-
-
-_NO_POOL: Any = None  # a scan's signals do not depend on its pool
-
-
-def output_bytes(net: nn.Module, x: Tensor) -> list[int]:
-    """Return the bytes of every layer's output for one row ``[1, …]``, in eval mode."""
-    sizes: list[int] = []
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel() * output.element_size())
-
-    hooks = [m.register_forward_hook(note) for m in net.modules() if not list(m.children())]
-    mode = net.training
-    try:
-        with torch.no_grad():
-            net.eval()(x)
-    finally:
-        net.train(mode)
-        for hook in hooks:
-            hook.remove()
-    return sizes or [x.numel() * x.element_size()]
 
 
 def objective_of(spec: ProjectSpec, rows: int) -> Objective:
@@ -227,6 +84,14 @@ def evaluating(pool: PoolShape, spec: ProjectSpec, net: NetworkShape) -> int:
     return pool.tests * (classes * (4 + 4 + 3 * 8) + 200) + batch
 
 
+def footprint_of(objective: Objective, net: NetworkShape, rows: int, k: int) -> Footprint:
+    """Return what a joint choice takes; a thread has a tile of bf16 columns in float32 besides."""
+    made = objective.footprint(net.shapes(), rows, k)
+    narrow = [name for name in objective.needs if name in net.narrow]
+    wide = width(net.shapes(), *narrow)
+    return replace(made, transient=made.transient + TILE_ROWS * 4 * wide)
+
+
 def selecting(made: Footprint, rows: int, parts: int, *, threads: int, copied: int = 0) -> int:
     """Return the bytes of one shard, its mapped columns apart.
 
@@ -254,8 +119,8 @@ def measuring(objective: Objective, net: NetworkShape, rows: int, k: int) -> int
     if objective.approximation() is None or exact is None:
         return 0
     sample = min(rows, SAMPLE_ROWS)
-    made = exact.footprint(net.shapes(), sample, k)
-    size = net.size(exact.needs)
+    made = footprint_of(exact, net, sample, k)
+    size = net.stored(exact.needs)
     return sample * size + selecting(made, sample, 1, threads=1, copied=size) + made.driver
 
 
@@ -276,8 +141,9 @@ def deciding(made: Footprint, parts: int) -> int:
 
 def columns_on_disk(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
     """Return the bytes of one round's columns: key, score, and what the joint choice carries."""
-    scan = Scan(_NO_POOL, _NO_POOL, spec.strategy, spec.learner, spec.scan)
-    return rows * (16 + net.written(scan.kept)) if net.signals else 0
+    scan = Scan(NO_POOL, NO_POOL, spec.strategy, spec.learner, spec.scan)
+    written = [name for name in scan.kept if name not in net.borrowed]
+    return rows * (16 + net.stored(written)) if net.signals else 0
 
 
 def rounds_on_disk(spec: ProjectSpec, columns: int, weights: int) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from math import prod
 
 import torch
 
-from rayal.engine.demands import ITEM, PoolShape, output_bytes
 from rayal.engine.embed import embedding_hash
 from rayal.engine.scan_options import ScanOptions
+from rayal.engine.shapes import ITEM, PoolShape, output_bytes
 from rayal.engine.spec import ProjectSpec
 from rayal.tasks import Task
 

@@ -57,6 +57,7 @@ class StartShards(Protocol):
         seed: int,
         count: int,
         threads: int,
+        device: str = "cpu",
     ) -> Shards:
         """Return the holders of the tiles."""
 

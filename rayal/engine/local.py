@@ -8,6 +8,7 @@ from typing import Any
 
 from rayal.engine.pool import Part
 from rayal.engine.shards import open_tiles
+from rayal.selection.devices import checked_device
 from rayal.selection.greedy import LocalShards, Shard
 from rayal.selection.objective import Objective
 from rayal.selection.threads import cores
@@ -38,6 +39,7 @@ def start_shards(
     seed: int,
     count: int,
     threads: int,
+    device: str = "cpu",
 ) -> LocalShards:
     """Return ``count`` shards in this process, each holding whole parts.
 
@@ -48,17 +50,24 @@ def start_shards(
         seed: the query seed.
         count: number of shards; the picks do not depend on it.
         threads: of a model; tiles take every core that there is.
+        device: where they hold the columns.
     """
-    shares = [open_share(objective, paths[n::count], excluded, seed) for n in range(count)]
+    shares = [
+        open_share(objective, paths[n::count], excluded, seed, device=device) for n in range(count)
+    ]
     held = [tiles for tiles in shares if tiles]
     return LocalShards([Shard(objective, tiles, seed, threads=cores()) for tiles in held])
 
 
 def open_share(
-    objective: Objective, paths: Sequence[Path], excluded: Keys, seed: int
+    objective: Objective, paths: Sequence[Path], excluded: Keys, seed: int, *, device: str = "cpu"
 ) -> list[Tile]:
-    """Return the tiles of the parts of one shard, of candidates alone where those are a sample."""
-    needs, share = objective.needs, objective.share
-    return [
-        tile for path in paths for tile in open_tiles(path, needs, excluded, share=share, seed=seed)
-    ]
+    """Return the tiles of the parts of one shard, of candidates alone where those are a sample.
+
+    Raises:
+        SettingsError: this process does not have the device.
+    """
+    there = checked_device(device)
+    needs = objective.needs
+    more: Any = {"share": objective.share, "seed": seed}
+    return [tile.to(there) for path in paths for tile in open_tiles(path, needs, excluded, **more)]

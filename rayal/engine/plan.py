@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rayal.engine import demands
-from rayal.engine.demands import NetworkShape, PoolShape
 from rayal.engine.embed_demands import EmbeddingShape, embedding_bytes
 from rayal.engine.estimate import RAY_ROUND, Speed
 from rayal.engine.machine import Rates
+from rayal.engine.shapes import NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
@@ -57,6 +57,7 @@ class CellPlan:
         chosen: rows that the joint choice holds.
         title: what messages call the joint choice.
         width: numbers of a row of its columns.
+        bf16: whether some of them are held in bf16.
         held: bytes of its columns, mapped into memory over all shards.
         copied: bytes of its columns where they are copied, private, as candidates' are.
         processes: kind of process to its peak of private bytes.
@@ -72,6 +73,7 @@ class CellPlan:
     chosen: int
     title: str
     width: int
+    bf16: bool
     held: int
     copied: int
     processes: Mapping[str, int]
@@ -104,10 +106,11 @@ def plan_cell(
         speed: of its network; without it no seconds are given.
         embedding: of its frozen backbone, whose head the network then is.
     """
+    net = net.under(spec.selection)
     objective = demands.objective_of(spec, pool.rows)
     chosen = round(pool.rows * objective.share)
-    made = objective.footprint(net.shapes(), chosen, spec.batch)
-    size = net.size(objective.needs)
+    made = demands.footprint_of(objective, net, chosen, spec.batch)
+    size = net.stored(objective.needs)
     copied = size if objective.share < 1.0 else 0
     stages = _stages(spec, pool, net, place) | _choice(made, pool, place, chosen, copied=copied)
     stages["measure"] = demands.measuring(objective, net, pool.rows, spec.batch)
@@ -130,6 +133,7 @@ def plan_cell(
         chosen=chosen,
         title=objective.title,
         width=wide,
+        bf16=any(name in net.narrow for name in objective.needs),
         held=0 if copied else chosen * size,
         copied=chosen * copied,
         processes=processes,

@@ -80,11 +80,17 @@ class Worker:
             yield event
 
     def open(
-        self, objective: Objective, paths: Sequence[Path], excluded: Keys, seed: int, threads: int
+        self,
+        objective: Objective,
+        paths: Sequence[Path],
+        excluded: Keys,
+        seed: int,
+        threads: int,
+        device: str,
     ) -> None:
-        """Hold the tiles of column parts, memory-mapped, until the next selection."""
+        """Hold the tiles of column parts, memory-mapped or on a GPU, until the next selection."""
         torch.set_num_threads(threads)
-        tiles = open_share(objective, paths, excluded, seed)
+        tiles = open_share(objective, paths, excluded, seed, device=device)
         self._shard = Shard(objective, tiles, seed, threads=threads)
 
     def answer(self, request: bytes) -> bytes:

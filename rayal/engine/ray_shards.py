@@ -29,6 +29,7 @@ def start_shards(
     seed: int,
     count: int,
     threads: int,
+    device: str = "cpu",
 ) -> RayShards:
     """Return shards on the crew, one for each worker that gets a part.
 
@@ -40,11 +41,12 @@ def start_shards(
         seed: the query seed.
         count: the local executor's; here every worker is a shard, and the picks are the same.
         threads: torch threads.
+        device: where a worker holds its columns; for cuda it needs a share of a GPU.
     """
     shards = max(1, min(len(crew), len(paths)))
     crew.start(shards)
     shares = [list(paths[n::shards]) for n in range(shards)]
-    rest = (ray.put(excluded), seed, threads)
+    rest = (ray.put(excluded), seed, threads, device)
     return RayShards(crew, [(objective, share, *rest) for share in shares])
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayal.engine.demands import NetworkShape, PoolShape
 from rayal.engine.embed_demands import EmbeddingShape
 from rayal.engine.plan import CellPlan, Place, plan_cell, with_parameter
+from rayal.engine.shapes import NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
 
 TOLERANCE = 1.05  # a plan is refused for what is more than this too large: it is no better itself
@@ -72,7 +72,8 @@ def _processes_fit(plan: CellPlan, place: Place) -> bool:
 
 
 def _columns_text(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> str:
-    shape = f"{plan.chosen:,} x {plan.width:,} float32"
+    kind = "bf16" if plan.bf16 else "float32"
+    shape = f"{plan.chosen:,} x {plan.width:,} {kind}"
     room, held = size(place.memory or 0), plan.held + plan.copied
     if place.each:
         where = f"on {place.workers} shards of {room}"
@@ -90,6 +91,9 @@ def _remedies(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> s
         offers += [] if wider is None else [f"{wider} shards"]
     else:
         offers.append(f"a machine with {size(plan.peak + plan.held)}, or executor ray on several")
+    narrow = replace(spec, selection=replace(spec.selection, precision="bf16"))
+    if not plan.bf16 and _fits(again(narrow, place), place):
+        offers.append("selection.precision=bf16")
     sample = max(SAMPLE, 20 * spec.batch)
     fewer = with_parameter(spec, "candidates", sample) if sample < plan.chosen else None
     if fewer is not None and _fits(again(fewer, place), place):

@@ -132,7 +132,8 @@ class Stages:
     def _scan(self, round: int, committee: Committee) -> tuple[Scan, list[Path]]:
         """Compute and commit the columns of every part; return where they lie."""
         pool, spec = self.inputs.pool, self.spec
-        scan = Scan(pool, committee, spec.strategy, spec.learner, self.options)
+        stored = spec.selection.precision
+        scan = Scan(pool, committee, spec.strategy, spec.learner, self.options, stored)
         parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
@@ -220,6 +221,7 @@ class Stages:
             "candidates": n,
             "approximation": approximation,
             "scan": options_record(self.spec.scan),
+            "selection": asdict(self.spec.selection),
         }
         if self.spec.backbone is not None:
             provenance["backbone"] = self.spec.backbone.hash
@@ -248,6 +250,7 @@ class Stages:
             shards=self.spec.shards,
             threads=self.spec.threads_per_model,
             context=context,
+            device=self.spec.selection.device,
         )
         chosen, approximation = choose_items(
             request,

@@ -7,6 +7,7 @@ What is committed for (part, columns hash) is not computed again.
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.score import score_tiles
-from rayal.engine.shards import BORROWED, borrowed_from, column_array, column_tensor
+from rayal.engine.shards import BF16, BORROWED, borrowed_from, column_array, column_tensor
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError
 from rayal.failpoints import failpoint
@@ -69,6 +70,7 @@ class Scan:
         strategy: what to ask and how to score.
         learner: whose ``reads`` are kept for the next round's training.
         options: how the network is run.
+        stored: precision in which embeddings are written for the joint choice: fp32 or bf16.
     """
 
     pool: Pool
@@ -76,6 +78,7 @@ class Scan:
     strategy: Strategy
     learner: Learner
     options: ScanOptions
+    stored: str = "fp32"
 
     @property
     def signals(self) -> tuple[Signal, ...]:
@@ -89,10 +92,25 @@ class Scan:
         return tuple(dict.fromkeys((*self.strategy.carry, *self.strategy.context, *reads)))
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """Kept columns that are written in bf16; what a learner reads is not among them."""
+        if self.stored != "bf16":
+            return ()
+        asked = [s for s in self.strategy.signals() if s.narrow and s not in self.learner.reads()]
+        return tuple(name for s in asked for name in s.names() if name in self.kept)
+
+    @property
     def borrowed(self) -> tuple[str, ...]:
-        """Kept columns that the pool's parts hold already: they are read there, not written."""
+        """Kept columns that the pool's parts hold already: they are read there, not written.
+
+        The parts hold float32, so that what is to be bf16 is written.
+        """
         column = self.committee.task.column
-        if column not in self.kept or not self.committee.net(0).embeds_input:
+        if (
+            column not in self.kept
+            or column in self.narrow
+            or not self.committee.net(0).embeds_input
+        ):
             return ()
         return (column,)
 
@@ -108,6 +126,7 @@ class Scan:
                 "precision": self.options.precision,
                 "device": torch.device(self.options.device).type,
                 **({"compile": True} if self.options.compile else {}),
+                **({"bf16": self.narrow} if self.narrow else {}),
             }
         )
 
@@ -183,12 +202,14 @@ class Scan:
         if score is not None:
             table["score"] = column_array(score)
         written = [name for name in self.kept if name not in self.borrowed]
-        table |= {name: column_array(columns[name]) for name in written}
+        table |= {n: column_array(columns[n], bf16=n in self.narrow) for n in written}
         file = self._name(part, "")
         failpoint("scan.write")
         metadata = {"version": FORMAT_VERSION, "part": part.part, "columns": self.columns_hash()}
         if self.borrowed:
             metadata[BORROWED] = borrowed_from(file, part.file, self.borrowed)
+        if self.narrow:
+            metadata[BF16] = json.dumps(self.narrow)
         write_part(Path(self.pool.root) / file, pa.table(table), metadata)
         low, high = (float("nan"),) * 2
         if score is not None and len(score):

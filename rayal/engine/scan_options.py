@@ -1,4 +1,4 @@
-"""How the network is run over the pool, and what that promises of the columns."""
+"""How the network is run over the pool, what that promises, and how columns are held then."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ class ScanOptions:
     def width(self) -> int:
         """Rows of a padded pass."""
         return -(-self.batch // PAD) * PAD
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How a joint choice holds the columns that it compares.
+
+    Args:
+        precision: fp32, or bf16: embeddings are stored and held in half the bytes, rounded to 8
+            bits (a relative error up to 2^-9), and computed with in float32 all the same.
+        device: where shards hold their columns and make products: cpu or cuda.
+    """
+
+    precision: str = "fp32"
+    device: str = "cpu"
 
 
 def options_record(options: ScanOptions) -> dict[str, Any]:

@@ -18,11 +18,14 @@ from torch import Tensor
 from rayal.engine.pool import Pool
 from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
+from rayal.selection.devices import narrowed, to_host
 from rayal.selection.sampling import candidates_of
 from rayal.selection.tiles import Tile, cut_tiles
 from rayal.types import Keys, key_sum
 
 BORROWED = "borrowed"  # metadata of a column part: column to the file, beside it, that holds it
+
+BF16 = "bf16"  # metadata of a column part: its columns whose uint16 are the bits of bf16
 
 
 def borrowed_from(file: str, holder: str, columns: Sequence[str]) -> str:
@@ -46,6 +49,13 @@ def open_columns(path: Path) -> pa.Table:
         if len(column) != table.num_rows:
             raise StorageError(f"{path} has {table.num_rows} rows, {file} has {len(column)}")
         table = table.append_column(name, column)
+    narrow = _bf16_of(table.schema)
+    found = [field.name for field in table.schema if _is_bf16(field.type)]
+    if sorted(found) != sorted(narrow):
+        raise StorageError(
+            f"{path} has 16-bit columns {found}, its metadata says that {narrow} are bf16; scan "
+            "the pool again, or restore the file from a backup"
+        )
     return table
 
 
@@ -99,6 +109,8 @@ def rows_by_key(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return columns of the given items, rows in key order, read from committed parts.
 
+    What is stored in bf16 comes as float32.
+
     Raises:
         StorageError: an item is in none of the parts.
     """
@@ -117,7 +129,7 @@ def rows_by_key(
     if len(here) != len(wanted) or key_sum(here) != key_sum(wanted):
         raise StorageError(f"{len(wanted) - len(here)} of {len(wanted)} items have no columns")
     order = np.argsort(here)
-    return {n: torch.cat(v).numpy()[order] for n, v in values.items()} if found else {}
+    return {n: to_host(torch.cat(v))[order] for n, v in values.items()} if found else {}
 
 
 def ids_of(pool: Pool, keys: Keys) -> list[str]:
@@ -132,7 +144,10 @@ def ids_of(pool: Pool, keys: Keys) -> list[str]:
 
 
 def column_tensor(array: pa.Array) -> Tensor:
-    """Return a (nested) fixed-size list column as a tensor over the mapped memory."""
+    """Return a (nested) fixed-size list column as a tensor over the mapped memory.
+
+    Arrow has no bf16: its bits are stored as uint16, which no column has otherwise.
+    """
     shape = [len(array)]
     while pa.types.is_fixed_size_list(array.type):
         shape.append(array.type.list_size)
@@ -140,12 +155,30 @@ def column_tensor(array: pa.Array) -> Tensor:
     values = array.to_numpy(zero_copy_only=True)
     with warnings.catch_warnings():  # read-only memory: tiles are never written
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values).reshape(shape)
+        tensor = torch.from_numpy(values).reshape(shape)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
-def column_array(tensor: Tensor) -> pa.Array:
-    """Return a tensor ``[N, …]`` as a (nested) fixed-size list column."""
-    array = pa.array(tensor.detach().cpu().contiguous().reshape(-1).numpy())
+def bf16_columns(path: Path) -> list[str]:
+    """Return the columns of a part that are stored in bf16."""
+    return _bf16_of(read_mapped(path).schema)
+
+
+def _bf16_of(schema: pa.Schema) -> list[str]:
+    return list(json.loads(schema.metadata.get(BF16.encode(), b"[]")))
+
+
+def _is_bf16(type: pa.DataType) -> bool:
+    while pa.types.is_fixed_size_list(type):
+        type = type.value_type
+    return bool(pa.types.is_uint16(type))
+
+
+def column_array(tensor: Tensor, *, bf16: bool = False) -> pa.Array:
+    """Return a tensor ``[N, …]`` as a (nested) fixed-size list column, rounded where asked for."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = narrowed(flat) if bf16 else flat
+    array = pa.array((flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy())
     for size in reversed(tensor.shape[1:]):
         array = pa.FixedSizeListArray.from_arrays(array, size)
     return array

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.train import NetworkSpec
 from rayal.learners.base import Learner
 from rayal.models.backbone import BackboneSpec
@@ -48,6 +48,7 @@ class ProjectSpec:
         rounds: queries; None goes on for as long as there are candidates.
         seeds: the three sources of chance.
         scan: how the network is run over the pool.
+        selection: how a joint choice holds the columns.
         shards: holders of the columns in this process.
         backbone: the frozen network whose embeddings ``network`` is then a head of.
         keep: which columns and checkpoints stay: those of the last round, all, or none.
@@ -65,6 +66,7 @@ class ProjectSpec:
     rounds: int | None = None
     seeds: Seeds = field(default_factory=Seeds)
     scan: ScanOptions = field(default_factory=ScanOptions)
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
     shards: int = 1
     backbone: BackboneSpec | None = None
     keep: str = "last"
@@ -92,6 +94,7 @@ class ProjectSpec:
             },
             **({} if self.backbone is None else {"backbone": self.backbone.to_json()}),
             **({} if self.quorum is None else {"quorum": self.quorum}),
+            **({"selection": asdict(self.selection)} if self.selection != _PLAIN else {}),
             **{name: asdict(getattr(self, name)) for name in ("initial", "seeds", "scan")},
         }
 
@@ -107,7 +110,11 @@ class ProjectSpec:
         values["initial"] = Initial(**stored["initial"])
         values["seeds"] = Seeds(**stored["seeds"])
         values["scan"] = ScanOptions(**stored["scan"])
+        values["selection"] = SelectionOptions(**stored.get("selection", {}))
         return cls(**values)
+
+
+_PLAIN = SelectionOptions()
 
 
 def _named(table: Table[Any], value: Any) -> dict[str, Any]:

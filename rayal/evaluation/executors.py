@@ -36,11 +36,16 @@ def executor_of(
         made = estimate([(project.spec, project.pool) for project in projects], options)
         name = made.executor
         note(str(made))
-    if name == "local" and home_of(settings.scan.device) != settings.scan.device:
-        raise SettingsError(
-            f"scan.device is {settings.scan.device!r}, and torch sees none in this process; set it "
-            "to cpu, or use executor ray with ray.member_gpus and ray.scanner_gpus"
-        )
+    if name == "local":
+        for section, device, shares in (
+            ("scan", settings.scan.device, "ray.member_gpus and ray.scanner_gpus"),
+            ("selection", settings.selection.device, "ray.member_gpus"),
+        ):
+            if home_of(device) != device:
+                raise SettingsError(
+                    f"{section}.device is {device!r}, and torch sees none in this process; set it "
+                    f"to cpu, or use executor ray with {shares}"
+                )
     return open_executor(
         name,
         options,

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rayal.config import Settings
-from rayal.engine.demands import ITEM, PoolShape, network_shape
 from rayal.engine.embed import head_task
 from rayal.engine.embed_demands import embedding_shape
 from rayal.engine.machine import machine_memory
 from rayal.engine.plan import BASE, Place, plan_cell
 from rayal.engine.pool import Pool
 from rayal.engine.refusal import refusal
+from rayal.engine.shapes import ITEM, PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError

@@ -12,13 +12,13 @@ from typing import Any
 
 from rayal.config import Cell, Settings
 from rayal.engine import demands
-from rayal.engine.demands import PoolShape, network_shape
 from rayal.engine.embed import head_task
 from rayal.engine.embed_demands import EmbeddingShape, embedding_shape
 from rayal.engine.estimate import RAY_START, Speed, embedding_time, speed_of
 from rayal.engine.machine import Rates
 from rayal.engine.plan import CellPlan, Place, plan_cell
 from rayal.engine.refusal import refusal, size
+from rayal.engine.shapes import PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError
@@ -114,6 +114,7 @@ def _row(cells: Sequence[Cell], plan: CellPlan) -> dict[str, Any]:
         "processes": dict(plan.processes),
         "mapped": plan.held,
         "columns": plan.columns,
+        "bf16": plan.bf16,
         "seconds": {stage: round(s, 3) for stage, s in plan.seconds.items()},
         "total": round(plan.total * len(cells), 1),
     }
@@ -179,11 +180,12 @@ def as_lines(record: dict[str, Any]) -> dict[str, Any]:
     memory, disk, place = record["memory"], record["disk"], record["place"]
     room = "unknown" if place["memory"] is None else size(place["memory"])
     kind = "one process" if place["executor"] == "local" else f"{place['workers']} workers"
+    narrow = "; embeddings in bf16" if any(row["bf16"] for row in record["cells"]) else ""
     return {
         "pool": ", ".join(f"{v:,} {k}" for k, v in record["pool"].items() if k != "ingested"),
         "where": f"{kind}, {room} of memory" + (" each" if place["each"] else ""),
         "peak memory": f"{size(memory['peak'])} private, {size(memory['mapped'])} of columns "
-        "mapped besides (page cache)",
+        f"mapped besides (page cache){narrow}",
         "disk": f"{size(disk['total'])} in the end, {size(disk['most'])} at most; "
         + ", ".join(f"{k} {size(v)}" for k, v in disk.items() if k not in ("total", "most")),
         "time": _time(record["seconds"]),

@@ -16,7 +16,7 @@ from typing import Any
 from rayal.config import Cell, LearnerSettings, Settings
 from rayal.engine.driver import Project, RoundSummary
 from rayal.engine.pool import Pool
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
@@ -133,6 +133,7 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
         rounds=settings.rounds,
         seeds=cell.seeds,
         scan=ScanOptions(**settings.scan.model_dump()),
+        selection=SelectionOptions(**settings.selection.model_dump()),
         shards=settings.shards,
         keep=settings.keep,
     )

@@ -140,6 +140,7 @@ def _how(found: Sequence[Mapping[str, Any]]) -> str:
     """Describe approximate choices: parameters of the last, mean loss of all."""
     last = found[-1]
     said = [str(last["method"])] if "method" in last else []
+    said += [f"embeddings in {last['precision']}"] if "precision" in last else []
     if last["candidates"] < last["of"]:
         said.append(f"{last['candidates']:,} candidates of {last['of']:,}")
     losses = [one["loss"] for one in found if one["loss"] and one["loss"]["ratio"] is not None]

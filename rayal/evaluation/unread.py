@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from rayal.config import Cell, PoolSettings, Settings
-from rayal.engine.demands import PoolShape
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Source
+from rayal.engine.shapes import PoolShape
 from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.sources import pool_name, pool_there, sources_of

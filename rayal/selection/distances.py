@@ -15,6 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.devices import to_device, to_host
+from rayal.selection.room import Room
+
 Floats = npt.NDArray[np.float64]
 Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]
 CLOSE = 1e-3  # relative size under which float32 products have fewer than three digits left
@@ -25,6 +28,7 @@ ROWS = 256  # rows converted to float64 at once: they stay in the cache
 RUN = 64  # float32 squares summed before the sum goes on in float64
 SAMPLED = 8  # of which one row tells where the others lie
 FAR = 8.0  # squared distance of the rows' mean from zero, in their spread, that costs digits
+_ROOM = Room()
 
 
 def origin_of(x: Tensor, norm: Tensor) -> Tensor | None:
@@ -86,12 +90,14 @@ def factored(
     """
     ac, hc = centres
     length = squared_norm(ac) * squared_norm(hc)
+    narrow, wide, lengths = _padded(ac), _padded(hc), _padded(length.float())[:, None]
 
     def products(rows: Tensor | None) -> Tensor:
         left, right = (a, h) if rows is None else (a[rows], h[rows])
-        made = torch.mm(_padded(hc), right.T)
-        made.mul_(torch.mm(_padded(ac), left.T))
-        return made.mul_(-2.0).add_(_padded(length.float())[:, None])
+        size = (len(wide), len(left))
+        made = torch.mm(wide, right.T, out=_ROOM.take("products", *size, device=h.device))
+        made.mul_(torch.mm(narrow, left.T, out=_ROOM.take("factors", *size, device=h.device)))
+        return made.mul_(-2.0).add_(lengths)
 
     def pairs(rows: Tensor, which: Tensor) -> Tensor:
         return factored_pairs(a[rows], h[rows], ac[which], hc[which])
@@ -122,22 +128,24 @@ def _nearest(
 ) -> Floats:
     """Lower distances by a product, and again, from differences, where it has no digits left."""
     b, nearest = len(length), np.array(old)
-    new = products(None)[:b].amin(dim=0).double().numpy() + norm.numpy()
+    own = to_host(norm)
+    new = to_host(products(None)[:b].amin(dim=0).double()) + own
     # a centre at distance d is no longer than |x| + d, so |x|² + |c|² is at most this
-    scale = 3.0 * norm.numpy() + 2.0 * new.clip(0.0)
+    scale = 3.0 * own + 2.0 * new.clip(0.0)
     close = new <= CLOSE * scale
     np.minimum(nearest, new, out=nearest, where=~close)
     rows = np.flatnonzero(close & (new - ERROR * scale < nearest) & (nearest > 0.0))
     if len(rows):
-        index = torch.from_numpy(rows)
-        lowest = torch.from_numpy(nearest[rows])
+        index = to_device(rows, norm.device)
+        lowest = to_device(nearest[rows], norm.device)
+        error = to_device(2.0 * ERROR * scale[rows], norm.device)
         for start in range(0, len(rows), ROWS):
             here = index[start : start + ROWS]
             squared = products(here)[:b].double() + norm[here]  # [b, n]
-            error = 2.0 * ERROR * torch.from_numpy(scale)[here]
-            may = squared - error <= torch.minimum(lowest[start : start + ROWS], squared.amin(0))
-            _from_differences(lowest[start : start + ROWS], here, may, pairs)
-        nearest[rows] = lowest.numpy()
+            low = lowest[start : start + ROWS]
+            may = squared - error[start : start + ROWS] <= torch.minimum(low, squared.amin(0))
+            _from_differences(low, here, may, pairs)
+        nearest[rows] = to_host(lowest)
     return nearest
 
 
@@ -150,24 +158,10 @@ def _from_differences(lowest: Tensor, rows: Tensor, may: Tensor, pairs: Pairs) -
         lowest.scatter_reduce_(0, part, found, "amin")
 
 
-class Between:
-    """Squared distances between a few rows, in float64; of equal rows exactly 0.
-
-    Args:
-        x: ``[m, D]``.
-    """
-
-    def __init__(self, x: npt.NDArray[Any]) -> None:
-        self._x = x.astype(np.float64)
-        self._norm = np.einsum("id,id->i", self._x, self._x)
-
-    def row(self, i: int) -> Floats:
-        """Return the squared distances of row i to all rows, ``[m]``."""
-        scale = self._norm + self._norm[i]
-        squared = np.asarray(scale - 2.0 * (self._x @ self._x[i]))
-        close = np.flatnonzero(squared <= TIGHT * scale)
-        squared[close] = ((self._x[close] - self._x[i]) ** 2).sum(axis=1)
-        return squared
+def apart(x: Floats, centres: Floats) -> Floats:
+    """Return |x_i - c_i|² of float64 rows ``[n, D]``: the same bits whatever rows stand beside."""
+    difference = x - centres
+    return np.asarray(np.einsum("id,id->i", difference, difference))
 
 
 def between_products(a: npt.NDArray[Any], h: npt.NDArray[Any]) -> Floats:
@@ -197,15 +191,19 @@ def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     made: Tensor
     if x.ndim == 1:
         return (x.double() ** 2).sum()
+    if origin is None and x.ndim == 2 and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
+        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
+        if x.device.type != "cpu":
+            made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
+            return made
+        numbers = runs.numpy()  # einsum is the faster one here
+        sums = np.einsum("nrk,nrk->nr", numbers, numbers)
+        return torch.from_numpy(sums.sum(axis=1, dtype=np.float64))
     if origin is None and x.shape[1] < RUN:
         wide = x.double()
         made = torch.linalg.vecdot(wide, wide)
         return made
-    if origin is None and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
-        runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
-        made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
-        return made
-    made = torch.empty(len(x), dtype=torch.float64)
+    made = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), ROWS):
         some = x[start : start + ROWS]
         wide = some.double() if origin is None else (some - origin).double()
@@ -220,6 +218,6 @@ def _padded(centres: Tensor) -> Tensor:
     return torch.cat([centres, centres.new_zeros((missing, *centres.shape[1:]))])
 
 
-def to_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Return a float32 tensor over the array's memory where possible."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+def to_tensor(array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
+    """Return a float32 tensor, over the array's memory where possible."""
+    return to_device(np.ascontiguousarray(array, dtype=np.float32), device)

@@ -17,6 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from rayal.selection.devices import to_device, to_host
 from rayal.selection.fisher_algebra import (
     Information,
     class_factors,
@@ -78,6 +79,11 @@ class Fisher(Objective):
         return (self.embedding,) if self.log_probs is None else (self.log_probs, self.embedding)
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.embedding,)
+
+    @property
     def context(self) -> tuple[str, ...]:
         """Labeled and pending rows carry information already."""
         return self.needs
@@ -106,9 +112,8 @@ class Fisher(Objective):
     def begin(self, tile: Tile, seed: int) -> None:
         """Keep the factors of rows that may be picked, padded to a multiple of PAD."""
         rows = np.flatnonzero(tile.eligible)
-        index = torch.from_numpy(rows)
         pad = -len(rows) % PAD
-        factor, h = self._factors({n: tile.columns[n][index] for n in self.needs})
+        factor, h = self._factors({n: tile.rows(n, rows) for n in self.needs})
         h = torch.cat([h, h.new_zeros((pad, h.shape[1]))])
         width, size = factor.shape[2], factor.shape[1]
         rows_first = factor.transpose(1, 2)
@@ -126,7 +131,7 @@ class Fisher(Objective):
         if message is None:
             size = (factor**2).sum(dim=(1, 2)) * (h**2).sum(dim=1)  # the trace of I(x)
             return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
-        blocks = fisher_blocks(factor, h).numpy()
+        blocks = to_host(fisher_blocks(factor, h))
         np.rint(np.ldexp(blocks, message, out=blocks), out=blocks)
         return blocks.astype(np.int64)
 
@@ -170,7 +175,7 @@ class Fisher(Objective):
         """Return by how much each row would lower the trace."""
         state, values = tile.state, np.zeros(len(tile.keys))
         if len(rows := state["rows"]):
-            values[rows] = trace_decrease(state["g"], state["half"])[: len(rows)].numpy()
+            values[rows] = to_host(trace_decrease(state["g"], state["half"])[: len(rows)])
         return values
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
@@ -198,10 +203,10 @@ class Fisher(Objective):
             state["factor"] = state["factor"] * columns["scale"]
         factor, h = state["factor"], state["h"]
         if "inverse" in columns:
-            state["g"] = forms(factor, h, torch.from_numpy(columns["inverse"]))
-            state["half"] = forms(factor, h, torch.from_numpy(columns["middle"]))
+            state["g"] = forms(factor, h, to_device(columns["inverse"], tile.device))
+            state["half"] = forms(factor, h, to_device(columns["middle"], tile.device))
             return
-        directions = torch.from_numpy(columns["directions"])
+        directions = to_device(columns["directions"], tile.device)
         updated(state["g"], state["half"], projected(factor, h, directions), 1.0)
 
     def finish(self, progress: Progress) -> list[int]:

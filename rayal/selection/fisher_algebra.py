@@ -56,9 +56,9 @@ def class_factors(log_probs: Tensor, rank: int = 0, block_diagonal: bool = False
             "positive probability: mend the model or remove the row"
         )
     if block_diagonal:
-        rest = 1.0 - torch.eye(probs.shape[1], dtype=torch.float64)
+        rest = 1.0 - torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
         return torch.diag_embed((probs * (probs @ rest)).sqrt())  # 1 - p without cancellation
-    basis = class_basis(probs.shape[1])
+    basis = class_basis(probs.shape[1]).to(probs.device)
     factor = _cholesky_factor(probs) if rank == 0 else _label_columns(probs, rank)
     rows = factor.transpose(1, 2) @ basis  # [T, w, Q], the layout that Bᵀ times columns reads
     return rows.transpose(1, 2)
@@ -73,7 +73,7 @@ def _cholesky_factor(probs: Tensor) -> Tensor:
     diagonal = torch.where(whole > 0, p * rest / whole, 0.0).sqrt()
     below = torch.where(whole * rest > 0, (p / (whole * rest)).sqrt(), 0.0)
     factor = torch.tril(-probs[:, :, None] * below[:, None, :], diagonal=-1)
-    index = torch.arange(width)
+    index = torch.arange(width, device=probs.device)
     factor[:, index, index] = diagonal
     return factor
 
@@ -153,7 +153,7 @@ def updated(g: Tensor, half: Tensor, projection: Tensor, sign: float) -> None:
 
 def trace_decrease(g: Tensor, half: Tensor) -> Tensor:
     """Return tr(H (I + G)⁻¹), ``[T]``: by how much adding a row lowers the trace."""
-    eye = torch.eye(g.shape[1], dtype=torch.float64)
+    eye = torch.eye(g.shape[1], dtype=torch.float64, device=g.device)
     lower = torch.linalg.cholesky(eye + g)
     inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     trace: Tensor = (torch.bmm(inverse, half) * inverse).sum(dim=(1, 2))
@@ -162,7 +162,7 @@ def trace_decrease(g: Tensor, half: Tensor) -> Tensor:
 
 def trace_increase(g: Tensor, half: Tensor) -> Tensor:
     """Return tr(H (I - G)⁻¹), ``[T]``: by how much removing a row raises the trace."""
-    values, vectors = torch.linalg.eigh(torch.eye(g.shape[1], dtype=torch.float64) - g)
+    values, vectors = torch.linalg.eigh(torch.eye(g.shape[1]).to(g) - g)
     rotated = vectors.transpose(1, 2) @ half @ vectors
     trace: Tensor = (rotated.diagonal(dim1=1, dim2=2) / values.clamp_min(FLOOR)).sum(dim=1)
     return trace

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.errors import BudgetError, NeedsError, ScoreError, SettingsError, nearest
+from rayal.errors import BudgetError, NeedsError, SettingsError, nearest
+from rayal.selection.arrays import Array, as_tensor, checked_keys, checked_numbers
+from rayal.selection.devices import Precision, checked_device, checked_precision, to_host
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.kcenter import KCenter
@@ -25,7 +27,6 @@ from rayal.selection.tiles import Tile, cut_tiles
 from rayal.selection.topk import TopK
 from rayal.types import Selection, id_keys
 
-Array = npt.ArrayLike | Tensor
 Positions = npt.NDArray[np.int64]
 KCenterMethod = Literal["exact", "two_round"]
 KMeansMethod = Literal["exact", "kmeans||"]
@@ -54,6 +55,8 @@ def k_center(
     labeled: Array | None = None,
     method: KCenterMethod = "exact",
     candidates: int | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -68,6 +71,8 @@ def k_center(
         method: exact (a 2-approximation of the smallest covering radius), or two_round: greedy in
             every run of 16,384 rows, greedy on the union (Malkomes et al. 2015), within 4 times.
         candidates: None for all rows, else about how many, drawn uniformly, may be picked.
+        precision: of the embeddings while they are held, see ``select_rows``.
+        device: cpu or cuda.
         ids: N distinct ids, which break ties; rows are sorted by their keys inside.
         seed: seeds the first centre.
         shards: number of shards in this process; the result does not depend on it.
@@ -77,8 +82,9 @@ def k_center(
     _known("method", method, get_args(KCenterMethod))
     kind = KCenter if method == "exact" else TwoRoundKCenter
     objective = kind(share=share_of(candidates, _length(embeddings), k))
+    held: Any = {"precision": precision, "device": device}
     return select_rows(
-        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards
+        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards, **held
     ).positions
 
 
@@ -92,6 +98,8 @@ def kmeans_plus_plus(
     rounds: int = 5,
     oversampling: float = 2.0,
     candidates: int | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -107,6 +115,8 @@ def kmeans_plus_plus(
         rounds: passes of kmeans|| that draw.
         oversampling: rows that such a pass draws, as a multiple of k.
         candidates: None for all rows, else about how many, drawn uniformly, may be picked.
+        precision: of the embeddings while they are held, see ``select_rows``.
+        device: cpu or cuda.
         ids: N distinct ids; draws are functions of (seed, key).
         seed: seeds the draws.
         shards: number of shards in this process; the result does not depend on it.
@@ -119,7 +129,8 @@ def kmeans_plus_plus(
         objective = KMeansParallel(
             first=first, share=share, rounds=rounds, oversampling=oversampling
         )
-    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
+    held: Any = {"precision": precision, "device": device}
+    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards, **held).positions
 
 
 def joint_entropy(
@@ -128,6 +139,7 @@ def joint_entropy(
     *,
     draws: int = 10_000,
     candidates: int | None = None,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -139,6 +151,7 @@ def joint_entropy(
         k: number of picks.
         draws: most label configurations held; up to that many the result is exact.
         candidates: None for all rows, else about how many, drawn uniformly, may be picked.
+        device: cpu or cuda.
         ids: N distinct ids, which break ties.
         seed: seeds the sampled configurations.
         shards: number of shards in this process; the result does not depend on it.
@@ -146,7 +159,9 @@ def joint_entropy(
     columns = {"member_log_probs": member_log_probs}
     share = share_of(candidates, _length(member_log_probs), k)
     objective = JointEntropy(draws=draws, share=share)
-    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards).positions
+    return select_rows(
+        objective, columns, k, ids=ids, seed=seed, shards=shards, device=device
+    ).positions
 
 
 def select_rows(
@@ -155,18 +170,37 @@ def select_rows(
     k: int,
     *,
     context: Mapping[str, Array] | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
 ) -> Selection:
     """Run an objective over arrays ``[N, …]`` and return positions, ids and scores in pick order.
 
+    Args:
+        objective: how rows are chosen together.
+        columns: what it needs.
+        k: number of picks.
+        context: columns of labeled rows, ``[L, …]``.
+        precision: how columns are held that the objective compares by distances and forms (its
+            ``narrow``), the same columns of labeled rows included: bf16 rounds them to 8 bits and
+            is named as an approximation; fp32 widens; None leaves bf16 tensors as they are.
+            Arithmetic is in float32 and float64 whichever it is.
+        device: where the columns are held and products are made: cpu or cuda. Other devices round
+            products otherwise, so that near ties may fall otherwise.
+        ids: N distinct ids.
+        seed: seeds every draw.
+        shards: number of shards in this process; the result does not depend on it.
+
     Raises:
+        SettingsError: the precision or device does not exist, or the device is not there.
         ScoreError: a column holds NaN, or +inf; the message names column and row.
         BudgetError: k is negative or larger than N.
         ValueError: lengths differ, or ids are not distinct.
     """
-    tensors = {name: as_tensor(name, array) for name, array in columns.items()}
+    there, held = checked_device(device), partial(_held, objective, precision)
+    tensors = {n: as_tensor(n, a, bf16=held(n), device=there) for n, a in columns.items()}
     n = len(next(iter(tensors.values())))
     names, keys = checked_keys(ids, n)
     if not 0 <= k <= n:
@@ -177,25 +211,38 @@ def select_rows(
         checked_numbers(name, tensor, names)
     order = None if ids is None else np.argsort(keys, kind="stable")
     if order is not None:
-        index = torch.from_numpy(order)
+        index = torch.from_numpy(order).to(there)
         keys, tensors = keys[order], {m: t[index] for m, t in tensors.items()}
     objective, mask = _sampled(objective, keys, k, seed)
-    index = torch.from_numpy(np.flatnonzero(mask))
+    index = torch.from_numpy(np.flatnonzero(mask)).to(there)
     sampled = tensors if mask.all() else {m: t[index] for m, t in tensors.items()}
-    held = _dealt(cut_tiles(keys[mask], sampled), shards, grouped=objective.grouped)
-    known, threads = _context(context or {}, tensors), torch.get_num_threads()
-    local = LocalShards([Shard(objective, part, seed, threads=threads) for part in held])
+    parts = _dealt(cut_tiles(keys[mask], sampled), shards, grouped=objective.grouped)
+    known = _context(
+        {n: as_tensor(n, a, bf16=held(n)) for n, a in (context or {}).items()}, tensors
+    )
+    threads = torch.get_num_threads()
+    local = LocalShards([Shard(objective, part, seed, threads=threads) for part in parts])
     with closing(local):
         chosen = choose(objective, local, k, seed=seed, context=known, runners_up=0)
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
-    made = objective.approximation()
+    rounded = precision == "bf16" and any(name in objective.narrow for name in columns)
+    made = {**(objective.approximation() or {}), **({"precision": "bf16"} if rounded else {})}
     return Selection(
         positions.astype(np.int64),
         tuple(str(names[p]) for p in positions),
         chosen.scores,
-        made if made is None else {**made, "candidates": int(mask.sum()), "of": n},
+        {**made, "candidates": int(mask.sum()), "of": n} if made else None,
     )
+
+
+def _held(objective: Objective, precision: Precision | None, name: str) -> bool | None:
+    """Return whether a column is held in bf16; None where that is as it was given."""
+    if precision is not None:
+        checked_precision(precision)
+    if name not in objective.narrow:
+        return False
+    return None if precision is None else precision == "bf16"
 
 
 def _sampled(
@@ -228,9 +275,8 @@ def _length(array: Array) -> int:
     return len(array) if isinstance(array, Tensor) else len(np.asarray(array))
 
 
-def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[str, Any]:
+def _context(known: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the context's rows in an order of their own, so that the given one never matters."""
-    known = {name: as_tensor(name, array) for name, array in given.items()}
     for name, tensor in known.items():
         checked_numbers(name, tensor, range(len(tensor)))
         wanted = columns[name].shape[1:] if name in columns else tensor.shape[1:]
@@ -241,7 +287,7 @@ def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[
             )
     if not known:
         return {}
-    arrays = {name: tensor.numpy() for name, tensor in known.items()}
+    arrays = {name: to_host(tensor) for name, tensor in known.items()}
     if len({len(array) for array in arrays.values()}) > 1:
         raise NeedsError(
             f"labeled columns have { ({n: len(a) for n, a in arrays.items()}) } rows; give all "
@@ -251,48 +297,3 @@ def _context(given: Mapping[str, Array], columns: Mapping[str, Tensor]) -> dict[
     digests = ("".join(part.tobytes().hex() for part in row) for row in rows)
     order = np.argsort(id_keys(digests), kind="stable")
     return {name: array[order] for name, array in arrays.items()}
-
-
-def as_tensor(name: str, array: Array) -> Tensor:
-    """Return an array as a contiguous tensor: float64 for scores and scalars, else float32."""
-    tensor = array if isinstance(array, Tensor) else _over(np.asarray(array))
-    tensor = tensor.detach().cpu()
-    if tensor.ndim == 0:
-        raise ValueError(f"column {name!r} must have a leading dimension N, got a single number")
-    scalar = tensor.ndim == 1 or name == "score"  # a score may have tie-breakers behind it
-    return tensor.double() if scalar else tensor.float().contiguous()
-
-
-def _over(array: npt.NDArray[Any]) -> Tensor:
-    """Return a tensor over an array's memory: kernels do not write to their columns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def checked_numbers(name: str, tensor: Tensor, names: Sequence[str] | range) -> None:
-    """Raise ScoreError, naming item and column, where a row is not made of finite numbers."""
-    if not len(tensor) or bool(torch.isfinite(tensor.sum())):  # a sum shows NaN and inf
-        return
-    flat = tensor.reshape(len(tensor), -1)
-    log = "log_probs" in name or name == "score" or tensor.ndim == 1  # -inf is legal there
-    bad = torch.isnan(flat) | (torch.isposinf(flat) if log else torch.isinf(flat))
-    if bad.any():
-        row = int(torch.nonzero(bad.any(dim=1))[0])
-        raise ScoreError(
-            f"column {name!r} of item {names[row]!r} holds {flat[row][bad[row]][0].item()}; "
-            "finite numbers are needed: remove the row or mend the model"
-        )
-
-
-def checked_keys(ids: Sequence[str] | None, n: int) -> tuple[Any, npt.NDArray[np.uint64]]:
-    """Return n names and their keys; without ids both are positions."""
-    if ids is None:
-        return range(n), np.arange(n, dtype=np.uint64)
-    names = [str(i) for i in ids]
-    keys = id_keys(names)
-    if len(names) != n or len(np.unique(keys)) != n:
-        raise ValueError(
-            f"{n} distinct ids are needed, got {len(names)} ({len(set(names))} distinct)"
-        )
-    return names, keys

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.threads import Team
@@ -66,12 +67,14 @@ class Shard:
     ) -> None:
         self._objective = objective
         self._tiles = list(tiles)
-        self._shared: dict[Any, Any] = {}
+        device = self._tiles[0].device if self._tiles else torch.device("cpu")
+        self._shared: dict[Any, Any] = {"device": device}
         self._team = Team(threads)
         for tile in self._tiles:
             tile.shared = self._shared
             tile.state = {}
-        self._team.map(lambda tile: objective.begin(tile, seed), self._tiles)
+        if self._tiles:
+            objective.prepare(self._tiles, seed, self._team)
 
     def answer(self, request: bytes) -> bytes:
         """Return the answer to one encoded request."""
@@ -100,14 +103,18 @@ class Shard:
         return self._objective.offer(self._tiles, m, step, self._team)
 
     def _runners_up(self, m: int) -> Proposal | None:
-        self._team.map(lambda tile: self._objective.settle(tile, m), self._tiles)
+        if not self._tiles:
+            return None
+        self._objective.settle(self._tiles, m, self._team)
         rows = [best_rows(tile, self._objective.gain(tile), m) for tile in self._tiles]
-        return replace(merge_rows(rows, m), columns={}) if rows else None
+        return replace(merge_rows(rows, m), columns={})
 
     def _count(self) -> int:
         return sum(int(np.count_nonzero(tile.eligible)) for tile in self._tiles)
 
     def _commit(self, commit: Commit) -> None:
+        if not self._tiles:
+            return
         self._objective.receive(self._shared, commit)
 
         def update(tile: Tile) -> None:

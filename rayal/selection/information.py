@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rayal.errors import NeedsError
+from rayal.selection.arrays import Array
 from rayal.selection.fisher import Fisher, LabeledWeight
-from rayal.selection.functions import Array, Positions, select_rows
+from rayal.selection.functions import Positions, select_rows
 
 
 def bait(
@@ -19,6 +21,7 @@ def bait(
     labeled_weight: LabeledWeight = "release",
     oversample: int = 2,
     ridge: float = 1.0,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -34,6 +37,7 @@ def bait(
         labeled_weight: how labeled rows count in M: sum, mean, or as the authors' code (release).
         oversample: forward picks per item of the batch; the surplus is removed backward.
         ridge: multiple of the identity in M, larger than 0.
+        device: cpu or cuda.
         ids: N distinct ids, which break ties.
         seed: accepted for uniformity; nothing is drawn.
         shards: number of shards in this process; the result does not depend on it.
@@ -58,9 +62,8 @@ def bait(
     _check(oversample, ridge)
     objective = Fisher(oversample=oversample, ridge=ridge, labeled_weight=labeled_weight)
     columns = {"log_probs": log_probs, "embedding": embeddings}
-    return select_rows(
-        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards
-    ).positions
+    more: Any = {"ids": ids, "seed": seed, "shards": shards, "device": device}
+    return select_rows(objective, columns, k, context=context, **more).positions
 
 
 def bait_regression(
@@ -71,6 +74,7 @@ def bait_regression(
     noise: float = 1.0,
     ridge: float = 1.0,
     oversample: int = 2,
+    device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
     shards: int = 1,
@@ -87,6 +91,7 @@ def bait_regression(
         noise: standard deviation of the targets, larger than 0.
         ridge: multiple of the identity in M, larger than 0.
         oversample: forward picks per item of the batch; the surplus is removed backward.
+        device: cpu or cuda.
         ids: N distinct ids, which break ties.
         seed: accepted for uniformity; nothing is drawn.
         shards: number of shards in this process; the result does not depend on it.
@@ -102,9 +107,8 @@ def bait_regression(
         log_probs=None, oversample=oversample, ridge=ridge, labeled_weight="sum", noise=noise
     )
     context = {} if labeled_embeddings is None else {"embedding": labeled_embeddings}
-    return select_rows(
-        objective, {"embedding": embeddings}, k, context=context, ids=ids, seed=seed, shards=shards
-    ).positions
+    more: Any = {"ids": ids, "seed": seed, "shards": shards, "device": device}
+    return select_rows(objective, {"embedding": embeddings}, k, context=context, **more).positions
 
 
 def _check(oversample: int, ridge: float, noise: float = 1.0) -> None:

@@ -19,6 +19,7 @@ from annotated_types import Ge
 
 from rayal.acquisition.disagreement import bald
 from rayal.acquisition.uncertainty import probability_entropy
+from rayal.selection.devices import to_device, to_host
 from rayal.selection.footprint import Footprint, Shapes
 from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.tiles import Floats, Proposal, Tile
@@ -95,7 +96,7 @@ class JointEntropy(Objective):
         probs = tile.columns[self.column].double().exp()  # [T, S, C]
         noise = probability_entropy(probs).mean(dim=1)
         gain = bald(probs.mean(dim=1), noise)
-        tile.state.update(noise=noise.numpy(), gain=gain.numpy())
+        tile.state.update(noise=to_host(noise), gain=to_host(gain))
 
     def gain(self, tile: Tile) -> Floats:
         """Return the last computed gains, upper bounds of the present ones."""
@@ -148,14 +149,14 @@ class JointEntropy(Objective):
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep the batch's configurations."""
         for name in ("weights", "pi"):
-            value = torch.from_numpy(commit.columns[name])
+            value = to_device(commit.columns[name], shared.get("device"))
             shared[name, torch.float64], shared[name, torch.float32] = value, value.float()
         shared["sampled"] = commit.columns["sampled"]
 
     def _gains(self, tile: Tile, rows: npt.NDArray[np.int64], dtype: torch.dtype) -> Floats:
         """Return the gains of at most ROWS rows."""
         weights, pi = (tile.shared[name, dtype] for name in ("weights", "pi"))
-        probs = tile.columns[self.column][torch.from_numpy(rows)].to(dtype).exp()  # [R, S, C]
+        probs = tile.rows(self.column, rows).to(dtype).exp()  # [R, S, C]
         n, members, classes = probs.shape
         padded = probs.new_zeros((ROWS, members, classes))
         padded[:n] = probs
@@ -169,7 +170,7 @@ class JointEntropy(Objective):
             torch.mm(some, stacked, out=q).clamp_min_(tiny)
             torch.log(q, out=log_q).mul_(q)
             total += torch.mm(pi[None, start : start + len(some)], log_q)
-        entropy = -total.view(ROWS, classes).sum(dim=1)[:n].numpy()
+        entropy = -to_host(total.view(ROWS, classes).sum(dim=1)[:n])
         return np.asarray((entropy - tile.state["noise"][rows]).clip(0.0))
 
     def _error(self, tile: Tile, row: int) -> float:
@@ -177,7 +178,7 @@ class JointEntropy(Objective):
         if not tile.shared["sampled"]:
             return 0.0
         weights, pi = (tile.shared[name, torch.float64] for name in ("weights", "pi"))
-        entropy = probability_entropy(weights @ tile.columns[self.column][row].double().exp())
+        entropy = probability_entropy(weights @ tile.rows(self.column, row).double().exp())
         mean = (pi * entropy).sum()
         return float(((pi * (entropy - mean) ** 2).sum() / len(pi)).sqrt())
 

@@ -7,27 +7,25 @@ References:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rayal.selection.distances import Between, euclidean, origin_of, squared_norm, to_tensor
+from rayal.selection.coverage import BLOCK, CENTRES, CONFIRMED, PART, Coverage
+from rayal.selection.devices import to_host
+from rayal.selection.distances import apart, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.threads import Team
 from rayal.selection.tiles import Floats, Proposal, Tile, best_rows
-from rayal.types import TILE_ROWS
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
-CENTRES = 256  # of one product
-PAIRS = 1 << 16  # rows x centres up to which one product is made of all
-SETTLED = 256  # rows brought up to date at once for the runners-up
-_LAGS = (0, 16, 128, 1 << 30)  # centres not met by rows that are brought up to date together
+CLOSEST = 1e-10  # relative size of what rounding may do to float64 products
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,15 @@ class KCenter(Objective):
     title: ClassVar[str] = "k-center"
 
     column: str = "embedding"
-    rows: int = 128
+    rows: int = 256
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.column,)
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
         """The embedding."""
         return (self.column,)
 
@@ -68,48 +71,57 @@ class KCenter(Objective):
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what the traversal takes.
 
-        A row keeps its norm, its squared distance and how many centres it has met. A tile may be
-        copied, shifted to its mean, beside the products with a block of centres. All rows meet the
-        first centre; a quarter of the others' products is taken to be needed.
+        A row keeps its bound, its norm, how many centres it has met and whether the bound is
+        exact. A shard keeps the centres, twice where they are shifted, with room for as many, and
+        the rows that it proposes as made and packed. A thread holds a block of rows, its products
+        with a block of centres, and some numbers of each row of a part. All rows meet the first
+        centre; most of the others' products are taken to be needed.
         """
         d = width(shapes, self.column)
         return Footprint(
-            row=20,
-            tile=self.rows * 32,
-            transient=TILE_ROWS * (8 * d + 4 * CENTRES) + 2_000_000,
-            driver=(k + self.rows * 6) * 4 * d,
-            flops=2.0 * rows * d * (8 + k / 4),
-            read=4.0 * rows * d * (3 + k / 30),
+            row=8 + 4 + 4 + 1,
+            transient=12 * max(BLOCK, CONFIRMED * d)
+            + 4 * CENTRES * max(CONFIRMED, BLOCK // d)
+            + 64 * min(rows, PART),
+            shard=(4 * k + 3 * self.rows) * 4 * d + 2_000_000,
+            driver=(k + self.rows * 8) * 4 * d + 32 * self.rows**2,
+            flops=2.0 * rows * d * (1 + 0.75 * k),
+            read=4.0 * rows * d * (2 + k / 50),
         )
 
     def block(self, progress: Progress) -> int:
         """Return the proposals of the next step: one until there is a centre."""
         return self.rows if "open" in progress.state else 1
 
-    def begin(self, tile: Tile, seed: int) -> None:
-        """Compute norms; draw the order that stands in for distances until there is a centre."""
-        x = tile.columns[self.column]
-        norm = squared_norm(x)
-        origin = origin_of(x, norm)
-        norm = norm if origin is None else squared_norm(x, origin)
-        tile.state.update(norm=norm, origin=origin, first=keyed_uniform(tile.keys, seed))
+    def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        """Set up what the shard's rows keep; no row is read before there is a centre."""
+        tiles[0].shared.update(coverage=Coverage(tiles, self.column), seed=seed, threshold=None)
 
     def gain(self, tile: Tile) -> Floats:
-        """Return squared distances to the nearest centre, or bounds above the threshold's rows."""
-        return np.asarray(tile.state["squared" if "squared" in tile.state else "first"])
+        """Return squared distances to the nearest centre, or bounds; the draw if there is none."""
+        if tile.shared["coverage"].count == 0:
+            return keyed_uniform(tile.keys, tile.shared["seed"])
+        return np.asarray(tile.state["upper"])
 
-    def propose(self, tile: Tile, m: int, step: int) -> Proposal:
-        """Return the tile's farthest rows above the threshold, and a bound on all others."""
-        gain, threshold = self.gain(tile), tile.shared.get("threshold")
-        if threshold is None:
-            return best_rows(tile, gain, m)
-        above = tile.eligible & (gain >= threshold)
-        found = best_rows(tile, gain, m, among=above)
-        rest = np.where(tile.eligible & ~above, gain, -np.inf)
-        if found.bound is None and (top := rest.max()) > -np.inf:
-            best = np.flatnonzero(rest == top)
-            return replace(found, bound=((float(top),), int(tile.keys[best].min())))
-        return found
+    def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
+        """Return the shard's farthest rows above the threshold, and a bound on all others."""
+        coverage: Coverage = tiles[0].shared["coverage"]
+        stack, threshold = coverage.stack, tiles[0].shared["threshold"]
+        if coverage.count == 0:
+            whole = Tile(stack.keys, {}, stack.eligible)
+            found = best_rows(whole, keyed_uniform(stack.keys, tiles[0].shared["seed"]), m)
+            rows, value, bound = found.columns["row"], found.priority, found.bound
+        else:
+            lowest = -np.inf if threshold is None else threshold
+            coverage.refresh(lowest, team)
+            rows, left = coverage.top(m, lowest)
+            value = coverage.upper[rows, None]
+            bound = None if left is None else ((left[0],), left[1])
+        order = np.argsort(rows)
+        sent = np.empty((len(rows), stack.width), dtype=np.float32)
+        room = torch.empty(sent.shape, device=stack.device)
+        sent[order] = to_host(stack.gather(rows[order], room))
+        return Proposal(value, stack.keys[rows], {self.column: sent}, bound)
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Send labeled and pending rows as centres, some at a time."""
@@ -130,21 +142,17 @@ class KCenter(Objective):
             progress.state["open"] = True
             first = proposal.columns[self.column][:1]
             return self._commit_of(first, proposal.keys[:1], np.array([np.inf]))
-        between = Between(proposal.columns[self.column])
-        squared = proposal.priority[:, 0].copy()
-        taken: list[int] = []
+        race = _Race(proposal.columns[self.column], proposal.priority[:, 0], proposal.keys)
         scores: list[float] = []
-        while len(taken) < min(len(proposal), progress.left):
-            best = _best(squared, proposal.keys)
-            if not _beats(squared[best], int(proposal.keys[best]), proposal.bound):
+        while len(scores) < min(len(proposal), progress.left):
+            best = race.best()
+            if not _beats(race.upper[best], int(proposal.keys[best]), proposal.bound):
                 break
-            taken.append(best)
-            scores.append(float(squared[best]))
-            squared = np.minimum(squared, between.row(best))
-            squared[taken] = -np.inf
-        centres = proposal.columns[self.column][taken]
+            scores.append(float(race.upper[best]))
+            race.take(best)
+        centres = proposal.columns[self.column][race.taken]
         threshold = self._threshold(proposal, scores, progress)
-        return self._commit_of(centres, proposal.keys[taken], np.array(scores), threshold)
+        return self._commit_of(centres, proposal.keys[race.taken], np.array(scores), threshold)
 
     def _threshold(self, proposal: Proposal, scores: list[float], progress: Progress) -> float:
         """Return how far rows must lie to be looked at in the next step.
@@ -152,10 +160,10 @@ class KCenter(Objective):
         As low as serves a block of picks: lower after a step that took all it was offered, higher
         after one that took few.
         """
-        slack: float = progress.state.get("slack", 0.02)
+        slack: float = progress.state.get("slack", 0.04)
         if len(scores) == len(proposal):
             slack = min(0.5, 2.0 * slack)
-        elif 4 * len(scores) < len(proposal):
+        elif 8 * len(scores) < len(proposal):
             slack = max(1e-4, slack / 2.0)
         progress.state["slack"] = slack
         if scores:
@@ -169,65 +177,16 @@ class KCenter(Objective):
 
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep the new centres, and the threshold of the next step."""
-        new = to_tensor(commit.columns["centres"])
-        for name, value in (("centres", new), ("length", squared_norm(new))):
-            old = shared.get(name)
-            shared[name] = value if old is None else torch.cat([old, value])
+        coverage: Coverage = shared["coverage"]
+        coverage.extend(to_tensor(commit.columns["centres"], coverage.stack.device))
         shared["threshold"] = commit.columns["threshold"]
 
-    def commit(self, tile: Tile, commit: Commit) -> None:
-        """Bring the distances of the rows above the threshold up to date."""
-        state, threshold = tile.state, commit.columns["threshold"]
-        if "squared" not in state:
-            del state["first"]
-            state["squared"] = np.full(len(tile.keys), np.inf)
-            state["met"] = np.zeros(len(tile.keys), dtype=np.int32)
-        if threshold is None:
-            self._update(tile, np.arange(len(tile.keys)))
-        else:
-            self._update(tile, np.flatnonzero(tile.eligible & (state["squared"] >= threshold)))
-
-    def settle(self, tile: Tile, m: int) -> None:
-        """Bring the tile's m farthest rows up to date."""
-        state = tile.state
-        while "squared" in state:
-            masked = np.where(tile.eligible, state["squared"], -np.inf)
-            order = np.argsort(-masked, kind="stable")
-            rows = order[: m + 1]
-            if (state["met"][rows] == len(tile.shared["centres"])).all():
-                return
-            rows = order[: max(m + 1, SETTLED)]
-            rows = rows[tile.eligible[rows] & (state["met"][rows] < len(tile.shared["centres"]))]
-            if len(rows) == 0:
-                return
-            self._update(tile, rows)
-
-    def _update(self, tile: Tile, rows: npt.NDArray[np.int64]) -> None:
-        """Let rows meet all centres that they have not met; rows of like lag go together."""
-        state, centres = tile.state, tile.shared["centres"]
-        lag = len(centres) - state["met"][rows]
-        few = len(rows) * int(lag.max(initial=0)) < PAIRS
-        for low, high in itertools.pairwise((0, _LAGS[-1]) if few else _LAGS):
-            some = rows[(lag > low) & (lag <= high)]
-            if len(some):
-                first = int(state["met"][some].min())
-                for start in range(first, len(centres), CENTRES):
-                    self._lower(tile, some, slice(start, start + CENTRES))
-        state["met"][rows] = len(centres)
-
-    def _lower(self, tile: Tile, rows: npt.NDArray[np.int64], which: slice) -> None:
-        """Let rows meet some centres."""
-        state, x, norm = tile.state, tile.columns[self.column], tile.state["norm"]
-        origin, centres = state["origin"], tile.shared["centres"][which]
-        length = tile.shared["length"][which] if origin is None else None
-        if 2 * len(rows) > len(x):  # a product costs less than a copy of that many rows
-            made = euclidean(x, norm, state["squared"], centres, origin=origin, length=length)
-            state["squared"][rows] = made[rows]
-            return
-        index, old = torch.from_numpy(rows), state["squared"][rows]
-        x, norm = x.index_select(0, index), norm[index]
-        made = euclidean(x, norm, old, centres, origin=origin, length=length)
-        state["squared"][rows] = made
+    def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
+        """Make the distances of the shard's m farthest rows exact."""
+        coverage: Coverage = tiles[0].shared["coverage"]
+        if coverage.count:
+            coverage.refresh(np.inf, team)  # the rows that have met no centre at all
+            coverage.top(m)
 
     def _commit_of(
         self,
@@ -243,10 +202,45 @@ class KCenter(Objective):
         )
 
 
-def _best(value: Floats, keys: npt.NDArray[np.uint64]) -> int:
-    """Return the position of the largest value, the smaller key winning a tie."""
-    ties = np.flatnonzero(value == value.max())
-    return int(ties[np.argmin(keys[ties])])
+class _Race:
+    """The proposed rows among themselves: which is farthest once some of them are centres.
+
+    Products in float64 bound the distances; a row that leads by a bound is computed again from
+    differences, so that what is compared and recorded is a function of the rows alone.
+    """
+
+    def __init__(self, x: npt.NDArray[Any], squared: Floats, keys: npt.NDArray[np.uint64]) -> None:
+        self._x = x.astype(np.float64)
+        wide = torch.from_numpy(self._x)
+        dots = (wide @ wide.T).numpy()
+        scale = dots.diagonal()[:, None] + dots.diagonal()
+        self._rounding = CLOSEST * scale
+        self._between = scale - 2.0 * dots
+        self._squared, self._keys = squared, keys
+        self._exact = np.ones(len(x), dtype=bool)
+        self.upper, self.taken = squared.copy(), list[int]()
+
+    def best(self) -> int:
+        """Return the row that leads, its distance exact; the smaller key wins a tie."""
+        while True:
+            ties = np.flatnonzero(self.upper == self.upper.max())
+            best = int(ties[np.argmin(self._keys[ties])])
+            if self._exact[best]:
+                return best
+            least = self._between[best, self.taken] - self._rounding[best, self.taken]
+            near = np.array(self.taken)[least <= self.upper[best]]
+            own = np.broadcast_to(self._x[best], (len(near), self._x.shape[1]))
+            found = apart(own, self._x[near]).min(initial=self._squared[best])
+            self.upper[best], self._exact[best] = found, True
+
+    def take(self, row: int) -> None:
+        """Let a row be a centre."""
+        between, rounding = self._between[row], self._rounding[row]
+        self._exact &= (between - rounding > self.upper) | (self.upper <= 0.0)
+        self.upper = np.minimum(self.upper, between + rounding)
+        self.taken.append(row)
+        self.upper[self.taken] = -np.inf
+        self._exact[self.taken] = True
 
 
 def _beats(value: float, key: int, bound: tuple[tuple[float, ...], int] | None) -> bool:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from rayal.selection.devices import to_host
 from rayal.selection.distances import to_tensor
 from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
@@ -73,12 +73,13 @@ class TwoRoundKCenter(KCenter):
         """Return all that is missing: every part offers as many."""
         return progress.left
 
-    def begin(self, tile: Tile, seed: int) -> None:
-        """Enter the tile in its group; the draw of the first centre is the same in every round."""
-        super().begin(tile, seed)
-        tile.state["seed"] = seed
-        tile.shared.setdefault("groups", {}).setdefault(tile.group, []).append(tile)
-        tile.shared.setdefault("known", [])
+    def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        """Enter the tiles in their groups."""
+        super().prepare(tiles, seed, team)
+        shared = tiles[0].shared
+        shared.update(groups={}, known=[])
+        for tile in tiles:
+            shared["groups"].setdefault(tile.group, []).append(tile)
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Send labeled and pending rows, and keep them for the last round."""
@@ -99,17 +100,17 @@ class TwoRoundKCenter(KCenter):
         """Return the greedy centres of the tile's group, once; its other tiles offer nothing."""
         group = tile.shared["groups"][tile.group]
         if step > 0 or tile is not group[0]:
-            empty = tile.columns[self.column][:0].numpy()
+            empty = to_host(tile.rows(self.column, slice(0)))
             return Proposal(np.zeros((0, 1)), tile.keys[:0], {self.column: empty})
         known = tile.shared["known"]
-        inner = [Tile(t.keys, {self.column: t.columns[self.column]}, t.eligible) for t in group]
+        inner = [Tile(t.keys, t.columns, t.eligible) for t in group]
         chosen = self._greedy(
-            inner, m, tile.state["seed"], np.concatenate(known) if known else None
+            inner, m, tile.shared["seed"], np.concatenate(known) if known else None
         )
         taken = [np.flatnonzero(np.isin(t.keys, chosen.keys) & t.eligible) for t in inner]
         pairs = list(zip(inner, taken, strict=True))
         keys = np.concatenate([t.keys[rows] for t, rows in pairs])
-        columns = [t.columns[self.column][torch.from_numpy(rows)].numpy() for t, rows in pairs]
+        columns = [to_host(t.rows(self.column, rows)) for t, rows in pairs]
         sent = {self.column: np.concatenate(columns)}
         return Proposal(np.zeros((len(keys), 1)), keys, sent)
 

@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from annotated_types import Ge
 
+from rayal.selection.devices import to_host
 from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.footprint import Footprint, Shapes, width
@@ -50,7 +51,7 @@ class KMeansPP(Objective):
     embedding: str = "embedding"
     log_probs: str | None = None
     first: First = "norm"
-    rows: Annotated[int, Ge(1)] = 128
+    rows: Annotated[int, Ge(1)] = 512
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -58,13 +59,18 @@ class KMeansPP(Objective):
         left = self.log_probs or self.residual
         return (self.embedding,) if left is None else (left, self.embedding)
 
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """The embedding."""
+        return (self.embedding,)
+
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what the draws take.
 
         A row keeps its squared norm, its mass and its tile's running sum, 8 bytes each, and the
         residual (4 C) where that is formed from log-probabilities. A block of draws is taken to
-        give 100 picks. Pairs that are computed again from differences, where many rows are close
-        to a centre, are not counted in the work.
+        give 100 picks; their rows wait on the shard for the next one. Pairs that are computed
+        again from differences, where many rows are close to a centre, are not counted in the work.
         """
         d = width(shapes, self.embedding)
         left = self.log_probs or self.residual
@@ -75,7 +81,8 @@ class KMeansPP(Objective):
             row=24 + formed,
             tile=self.rows * 8,
             transient=TILE_ROWS * 12 * self.rows + 2_000_000,
-            driver=self.rows * 24 * (c + d),
+            shard=self.rows * 16 * (c + d),
+            driver=self.rows * 24 * (c + d) + 48 * self.rows**2,
             flops=2.0 * rows * (c + d) * (k + 8 * passes),
             read=4.0 * rows * (c + d) * (2 + passes),
         )
@@ -89,13 +96,15 @@ class KMeansPP(Objective):
         h = tile.columns[self.embedding]
         if self.log_probs is not None:
             a = tile.columns[self.log_probs].exp()
-            a[np.arange(len(a)), a.argmax(dim=1)] -= 1.0
+            a[torch.arange(len(a), device=a.device), a.argmax(dim=1)] -= 1.0
         else:
             a = h.new_ones((len(h), 1)) if self.residual is None else tile.columns[self.residual]
         norm = squared_norm(a) * squared_norm(h)
-        tile.state.update(a=a, norm=norm, mass=norm.numpy(), seed=seed)
+        tile.state.update(a=a, norm=norm, seed=seed, cumulative=np.empty(len(h)))
         if self.first == "uniform":
             tile.state["mass"] = np.ones(len(h))
+        else:
+            tile.state["mass"] = to_host(norm).copy()
         if self.first == "largest":
             eligible = tile.state["mass"][tile.eligible]
             tile.state["largest"] = eligible.max(initial=0.0)
@@ -107,6 +116,7 @@ class KMeansPP(Objective):
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Draw m tiles by the shard's races, and a row of each."""
+        self.settle(tiles, m, team)
         draws = np.arange(m, dtype=np.uint64)
         race = np.stack([self._race(tile, draws, step) for tile in tiles])  # [tiles, m]
         names = np.array([tile.name for tile in tiles], dtype=np.uint64)
@@ -118,8 +128,8 @@ class KMeansPP(Objective):
         at = list(zip(winner.tolist(), rows.tolist(), strict=True))
         sent = {
             "name": names[winner],
-            "a": torch.stack([tiles[t].state["a"][r] for t, r in at]).numpy(),
-            "h": torch.stack([tiles[t].columns[self.embedding][r] for t, r in at]).numpy(),
+            "a": to_host(torch.stack([tiles[t].state["a"][r] for t, r in at])),
+            "h": to_host(torch.stack([tiles[t].rows(self.embedding, r) for t, r in at])),
             "mass": np.array([tiles[t].state["mass"][r] for t, r in at]),
         }
         keys = np.array([tiles[t].keys[r] for t, r in at], dtype=np.uint64)
@@ -148,7 +158,7 @@ class KMeansPP(Objective):
         mass = np.where(tile.eligible, mass, 0.0)
         if "largest" in tile.state and not (tile.state.get("centred") or tile.shared.get("flat")):
             mass = np.where(mass == tile.state["largest"], mass, 0.0)
-        tile.state["cumulative"] = np.cumsum(mass)
+        np.cumsum(mass, out=tile.state["cumulative"])
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
         """Let the tiles race in each draw; the smaller key wins a tie."""
@@ -194,18 +204,24 @@ class KMeansPP(Objective):
         return Commit(proposal.keys[accepted], np.array(scores), chosen)
 
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
-        """Learn that no mass is left, where that is so."""
+        """Keep the new centres until the next draws, and learn whether any mass is left."""
         shared["flat"] = bool(commit.columns["flat"])
+        shared["new"] = commit.columns
 
-    def commit(self, tile: Tile, commit: Commit) -> None:
+    def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
         """Lower each row's squared distance to that of its nearest new centre."""
+        new = tiles[0].shared.pop("new", None)
+        if new is not None:
+            team.map(lambda tile: self._lowered(tile, new), tiles)
+
+    def _lowered(self, tile: Tile, new: Mapping[str, Any]) -> None:
         state = tile.state
         if not tile.shared["flat"]:
-            a, h = to_tensor(commit.columns["a"]), to_tensor(commit.columns["h"])
             # the first centre replaces the norms: the origin is no centre
             old = state["mass"] if state.get("centred") else np.full(len(tile.keys), np.inf)
             columns = (state["a"], tile.columns[self.embedding], state["norm"])
-            state["mass"] = factored(*columns, old, (a, h))
+            a, h = (to_tensor(new[n], tile.device) for n in ("a", "h"))
+            state["mass"][:] = factored(*columns, old, (a, h))
             state["centred"] = True
         self._accumulate(tile)
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from annotated_types import Ge, Gt
 
+from rayal.selection.devices import to_device, to_host
 from rayal.selection.distances import (
     factored,
     factored_each,
@@ -55,6 +55,7 @@ class KMeansParallel(KMeansPP):
 
     title: ClassVar[str] = "k-means||"
 
+    rows: Annotated[int, Ge(1)] = 128
     rounds: Annotated[int, Ge(1)] = 5
     oversampling: Annotated[float, Gt(0)] = 2.0
 
@@ -111,13 +112,10 @@ class KMeansParallel(KMeansPP):
 
     def _lower(self, tile: Tile, commit: Commit, start: int) -> None:
         stop = start + self.rows
-        a, h = (
-            to_tensor(commit.columns["a"][start:stop]),
-            to_tensor(commit.columns["h"][start:stop]),
-        )
+        a, h = (to_tensor(commit.columns[n][start:stop], tile.device) for n in ("a", "h"))
         own = (tile.state["a"], tile.columns[self.embedding], tile.state["norm"])
         new = factored_each(*own, (a, h))
-        value, nearest = (t.numpy() for t in new.min(dim=1))
+        value, nearest = (to_host(t) for t in new.min(dim=1))
         nearest = nearest + int(commit.columns.get("first", 0)) + start
         if not tile.state.get("centred"):
             tile.state.update(mass=value, nearest=nearest, centred=True)
@@ -146,9 +144,9 @@ class KMeansParallel(KMeansPP):
             return Proposal(np.zeros((1, 1)), _NO_KEYS, {"count": counts})
         drawn = keyed_uniform(tile.keys, tile.state["seed"], step, _DRAW)
         rows = np.flatnonzero(drawn < tile.shared["rate"] * mass)
-        index = torch.from_numpy(rows)
-        sent = {"a": tile.state["a"][index].numpy(), "norm": tile.state["norm"][index].numpy()}
-        sent["h"] = tile.columns[self.embedding][index].numpy()
+        index = to_device(rows, tile.device)
+        sent = {n: to_host(tile.state[n][index]) for n in ("a", "norm")}
+        sent["h"] = to_host(tile.rows(self.embedding, rows))
         return Proposal(np.zeros((len(rows), 1)), tile.keys[rows], sent)
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rayal.errors import BudgetError
+from rayal.selection.arrays import Array, as_tensor, checked_keys, checked_numbers
 from rayal.selection.distances import squared_norm
-from rayal.selection.functions import Array, as_tensor, checked_keys, checked_numbers
 from rayal.types import Keys
 
 ROWS = 1024  # rows whose neighbours are sought at once

@@ -85,6 +85,11 @@ class Objective(ABC):
         return ()
 
     @property
+    def narrow(self) -> tuple[str, ...]:
+        """Columns among ``needs`` that may be held in bf16: compared by distances or forms."""
+        return ()
+
+    @property
     def context(self) -> tuple[str, ...]:
         """Columns of labeled and pending rows that the objective reads."""
         return ()
@@ -113,6 +118,10 @@ class Objective(ABC):
 
     def begin(self, tile: Tile, seed: int) -> None:
         """Set up ``tile.state``; called once per tile."""
+
+    def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        """Set up a shard's tiles, at least one; by default each by itself."""
+        team.map(lambda tile: self.begin(tile, seed), tiles)
 
     def summarize(self, tile: Tile, message: Any) -> Any | None:
         """Return the tile's part of a global quantity; None when nothing is asked."""
@@ -175,8 +184,8 @@ class Objective(ABC):
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep, once per shard, what a commit brings."""
 
-    def settle(self, tile: Tile, m: int) -> None:
-        """Bring the gains of the tile's m best rows up to date, where they are bounds."""
+    def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
+        """Bring the gains of a shard's m best rows up to date, where they are not."""
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Update the tile's running state."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,33 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayal.selection.devices import to_host, widened
 from rayal.types import PART_ROWS, TILE_ROWS, Keys
 
 Floats = npt.NDArray[np.float64]
 PAD = 64  # rows of a tile are a multiple of this, so that matrix products never become GEMV
+
+
+class Widened(Mapping[str, Tensor]):
+    """Columns read as float32 where they are stored in bf16; each reading makes a copy then.
+
+    Args:
+        stored: name to tensor.
+    """
+
+    __slots__ = ("stored",)
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return widened(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 @dataclass
@@ -23,11 +47,12 @@ class Tile:
 
     Attributes:
         keys: uint64 ``[T]``; padding rows have key 0 and are not eligible.
-        columns: name to tensor ``[T, …]``, padding rows are zero.
+        columns: name to tensor ``[T, …]``, padding rows are zero; bf16 is read as float32.
         eligible: bool ``[T]``, rows that may be picked.
         state: what the objective keeps per row.
         shared: what the objective keeps once per shard.
         group: key of the first row of the run of tiles (a part) that one shard holds whole.
+        stored: the columns as they are held, in float32 or bf16.
     """
 
     keys: Keys
@@ -36,17 +61,45 @@ class Tile:
     state: dict[str, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
     group: int = 0
+    stored: Mapping[str, Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        given = self.columns
+        self.stored = given.stored if isinstance(given, Widened) else given
+        self.columns = Widened(self.stored)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the columns are held."""
+        return next((c.device for c in self.stored.values()), torch.device("cpu"))
+
+    def to(self, device: torch.device) -> Tile:
+        """Return the tile with its columns on a device, itself where they are there."""
+        if device == self.device or not self.stored:
+            return self
+        return replace(self, columns={n: c.to(device) for n, c in self.stored.items()})
+
+    def rows(self, name: str, rows: npt.NDArray[np.int64] | slice | int) -> Tensor:
+        """Return some rows of a column, which alone are converted; a number gives one row."""
+        column = self.stored[name]
+        if isinstance(rows, np.ndarray):
+            return widened(column.index_select(0, torch.from_numpy(rows).to(column.device)))
+        return widened(column[rows])
 
     @property
     def name(self) -> int:
         """The tile's own key: that of its first row, the same wherever the tile lives."""
         return int(self.keys[0])
 
+    @cached_property
+    def _last(self) -> np.uint64:
+        return np.uint64(self.keys.max())
+
     def drop(self, keys: Keys) -> None:
         """Let rows with one of these keys be eligible no more."""
         if len(keys) == 0 or len(self.keys) == 0:
             return
-        here = keys[(keys >= self.keys[0]) & (keys <= self.keys.max())]
+        here = keys[(keys >= self.keys[0]) & (keys <= self._last)]
         if len(here):
             self.eligible &= ~np.isin(self.keys, here)
 
@@ -111,8 +164,8 @@ def gather(
     at = list(zip(found.columns["tile"].tolist(), found.columns["row"].tolist(), strict=True))
     made = {}
     for name in names:
-        rows = [tiles[t].columns[name][r] for t, r in at]
-        made[name] = torch.stack(rows).numpy() if rows else tiles[0].columns[name][:0].numpy()
+        rows = [tiles[t].rows(name, r) for t, r in at]
+        made[name] = to_host(torch.stack(rows) if rows else tiles[0].rows(name, slice(0)))
     return made
 
 

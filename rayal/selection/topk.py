@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rayal.selection.devices import to_host
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.objective import Commit, Objective, Progress
@@ -39,7 +40,7 @@ class TopK(Objective):
 
     def gain(self, tile: Tile) -> Floats:
         """Return the scores."""
-        return np.asarray(tile.columns[self.column].double().numpy())
+        return to_host(tile.columns[self.column].double())
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take every proposed row."""

@@ -163,6 +163,8 @@ class Signal(ABC):
 
     #: whether ``compute`` needs gradients
     differentiates: ClassVar[bool] = False
+    #: whether a joint choice may hold its columns in bf16: they are compared by distances
+    narrow: ClassVar[bool] = False
 
     @abstractmethod
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Embedding(Signal):
     Args:
         member: whose.
     """
+
+    narrow: ClassVar[bool] = True
 
     member: int = 0
 

@@ -52,7 +52,8 @@ class BADGE(Joint):
         "method: kmeans||, candidates. Potential beside exact k-means++'s, 60,000 rows, "
         "10 classes, width 64, k = 100, 5 seeds: kmeans|| 0.94, with oversampling 0.5 also 0.94; "
         "10,000 candidates 1.07, 2,000 candidates 1.00 (draws scatter). kmeans|| saves round "
-        "trips, not arithmetic. A round's own loss is in its record"
+        "trips, not arithmetic. A round's own loss is in its record. selection.precision bf16 "
+        "rounds the embedding: potential 1.000, 60,000 rows, width 512, k = 100, 6 seeds"
     )
 
     def signals(self) -> tuple[Signal, ...]:

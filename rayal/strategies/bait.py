@@ -53,6 +53,9 @@ class BAIT(Strategy):
         "item replace its factors: the same traces; pending items count as labeled; the embedding "
         "carries no bias column unless the network's has one, as in the authors' code"
     )
+    approximations: ClassVar[str] = (
+        "selection.precision bf16 rounds the embedding; what that costs was not measured here"
+    )
 
     def signals(self) -> tuple[Signal, ...]:
         """Return probabilities and embedding of the same member."""

@@ -12,7 +12,9 @@ from rayal import acquisition
 from rayal.errors import NeedsError
 from rayal.parameters import build
 from rayal.registry import strategies
-from rayal.selection.functions import Array, as_tensor, select_rows
+from rayal.selection.arrays import Array, as_tensor
+from rayal.selection.devices import Precision, widened
+from rayal.selection.functions import select_rows
 from rayal.strategies.base import Ctx, Strategy
 from rayal.types import Columns, Selection
 
@@ -25,6 +27,8 @@ def select(
     ids: Sequence[str] | None = None,
     labeled: Mapping[str, Array] | None = None,
     params: Mapping[str, Any] | None = None,
+    precision: Precision | None = None,
+    device: str = "cpu",
     seed: int = 0,
 ) -> Selection:
     """Choose k rows by a registered strategy, from columns computed anywhere.
@@ -37,6 +41,9 @@ def select(
         ids: N distinct ids; without them a row's position is its id.
         labeled: the strategy's context columns of labeled rows, ``[L, …]``.
         params: the strategy's hyperparameters.
+        precision: bf16 holds embeddings in half the memory, rounded, which the result's
+            ``approximation`` names; None leaves bf16 tensors as they are.
+        device: where a joint choice computes: cpu or cuda.
         seed: the query seed.
 
     Returns:
@@ -49,12 +56,11 @@ def select(
         BudgetError: k is negative or larger than N.
     """
     strategy: Strategy = build(strategies[name], dict(params or {}), where=f"strategy {name!r}")
-    given = _derived({n: as_tensor(n, a) for n, a in columns.items()})
+    given = _derived({n: as_tensor(n, a, bf16=None) for n, a in columns.items()})
     names = _needed(strategy)
     rows = {n: _column(name, given, n, names) for n in names}
     count = len(next(iter((rows or given).values()), ()))
     labels = list(ids) if ids is not None else [str(i) for i in range(count)]
-    score = strategy.score(Columns(rows, labels)) if rows else None
     context = {}
     for n in strategy.context if labeled else ():
         if n not in (labeled or {}):
@@ -65,11 +71,14 @@ def select(
     ctx = Ctx(round=0, k=k, seed=seed, n_candidates=count, context=context)
     objective = strategy.objective(ctx)
     used = {n: rows[n] for n in objective.needs if n in rows}
-    if score is not None and "score" in objective.needs:
-        used["score"] = score
+    if rows and "score" in objective.needs:
+        wide = {n: widened(column) for n, column in rows.items()}
+        if (score := strategy.score(Columns(wide, labels))) is not None:
+            used["score"] = score
     if not used:  # a choice that reads no column, as the uniform draw
         used = {"score": torch.zeros(count, dtype=torch.float64)}
-    return select_rows(objective, used, k, context=context, ids=ids, seed=seed)
+    held: Any = {"precision": precision, "device": device}
+    return select_rows(objective, used, k, context=context, ids=ids, seed=seed, **held)
 
 
 def _needed(strategy: Strategy) -> tuple[str, ...]:

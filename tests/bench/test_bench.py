@@ -16,6 +16,7 @@ import torch
 from rayal.bench import Rates, bars, child, load_results, peers, pools, results_path, scoring
 from rayal.bench.context import Context
 from rayal.bench.floors import Floors, measure_floors
+from rayal.bench.gpu import compared
 from rayal.bench.networks import subject
 from rayal.bench.results import rates_of, write_results
 from rayal.cli import main
@@ -96,7 +97,31 @@ def test_scores_and_gpu_rows_say_what_is_missing(
     )
     rows = rows_of(file)
     assert "pip install baal" in rows["entropy-60k"]["why"]
-    assert "compute on the CPU" in rows["gpu-kcenter"]["why"]
+    if not torch.cuda.is_available():
+        assert {rows[n]["why"] for n in ("gpu-kcenter", "gpu-badge")} == {"no CUDA device"}
+        assert rows["gpu-badge"]["verdict"] == "not run"
+
+
+def test_gpu_rows_compare_two_devices(tiny: Path) -> None:
+    names = ("gpu-kcenter", "gpu-badge")
+    context = Context(TINY, 2, 0, FLOORS, frozenset(names))
+    measured = dict(compared(context, "cpu"))  # in the place of a GPU
+    assert tuple(measured) == names
+    for made in measured.values():
+        assert len(made.seconds) == len(made.peer_seconds) == 2 and not made.missing
+        assert made.quality is not None and made.quality.equal
+        (values,) = made.figures.values()
+        assert values["gpu"] == values["cpu"] > 0.0
+    alone = Context(TINY, 1, 0, FLOORS, frozenset(names[1:]))
+    assert [name for name, _ in compared(alone, "cpu")] == ["gpu-badge"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gpu_rows_run_where_there_is_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny / "figures.json"
+    assert bench(monkeypatch, "--only", "gpu-", "--repeats", "1", "--json", file) == 0
+    assert {row["verdict"] for row in rows_of(file).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("argv", [("--only", "kcentre"), ("--repeats", "0")])

@@ -27,8 +27,8 @@ from rayal.engine.estimate import Speed, estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan import Scan, ScannedPart
-from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shards import open_columns, open_tiles
+from rayal.engine.scan_options import ScanOptions, SelectionOptions
+from rayal.engine.shards import column_tensor, open_columns, open_tiles
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.errors import NeedsError, ScoreError, StorageError
@@ -203,6 +203,27 @@ def test_shards_scan_batch_and_parts_do_not_change_a_bit(name: str, tmp_path: Pa
         assert picks(other) == picks(first)
         for one, two in zip(first.inputs.pool.parts, other.inputs.pool.parts, strict=True):
             assert first.inputs.pool.read(one).equals(other.inputs.pool.read(two))
+
+
+def test_bf16_is_written_beside_the_shared_embeddings(tmp_path: Path, calls: list[str]) -> None:
+    pool, coreset = made(tmp_path), strategies["coreset"]()
+    once = {"rounds": 1, "keep": "all"}
+    wide = simulate(tmp_path, pool, spec(coreset, **once), "wide")
+    embedded = len(calls)
+    rounded = spec(coreset, selection=SelectionOptions(precision="bf16"), **once)
+    narrow = simulate(tmp_path, pool, rounded, "narrow")
+    assert len(calls) == embedded  # heads train on the same float32 embeddings
+    hashes = [p.rounds()[0].outputs["scan"]["columns"] for p in (wide, narrow)]
+    assert hashes[0] != hashes[1]
+    before, after = (narrow.ledger.columns(hash) for hash in hashes)
+    assert sorted(before) == sorted(after) and len(after) == 2
+    for part, row in after.items():
+        old, new = (
+            column_tensor(open_columns(tmp_path / file).column("embedding").chunk(0))
+            for file in (before[part].file, row.file)
+        )
+        assert new.dtype == torch.bfloat16 and old.dtype == torch.float32
+        assert new.equal(old.bfloat16())
 
 
 def test_dropout_of_an_mlp_head_answers_strategies_that_ask_for_it(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 
 from rayal.engine import demands, place
 from rayal.engine.arrays import array_source
-from rayal.engine.demands import NetworkShape, PoolShape, network_shape
 from rayal.engine.driver import Project
 from rayal.engine.estimate import Speed
 from rayal.engine.machine import Rates
 from rayal.engine.plan import WORKER, Place, plan_cell
 from rayal.engine.pool import Pool
 from rayal.engine.refusal import listed, refusal, size
+from rayal.engine.scan_options import SelectionOptions
+from rayal.engine.shapes import NetworkShape, PoolShape, network_shape
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import untrained
@@ -32,6 +33,7 @@ from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.selection.footprint import Footprint
 from rayal.selection.kcenter import KCenter
+from rayal.selection.kmeans import KMeansPP
 from rayal.strategies import Strategy
 from rayal.strategies.coreset import CoreSet
 from rayal.tasks import task_for
@@ -291,7 +293,7 @@ def refused(given: ProjectSpec, where: Place, rows: PoolShape = LARGE) -> str | 
 def test_a_refusal_offers_what_would_fit() -> None:
     assert refused(spec(CoreSet()), FOUR) == (
         "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: "
-        "use 8 shards or candidates=200000"
+        "use 8 shards, selection.precision=bf16, or candidates=200000"
     )
 
 
@@ -318,6 +320,34 @@ def test_each_remedy_does(given: Strategy, where: Place) -> None:
     assert refused(spec(given), where) is None
 
 
+def test_bf16_halves_what_shards_hold_and_is_a_remedy() -> None:
+    narrow = SelectionOptions(precision="bf16")
+    assert refused(spec(CoreSet(), selection=narrow), FOUR) is None
+    # 61 GB on 4 shards of 12 GB: 8 bits are not enough, and are not offered twice
+    there = replace(LARGE, ingested=True)
+    text = refused(spec(CoreSet(), selection=narrow), replace(FOUR, memory=12 * GB), there)
+    assert text is not None and text.startswith(
+        "k-center on 40,000,000 x 768 bf16 holds 61 GB on 4 shards of 12 GB: use "
+    )
+    assert "precision" not in text
+
+
+def test_bf16_by_hand() -> None:
+    given = spec(strategies["badge"](), selection=SelectionOptions(precision="bf16"))
+    net, shape = network(given), pool(10_000)
+    plan, wide = (plan_cell(g, shape, net, Place()) for g in (given, spec(strategies["badge"]())))
+    assert plan.bf16 and not wide.bf16
+    assert wide.held == 10_000 * 4 * (3 + 16) and plan.held == 10_000 * (4 * 3 + 2 * 16)
+    # on disk a key and a score besides
+    assert wide.columns == 10_000 * (16 + 12 + 64) and plan.columns == 10_000 * (16 + 12 + 32)
+    narrow = net.under(SelectionOptions(precision="bf16"))
+    given = spec(strategies["margin"](), selection=given.selection)  # reads no embedding
+    assert not plan_cell(given, shape, network(given), Place()).bf16
+    made = demands.footprint_of(KMeansPP(log_probs="log_probs.0"), narrow, 10_000, 5)
+    plain = KMeansPP(log_probs="log_probs.0").footprint(net.shapes(), 10_000, 5)
+    assert made == replace(plain, transient=plain.transient + 4_096 * 4 * 16)
+
+
 def test_one_shard_less_would_not_do() -> None:
     assert refused(spec(CoreSet()), replace(FOUR, workers=7)) is not None
 
@@ -340,7 +370,7 @@ def test_too_many_candidates_are_named_as_such() -> None:
     text = refused(spec(CoreSet(candidates=30_000_000)), FOUR)
     assert text is not None
     assert text.startswith("k-center on 30,000,000 x 768 float32 holds 92 GB on 4 shards of 16 GB")
-    assert text.endswith("shards or candidates=200000")
+    assert text.endswith("6 shards, selection.precision=bf16, or candidates=200000")
 
 
 def test_what_a_strategy_does_not_have_is_not_offered() -> None:

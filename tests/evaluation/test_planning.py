@@ -104,11 +104,18 @@ def test_what_if(rayal: Run, tmp_path: Path) -> None:
     assert code == 2
     (text,) = json.loads(out)["refusals"]
     assert text.startswith(
-        "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: use 8 shards "
-        "or candidates=200000"
+        "k-center on 40,000,000 x 768 float32 holds 123 GB on 4 shards of 16 GB: use 8 shards, "
+        "selection.precision=bf16, or candidates=200000"
     )
     assert err == f"error: {text}\n"
-    assert rayal("plan", config, *what[:-3], "8", *what[-2:])[0] == 0
+    code, out, _ = rayal("plan", config, *what[:-3], "8", *what[-2:])
+    assert code == 0 and "bf16" not in out
+    narrow = settings(tmp_path, strategies=["coreset"], selection={"precision": "bf16"})
+    code, out, _ = rayal("plan", narrow, *what, "--json")
+    assert code == 0
+    (cell,) = [row for row in json.loads(out)["cells"] if row["strategy"] == "coreset"]
+    assert cell["bf16"] and cell["mapped"] == 40_000_000 * 768 * 2
+    assert "embeddings in bf16" in rayal("plan", narrow, *what)[1].replace("\n", " ")
 
 
 def test_a_pool_that_is_nowhere(rayal: Run, tmp_path: Path) -> None:

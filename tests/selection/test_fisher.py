@@ -12,6 +12,7 @@ import torch
 
 from rayal.errors import NeedsError, ScoreError
 from rayal.selection import Fisher, bait, bait_regression, select_rows
+from rayal.selection.arrays import as_tensor
 from rayal.selection.fisher_algebra import (
     Information,
     class_basis,
@@ -22,7 +23,6 @@ from rayal.selection.fisher_algebra import (
     trace_decrease,
     trace_increase,
 )
-from rayal.selection.functions import as_tensor
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.tiles import cut_tiles
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from rayal.selection import KCenter, KMeansPP, k_center, kmeans_plus_plus
+from rayal.selection import KCenter, KMeansPP, k_center, kmeans_plus_plus, select_rows
+from rayal.selection.coverage import Coverage
+from rayal.selection.distances import apart
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.objective import Objective
 from rayal.selection.threads import Team
@@ -79,6 +83,57 @@ def test_threads_change_no_bit(objective: Objective) -> None:
         assert more.runners_up.keys.tolist() == one.runners_up.keys.tolist()
 
 
+@pytest.mark.parametrize("shards", [1, 2, 7])
+def test_k_center_scores_are_the_distances_of_differences_to_the_bit(shards: int) -> None:
+    x = clustered(spread=1.0)
+    found = select_rows(KCenter(), {"embedding": x}, 200, seed=3, shards=shards)
+    wide = x[found.positions].astype(np.float64)
+    for i in range(1, 200):
+        gaps = apart(np.broadcast_to(wide[i], (i, x.shape[1])), wide[:i])
+        assert found.scores[i] == np.sqrt(gaps.min())
+
+
+@pytest.mark.parametrize("objective", [KCenter(), KMeansPP()], ids=["k-center", "k-means++"])
+def test_where_tiles_lie_in_memory_changes_no_bit(objective: Objective) -> None:
+    rng = np.random.default_rng(4)
+    residual = torch.from_numpy(rng.normal(size=(ROWS, 5))).float()
+    columns = {"embedding": torch.from_numpy(clustered()), "residual": residual}
+    keys = np.arange(ROWS, dtype=np.uint64)
+    apart_ = cut_tiles(keys, columns)
+    for tile in apart_[::-1]:
+        tile.columns = {n: torch.cat([c[:1], c])[1:] for n, c in tile.columns.items()}
+    made = []
+    for tiles in (cut_tiles(keys, columns), apart_[::-1]):
+        shards = LocalShards([Shard(objective, tiles, 1)])
+        made.append(choose(objective, shards, 120, seed=1))
+    assert made[0].keys.tobytes() == made[1].keys.tobytes()
+    assert made[0].scores.tobytes() == made[1].scores.tobytes()
+    assert made[0].runners_up.keys.tobytes() == made[1].runners_up.keys.tobytes()
+
+
+_PEAK = """
+import resource, sys, torch
+from rayal.selection import k_center, kmeans_plus_plus
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+x = torch.empty(200_000, 256).normal_(generator=torch.Generator().manual_seed(0))
+a = torch.empty(200_000, 10).normal_(generator=torch.Generator().manual_seed(1))
+k_center(x[:5000], 20), kmeans_plus_plus(a[:5000], x[:5000], 20)
+before = peak()
+k_center(x, 60) if sys.argv[1] == "k-center" else kmeans_plus_plus(a, x, 60)
+print(peak() - before)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kernel", ["k-center", "k-means++"])
+def test_a_kernel_takes_little_besides_its_columns(kernel: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, kernel], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 80_000  # kB; the columns are 213 MB
+
+
 def test_the_runners_up_of_k_center_are_up_to_date() -> None:
     x = clustered()
     found = chosen(KCenter(), {"embedding": torch.from_numpy(x)}, 1)
@@ -88,16 +143,16 @@ def test_the_runners_up_of_k_center_are_up_to_date() -> None:
     assert found.runners_up.priority[:, 0] == pytest.approx(np.sqrt(nearest[order]), rel=1e-5)
 
 
-def test_k_center_looks_at_few_rows_again() -> None:
-    x, seen = clustered(), 0
+def test_k_center_looks_at_few_rows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen, lowest = clustered(), 0, Coverage._lowest
 
-    class Counted(KCenter):
-        def _lower(self, tile: Any, rows: npt.NDArray[np.int64], which: slice) -> None:
-            nonlocal seen
-            seen += len(rows) * len(range(*which.indices(len(tile.shared["centres"]))))
-            super()._lower(tile, rows, which)
+    def counted(self: Coverage, rows: Any, x: torch.Tensor, first: int, out: Any) -> None:
+        nonlocal seen
+        seen += len(x) * (self.count - first)
+        lowest(self, rows, x, first, out)
 
-    chosen(Counted(), {"embedding": torch.from_numpy(x)}, 1)
+    monkeypatch.setattr(Coverage, "_lowest", counted)
+    chosen(KCenter(), {"embedding": torch.from_numpy(x)}, 1)
     assert ROWS < seen < 0.8 * ROWS * 120  # one pass per pick looks at ROWS x 120 pairs
 
 

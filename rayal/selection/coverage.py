@@ -1,0 +1,248 @@
+"""How far each row of a shard lies from its nearest centre: bounds first, exact where it counts.
+
+A row keeps an upper bound of its squared distance: centres only lower it, so what it was once is
+a bound. Products in float32 lower bounds, each widened by what rounding can be, so they may be
+made in any grouping of rows. Where a row may be chosen, its distance is computed again from
+differences in float64, a function of the row and the centres alone: choices do not depend on how
+rows were grouped, on which shard, or by which thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayal.selection.devices import to_host
+from rayal.selection.distances import ERROR, FAR, apart, squared_norm
+from rayal.selection.room import Room
+from rayal.selection.stack import Rows, Stack, spans
+from rayal.selection.threads import Team
+from rayal.selection.tiles import Floats, Tile
+
+CENTRES = 256  # of one product
+BLOCK = 1 << 18  # numbers of the rows of one product: they stay in the cache
+PART = 1 << 16  # rows looked through at once
+CONFIRMED = 256  # rows whose exact distances are computed at once
+ROW_READ, ROW_COPIED = 50, 75  # what reading or copying a row takes, in products with a centre
+TINY = 1e-32  # squares below it are lost in float32
+_ROOM = Room()
+
+Bound = tuple[float, int]  # squared distance and key of the best row that was left out
+
+
+class Coverage:
+    """Upper bounds of the squared distances of a shard's rows to their nearest centre.
+
+    Args:
+        tiles: at least one; their ``state`` gets views of what each row keeps.
+        column: the column ``[T, D]`` that distances are of.
+
+    Attributes:
+        upper: float64 ``[N]``, the bounds; -inf for rows that may not be chosen.
+        exact: bool ``[N]``, whether the bound is the distance to the nearest centre met.
+        met: int32 ``[N]``, how many of the centres the row has met.
+        count: how many centres there are.
+    """
+
+    def __init__(self, tiles: Sequence[Tile], column: str) -> None:
+        self.stack = Stack(tiles, column)
+        n, d = len(self.stack), self.stack.width
+        self.upper = np.full(n, np.inf)
+        self.exact = np.zeros(n, dtype=bool)
+        self.met = np.zeros(n, dtype=np.int32)
+        self._norm = np.zeros(n, dtype=np.float32)
+        kept = {"upper": self.upper, "exact": self.exact, "met": self.met, "norm": self._norm}
+        for tile, rows in spans(tiles):
+            tile.state.update({name: array[rows] for name, array in kept.items()})
+        self.count = 0
+        self._rows = max(CONFIRMED, BLOCK // d)
+        self._error = ERROR * max(1.0, (d / 4096) ** 0.5)
+        self._origin = self._origin_of()
+        device = self.stack.device
+        self._centres = self._moved = torch.empty((0, d), device=device)
+        self._length = torch.empty(0, device=device)
+
+    def _origin_of(self) -> Tensor | None:
+        """Return about the rows' mean ``[1, D]`` where it lies so far from zero that digits go."""
+        rows = np.arange(0, len(self.stack), max(1, len(self.stack) // 1024))
+        room = torch.empty((len(rows), self.stack.width), device=self.stack.device)
+        x = self.stack.gather(rows, room).double()
+        mean = x.mean(dim=0, keepdim=True)
+        far = float(squared_norm(mean))
+        spread = float(squared_norm(x).mean()) - far
+        return mean.float() if far > FAR * max(spread, 0.0) else None
+
+    def extend(self, centres: Tensor) -> None:
+        """Add centres, float32 ``[b, D]`` of the device; rows meet them when they are looked at."""
+        moved = centres if self._origin is None else centres - self._origin
+        total = self.count + len(centres)
+        if total > len(self._centres):  # doubled, so that what is there is copied few times
+            self._centres = _longer(self._centres[: self.count], 2 * total)
+            self._length = _longer(self._length[: self.count], 2 * total)
+            own = self._origin is not None
+            self._moved = _longer(self._moved[: self.count], 2 * total) if own else self._centres
+        self._centres[self.count : total] = centres
+        self._moved[self.count : total] = moved
+        self._length[self.count : total] = squared_norm(moved).float()
+        self.count = total
+
+    def refresh(self, threshold: float, team: Team) -> None:
+        """Let all rows with bounds at or above the threshold meet the centres they have not met."""
+        self.upper[~self.stack.eligible] = -np.inf
+        n = len(self.stack)
+        size = min(PART, ceil(n / team.threads))
+        parts = [slice(at, min(at + size, n)) for at in range(0, n, size)]
+        team.map(lambda part: self._refresh(part, threshold), parts)
+
+    def _refresh(self, part: slice, threshold: float) -> None:
+        rows = part.start + np.flatnonzero(self.upper[part] >= threshold)
+        lag = self.count - self.met[rows]
+        rows, lag = rows[lag > 0], lag[lag > 0]
+        first = int(self.met[part].min())
+        whole = (part.stop - part.start) * (ROW_READ + self.count - first)
+        if whole >= len(rows) * ROW_COPIED + int(lag.sum()):
+            self.meet(rows)
+            return
+        new = np.empty(part.stop - part.start, dtype=np.float32)
+        for block, x in self.stack.blocks(part, self._rows):
+            here = slice(block.start - part.start, block.stop - part.start)
+            self._lowest(block, x, first, out=new[here])
+        self._lower(part, new)
+
+    def meet(self, rows: Rows) -> None:
+        """Let rows meet the centres that they have not met; those of like lag go together."""
+        lag = np.minimum(self.count - self.met[rows], 65_535).astype(np.uint16)
+        order = np.argsort(lag, kind="stable")
+        rows, lag = rows[order], lag[order].astype(np.int64)
+        new, at = np.empty(len(rows), dtype=np.float32), 0
+        while at < len(rows):
+            alike = int(np.searchsorted(lag, 2 * lag[at] + 16, side="right"))
+            here = slice(at, min(at + self._rows, alike))
+            first = int(self.met[rows[here]].min())
+            rows[here].sort()
+            self._lowest(rows[here], self._gathered(rows[here]), first, out=new[here])
+            at = here.stop
+        self._lower(rows, new)
+
+    def _gathered(self, rows: Rows) -> Tensor:
+        return self.stack.gather(rows, self._room("rows", len(rows), self.stack.width))
+
+    def _room(self, name: str, *shape: int) -> Tensor:
+        return _ROOM.take(name, *shape, device=self.stack.device)
+
+    def _lowest(self, rows: slice | Rows, x: Tensor, first: int, out: npt.NDArray[Any]) -> None:
+        """Compute min_j |c_j|² - 2 x_i·c_j over the centres from ``first`` on, float32 ``[n]``."""
+        if self._origin is not None:
+            x = torch.sub(x, self._origin, out=self._room("moved", *x.shape))
+        if first == 0:
+            self._norm[rows] = to_host(torch.linalg.vector_norm(x, dim=1).square_())
+        for start in range(first, self.count, CENTRES):
+            made = self._products(x, slice(start, min(start + CENTRES, self.count)))
+            lowest = to_host(made.amin(dim=0))
+            out[:] = lowest if start == first else np.minimum(out, lowest)
+
+    def _lower(self, rows: slice | Rows, lowest: npt.NDArray[Any]) -> None:
+        """Lower the bounds of rows by what the products gave."""
+        norm = self._norm[rows].astype(np.float64)
+        new = np.maximum(lowest + norm, 0.0)
+        old, exact = self.upper[rows], self.exact[rows]
+        # a centre nearer than d is no longer than |x| + d, so |x|² + |c|² is below 3|x|² + 2d²
+        nearer = new <= old + self._rounding(norm, old)
+        self.exact[rows] = exact & ~(nearer & (old > 0.0))
+        self.upper[rows] = np.minimum(old, new + self._rounding(norm, new))
+        self.met[rows] = self.count
+
+    def _rounding(self, norm: Floats, squared: Floats) -> Floats:
+        """Return what float32 products of rows with centres at such distances may be off."""
+        return np.asarray(self._error * (3.0 * norm + 2.0 * squared) + TINY)
+
+    def _products(self, x: Tensor, which: slice) -> Tensor:
+        """Return |c_j|² - 2 x_i·c_j, float32 ``[b, n]``."""
+        centres, length = self._moved[which], self._length[which, None]
+        out = self._room("products", len(centres), len(x))
+        if len(centres) == 1:
+            torch.mv(x, centres[0], out=out[0])
+            return out.mul_(-2.0).add_(length)
+        return torch.addmm(length, centres, x.T, alpha=-2.0, out=out)
+
+    def top(self, m: int, threshold: float = -np.inf) -> tuple[Rows, Bound | None]:
+        """Return the m rows farthest from their nearest centre, exactly, and a bound on the others.
+
+        Args:
+            m: most rows.
+            threshold: rows with bounds below it are left out, and counted in the bound.
+
+        Returns:
+            Rows by falling distance, the smaller key first where distances are equal; None for
+            the bound where no row is left out.
+        """
+        wanted = m
+        while True:
+            rows, bound = self._best(wanted, threshold)
+            head = rows[:m]
+            if (self.exact[head] & (self.met[head] == self.count)).all():
+                left = rows[m : m + 1]
+                return head, self._bound(left) if len(left) else bound
+            stale = rows[self.met[rows] < self.count]
+            if len(stale):
+                self.meet(stale)
+            self._confirm(np.sort(rows[~self.exact[rows]]))
+            wanted = max(CONFIRMED, 2 * wanted)
+
+    def _bound(self, row: Rows) -> Bound:
+        return float(self.upper[row[0]]), int(self.stack.keys[row[0]])
+
+    def _best(self, m: int, threshold: float) -> tuple[Rows, Bound | None]:
+        """Return the m rows with the largest bounds at or above the threshold, and the next."""
+        found: list[Rows] = []
+        rest: list[Rows] = []
+        for start in range(0, len(self.stack), PART):
+            value = self.upper[start : start + PART].copy()
+            above = np.flatnonzero((value >= threshold) & (value > -np.inf))
+            if len(above) > m:  # ties at the cut stay in
+                cut = np.partition(value[above], len(above) - m)[len(above) - m]
+                above = above[value[above] >= cut]
+            found.append(start + above)
+            value[above] = -np.inf
+            if (largest := value.max()) > -np.inf:
+                rest.append(start + np.flatnonzero(value == largest))
+        rows = self._sorted(np.concatenate(found))
+        left = self._sorted(np.concatenate([rows[m:], *rest]))
+        return rows[:m], self._bound(left) if len(left) else None
+
+    def _sorted(self, rows: Rows) -> Rows:
+        return np.asarray(rows[np.lexsort((self.stack.keys[rows], -self.upper[rows]))])
+
+    def _confirm(self, rows: Rows) -> None:
+        """Compute the distances of rows that have met all centres, exactly."""
+        for at in range(0, len(rows), CONFIRMED):
+            here = rows[at : at + CONFIRMED]
+            self.upper[here] = self._exactly(here, self._gathered(here))
+            self.exact[here] = True
+
+    def _exactly(self, rows: Rows, x: Tensor) -> Floats:
+        moved = x if self._origin is None else x - self._origin
+        upper, norm = self.upper[rows], self._norm[rows].astype(np.float64)
+        most = upper + self._rounding(norm, upper)
+        wide, found = to_host(x.double()), np.full(len(rows), np.inf)
+        for start in range(0, self.count, CENTRES):
+            which = slice(start, min(start + CENTRES, self.count))
+            made = to_host(self._products(moved, which)) + norm
+            centre, row = np.nonzero((made <= most) | (made == made.min(axis=0)))
+            centres = to_host(self._centres[which])
+            for at in range(0, len(row), CONFIRMED):
+                i, j = row[at : at + CONFIRMED], centre[at : at + CONFIRMED]
+                np.minimum.at(found, i, apart(wide[i], centres[j].astype(np.float64)))
+        return found
+
+
+def _longer(held: Tensor, size: int) -> Tensor:
+    made = held.new_empty((size, *held.shape[1:]))
+    made[: len(held)] = held
+    return made
