@@ -75,8 +75,13 @@ def connect(
 
 
 @contextmanager
-def session(options: RayOptions) -> Iterator[None]:
-    """Hold a connection to Ray: one that is there is used and left as it was."""
+def session(options: RayOptions, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Hold a connection to Ray: one that is there is used and left as it was.
+
+    Args:
+        options: address, and the cores of a cluster that is started.
+        environment: further variables of a cluster that is started.
+    """
     import ray
 
     mine = not ray.is_initialized()
@@ -85,7 +90,7 @@ def session(options: RayOptions) -> Iterator[None]:
         _attach(ray, options.address, quiet)
     elif mine:
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        with _environment({**_STARTED, "PYTHONPATH": path}), _switches(ray):
+        with _environment({**_STARTED, **(environment or {}), "PYTHONPATH": path}), _switches(ray):
             ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, **quiet)
     else:
         raise ClusterError(

@@ -72,8 +72,7 @@ class Stages:
         """Return the keys of the pool's items in these states, sorted.
 
         Args:
-            states: as ``Ledger.states`` names them; by default all but unlabeled: what may not
-                be chosen.
+            states: as ``Ledger.states`` names them; by default all but unlabeled.
         """
         touched = self.ledger.states(self.name).items()
         chosen = set(states or STATES) - {"unlabeled"}
@@ -132,15 +131,14 @@ class Stages:
     def _scan(self, round: int, committee: Committee) -> tuple[Scan, list[Path]]:
         """Compute and commit the columns of every part; return where they lie."""
         pool, spec = self.inputs.pool, self.spec
-        stored = spec.selection.precision
-        scan = Scan(pool, committee, spec.strategy, spec.learner, self.options, stored)
+        given = (spec.strategy, spec.learner, self.options, spec.selection.precision)
+        scan = Scan(pool, committee, *given)
         parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
             return scan, [self.root / part.file for part in parts]
-        hash = scan.columns_hash()
+        hash, started = scan.columns_hash(), time.perf_counter()
         done = self.ledger.columns(hash)
-        started = time.perf_counter()
         missing = [part for part in parts if part.part not in done]
         results = list(self.commit_parts(round, "scan", scan, missing=missing, parts=parts))
         if self.ledger.stage(self.name, round, "scan") is None:
@@ -208,8 +206,8 @@ class Stages:
         if strategy.context:
             context = rows_by_key(paths, strategy.context, self.excluded())
         result, n, approximation = self._greedy(round, strategy, paths, self.spec.batch, context)
-        uniform = not strategy.signals()
-        picks, others = self._named(result, len(result.keys) / n if uniform and n else None)
+        chance = len(result.keys) / n if n and not strategy.signals() else None
+        picks, others = self._named(result, chance)
         failpoint("select")
         spec = self.spec.to_json()
         provenance = {
@@ -236,8 +234,7 @@ class Stages:
         context: Mapping[str, Any],
     ) -> tuple[Chosen, int, dict[str, Any] | None]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
-        rows = sum(part.rows for part in self.pool.parts_of("pool"))
-        n = rows - len(excluded)
+        n = sum(part.rows for part in self.pool.parts_of("pool")) - len(excluded)
         labels = self.ledger.resolved(self.name)
         ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
         request = Request(

@@ -87,6 +87,7 @@ class Predictors:
         from rayal.service.predictor import Predictor
 
         torch.set_num_threads(1)
+        os.nice(5)  # labels come before predictions
         settings = service_settings(given)
         self._predictor = Predictor(
             Path(settings.storage), prefixes=_prefixes(settings), limits=_content(settings)

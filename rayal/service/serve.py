@@ -21,6 +21,9 @@ from rayal.project import Ledger
 from rayal.service.settings import ServiceSettings, service_settings
 
 DEMO = "demo"
+# Ray gives its workers the niceness 15, so that whatever else runs on the host comes before the
+# answers of the service; the processes that train are niced by the service itself.
+_PRIORITY = {"RAY_worker_niceness": "0"}
 _DEMO_BODY: Mapping[str, Any] = {
     "name": DEMO,
     "pool": "digits",
@@ -82,7 +85,7 @@ def run_service(
         token = first_token(ledger, token_file)
         if demo:
             make_demo(ledger)
-    with session(RayOptions(address=address)):
+    with session(RayOptions(address=address), _PRIORITY):
         from rayal.service.deployment import start, stop
 
         start(settings, host=where["host"], port=where["port"])

@@ -96,6 +96,17 @@ def created(service: Service, name: str = "ann") -> Annotator:
     return annotator
 
 
+def ingress(service: Service) -> int:
+    """Return the process of the ingress replica, once there is one."""
+    until = time.monotonic() + 60.0
+    while time.monotonic() < until:
+        found = service.pids("ServeReplica:rayal:Ingress")
+        if len(found) == 1:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError("no ingress replica came up")
+
+
 def in_background(annotators: list[Annotator], truth: dict[str, str], stop: threading.Event) -> Any:
     """Let annotators label until they are told to stop."""
     errors: list[BaseException] = []
@@ -138,8 +149,7 @@ def test_a_killed_ingress_replica_loses_no_label(service: Service, truth: dict[s
     end = in_background(others, truth, threading.Event())
     for _ in range(2):
         time.sleep(3.0)
-        (replica,) = service.pids("ServeReplica:rayal:Ingress")
-        os.kill(replica, signal.SIGKILL)
+        os.kill(ingress(service), signal.SIGKILL)
     first.label_until_round(truth, 1)
     end()
     check_ledger(service.root, first, *others)
