@@ -7,12 +7,8 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
-import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
@@ -53,7 +49,6 @@ def create_app(backend: Backend) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=partial(_threads, backend.limits.threads),
     )
     app.state.metrics = Metrics(backend.ledger)
     for section in SECTIONS:
@@ -65,13 +60,6 @@ def create_app(backend: Backend) -> FastAPI:
     app.add_middleware(LimitsMiddleware, limits=backend.limits)
     app.add_middleware(EveryRequest, metrics=app.state.metrics)
     return app
-
-
-@asynccontextmanager
-async def _threads(count: int, app: FastAPI) -> AsyncIterator[None]:
-    """Bound the threads that handlers run in, while the application is up."""
-    anyio.to_thread.current_default_thread_limiter().total_tokens = count
-    yield
 
 
 class EveryRequest:

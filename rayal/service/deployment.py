@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ from rayal.project import Ledger
 from rayal.project.location import POSTGRESQL
 from rayal.service.batching import answer_all, answered, outcome_of
 from rayal.service.content import ContentLimits
+from rayal.service.limits import OVERLOADED_SECONDS
 from rayal.service.settings import ServiceSettings, service_settings
 from rayal.service.uris import Prefixes
 from rayal.yamlfile import read_mapping
 
 APP = "rayal"
 IMPORT_PATH = "rayal.service.deployment:build"
+_REFUSING = 32  # requests that a replica holds for no longer than it takes to refuse them
 _SETTINGS = frozenset({"args", "runtime_env", "user_config"})  # mappings that Serve hands on
 
 
@@ -66,10 +69,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         serve.ingress()(Ingress),
         {"num_cpus": 0},
         num_replicas=ingress.replicas,
-        # the application counts and answers 503 itself; these are behind it
-        max_ongoing_requests=4 * settings.limits.in_flight,
-        max_queued_requests=4 * settings.limits.in_flight,
-        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        # the application counts and answers 503 itself; what is beyond that the proxy refuses
+        max_ongoing_requests=settings.limits.in_flight + _REFUSING,
+        max_queued_requests=_REFUSING,
+        backpressure_config={"status_code": 503, "retry_after_s": OVERLOADED_SECONDS},
         graceful_shutdown_timeout_s=ingress.grace,
     ).bind(given, predictors, rounds)
 
@@ -141,6 +144,7 @@ class Ingress:
     """The HTTP API over the ledger; it holds no state that a restart could lose."""
 
     def __init__(self, given: Mapping[str, Any], predictors: Any, rounds: Any) -> None:
+        sys.setswitchinterval(0.0005)  # a writer gives the interpreter away at every statement
         self._settings = service_settings(given)
         self._predictors = predictors
         self._rounds = rounds  # held so that Serve deploys it

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from anyio.to_thread import current_default_thread_limiter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayal.service.problems import ProblemError
 
 UNLIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
+OVERLOADED_SECONDS = 5  # to stay away: a refusal costs half of what an answer does
 _BUCKETS = 10_000  # clients remembered; the one longest silent is forgotten first
 
 
@@ -28,7 +30,7 @@ class Limits:
         rate: requests a second of one token, on average.
         burst: requests of one token at once.
         in_flight: requests that one process works on.
-        threads: of them at once; more would contend for one interpreter, and starve its event loop.
+        threads: of them at once; more contend for one interpreter, and starve its event loop.
         query_rows: rows of a stateless query.
         predict_items: items of a prediction that is answered at once; more become a job.
         page: rows of one page, and elements of one batch.
@@ -90,6 +92,9 @@ class LimitsMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it at once."""
+        threads = current_default_thread_limiter()
+        if threads.total_tokens != self._limits.threads:  # Serve gives it one per request
+            threads.total_tokens = self._limits.threads
         if scope["type"] != "http" or scope["path"] in UNLIMITED:
             await self._app(scope, receive, send)
             return
@@ -101,9 +106,8 @@ class LimitsMiddleware:
                 retry_after=wait,
             )
         if self._in_flight >= self._limits.in_flight:
-            raise ProblemError(
-                "overloaded", f"{self._in_flight} requests are being answered; send again later"
-            )
+            detail = f"{self._in_flight} requests are being answered; send again later"
+            raise ProblemError("overloaded", detail, retry_after=OVERLOADED_SECONDS)
         self._in_flight += 1
         try:
             await self._app(scope, receive, send)

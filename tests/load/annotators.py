@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import time
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import aiohttp  # parses answers in C: the annotators share the cores with the service
 
 LATE = 30.0  # seconds that a call may take
 
@@ -23,6 +24,7 @@ class Seen:
 
     Attributes:
         statuses: answers by route and status; 0 where no answer came.
+        refusals: what other answers said, by type of problem.
         seconds: what answers of 2xx took, by route.
         unexplained: answers of 429 and 503 without Retry-After.
         holders: item to the leases it was given under, by annotator.
@@ -32,6 +34,7 @@ class Seen:
     """
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     unexplained: int = 0
     holders: dict[str, dict[str, set[str]]] = field(default_factory=dict)
@@ -87,10 +90,8 @@ class Load:
         seen = Seen()
         started = time.monotonic()
         end = started + self.seconds
-        every = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(
-            base_url=self.url, limits=every, timeout=LATE, trust_env=False
-        ) as http:
+        every, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=LATE)
+        async with aiohttp.ClientSession(self.url, connector=every, timeout=patience) as http:
             people = [
                 Annotator(http, f"{self.prefix}-{n}", token, seen)
                 for n, token in enumerate(self.tokens)
@@ -118,7 +119,7 @@ class Annotator:
         seen: where it notes what it sees.
     """
 
-    http: httpx.AsyncClient
+    http: aiohttp.ClientSession
     name: str
     token: str
     seen: Seen
@@ -163,17 +164,20 @@ class Annotator:
         while True:
             started = time.monotonic()
             try:
-                answer = await self.http.post(path, json=body, headers=headers)
-            except httpx.TransportError:
+                async with self.http.post(path, json=body, headers=headers) as answer:
+                    text = await answer.text()
+            except (aiohttp.ClientError, TimeoutError):
                 seen.statuses[route, 0] += 1
                 pause = 1.0
             else:
-                seen.statuses[route, answer.status_code] += 1
-                if answer.is_success:
+                seen.statuses[route, answer.status] += 1
+                if answer.ok:
                     seen.seconds[route].append(time.monotonic() - started)
-                    return answer.json()
+                    return json.loads(text)
                 asked = answer.headers.get("Retry-After")
-                seen.unexplained += answer.status_code in (429, 503) and asked is None
+                problem = "json" in answer.content_type
+                seen.refusals[json.loads(text)["type"] if problem else text[:60]] += 1
+                seen.unexplained += answer.status in (429, 503) and asked is None
                 pause = float(asked or 1.0)
             if time.monotonic() + pause > end:
                 return None

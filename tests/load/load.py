@@ -86,6 +86,7 @@ def figures(name: str, seen: Seen, seconds: float) -> dict[str, Any]:
         "calls": calls,
         "2xx": round(good / max(calls, 1), 5),
         "statuses": dict(sorted(by_status.items())),
+        "refusals": dict(seen.refusals),
         "without Retry-After": seen.unexplained,
         "requests/s": round(calls / seconds, 1),
         "answered/s": round(good / seconds, 1),
