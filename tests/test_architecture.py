@@ -18,6 +18,7 @@ LAYERS = [
         "yamlfile",
         "parameters",
         "sections",
+        "inputs",
         "config",
         "registry",
         "failpoints",

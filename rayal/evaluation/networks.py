@@ -14,11 +14,17 @@ _HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def network_of(chosen: ModelSettings) -> NetworkSpec:
-    """Return the network that is trained: the chosen one, or the head of a backbone."""
+def network_of(chosen: ModelSettings, kind: str | None = None) -> NetworkSpec:
+    """Return the network that is trained: the chosen one, or the head of a backbone.
+
+    Args:
+        chosen: the section of the settings.
+        kind: of the task, where it is said; it decides the default.
+    """
     if chosen.backbone is not None:
         return NetworkSpec("mlp", _HEADS[chosen.head or "linear"])
-    return NetworkSpec(chosen.network or "small_cnn", chosen.params)
+    default = "kim_cnn" if kind == "text" else "small_cnn"
+    return NetworkSpec(chosen.network or default, chosen.params)
 
 
 def backbone_of(chosen: ModelSettings) -> BackboneSpec | None:

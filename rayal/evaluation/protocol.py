@@ -120,7 +120,7 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     learner = strategy.learner or _learner(settings.learner)
     task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
     return ProjectSpec(
-        network=network_of(settings.model),
+        network=network_of(settings.model, settings.task.kind),
         backbone=backbone_of(settings.model),
         learner=learner,
         strategy=strategy,
