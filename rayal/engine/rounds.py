@@ -216,6 +216,7 @@ class Stages:
             "candidates": n,
             "approximation": approximation,
             "scan": options_record(self.spec.scan),
+            **({"drawn": dict(result.drawn)} if result.drawn else {}),
         }
         if self.spec.backbone is not None:
             provenance["backbone"] = self.spec.backbone.hash

@@ -65,13 +65,18 @@ class MaxOverTime(nn.Module):
 
     def __init__(self, width: int, filters: int, heights: tuple[int, ...]) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv1d(width, filters, h) for h in heights)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, filters, (1, h)) for h in heights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, heights x F]`` of vectors ``[N, T, E]``."""
-        x = x.transpose(1, 2)  # [N, E, T]
+        x = x.unsqueeze(1).permute(0, 3, 1, 2)  # [N, E, 1, T], channels last as it lies there
         # the largest is rectified: the same numbers, from fewer rectifications
-        return torch.cat([F.relu(c(x).amax(dim=2)) for c in self.convolutions], dim=1)
+        return torch.cat([F.relu(_largest(c(x))) for c in self.convolutions], dim=1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Return the largest value over time, ``[N, F]`` of ``[N, F, 1, L]``."""
+    return F.max_pool2d(x, (1, x.shape[3])).flatten(1)
 
 
 @networks.register("kim_cnn")
