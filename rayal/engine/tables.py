@@ -251,5 +251,11 @@ def _object_batch(rows: list[dict[str, Any]], columns: TableColumns, path: Path)
 def _array(values: list[Any], name: str, path: Path) -> pa.Array:
     try:
         return pa.array(values)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold: bytes, row by row
+        return _array([_bytes(value) for value in values], name, path)
     except pa.ArrowException as error:
         raise PoolError(f"{path}: the values of {name!r} are of several types: {error}") from error
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value

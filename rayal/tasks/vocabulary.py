@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 KINDS = ("wordpiece", "bpe")
 PAD, UNKNOWN = "[PAD]", "[UNK]"
+_INSIDE = "##"  # what marks a piece inside of a word
 _CHUNK = 4096  # texts encoded at once
 
 
@@ -118,9 +120,8 @@ class Vocabulary:
         if size < least:
             raise SettingsError(f"task.vocabulary is {size}; a {kind} needs at least {least}")
         held = list(texts)
-        tokenizer, trainer = _untrained(kind, size, lowercase)
-        tokenizer.train_from_iterator(held, trainer, length=len(held))
-        return cls.counted(tokenizer.to_str(), held)
+        train = _byte_pairs if kind == "bpe" else _word_pieces
+        return cls.counted(train(held, size, lowercase), held)
 
     @classmethod
     def counted(cls, model: str, texts: Iterable[str]) -> Self:
@@ -156,29 +157,63 @@ class Vocabulary:
         return cls(json.dumps(held, ensure_ascii=False))
 
 
-def _untrained(kind: str, size: int, lowercase: bool) -> tuple[Any, Any]:
+def _byte_pairs(texts: Sequence[str], size: int, lowercase: bool) -> str:
+    """Return a BPE of bytes as JSON."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    special = [PAD, UNKNOWN]
-    if kind == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        lower = [normalizers.Lowercase()] if lowercase else []
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        return tokenizer, trainers.BpeTrainer(
-            vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
+    tokenizer = Tokenizer(models.BPE())
+    lower = [normalizers.Lowercase()] if lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, UNKNOWN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    return str(tokenizer.to_str())
+
+
+def _word_pieces(texts: Sequence[str], size: int, lowercase: bool) -> str:
+    """Return a WordPiece as JSON.
+
+    The trainer numbers pieces inside of words in the order of a hash table, another one in each
+    process, and breaks ties by these numbers. So letters inside of words are given to it, sorted,
+    among the tokens that it numbers first; they are no special tokens afterwards.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # every letter of the alphabet is a token, and may be another one inside of a word
-    return tokenizer, trainers.WordPieceTrainer(
+    first, inside = _letters(texts, tokenizer, (size - 2) // 2)
+    trainer = trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=special,
-        limit_alphabet=max(1, (size - len(special)) // 2),
+        special_tokens=[PAD, UNKNOWN, *(f"{_INSIDE}{letter}" for letter in inside)],
+        initial_alphabet=first,
+        limit_alphabet=len(first),
         show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = [t for t in made["added_tokens"] if t["content"] in (PAD, UNKNOWN)]
+    return json.dumps(made, ensure_ascii=False)
+
+
+def _letters(texts: Sequence[str], tokenizer: Any, most: int) -> tuple[list[str], list[str]]:
+    """Return the most frequent letters, sorted, and those of them that stand inside of words."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    kept = sorted(letters, key=lambda letter: (-letters[letter], letter))[:most]
+    inside = {letter for word in words for letter in word[1:]}
+    return sorted(kept), sorted(inside & set(kept))
 
 
 def _loaded(model: str) -> Any:

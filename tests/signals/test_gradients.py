@@ -100,7 +100,7 @@ def test_padding_and_special_tokens_are_no_words() -> None:
 
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return 100.0 * x[:, -1] + 100.0 * x[:, 0] + x[:, 1]
+            return 3.0 * x[:, -1] + 3.0 * x[:, 0] + x[:, 1]
 
     net = TaskNet(
         {
