@@ -32,7 +32,7 @@ class ModelSettings(Section):
     network: Text | None = key(None, "registered, or module:factory; null: small_cnn, kim_cnn")
     params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
     backbone: Text | None = key(
-        None, "efficientnet_lite0, torchvision:NAME, timm:NAME or module:factory, with frozen: true"
+        None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory, frozen"
     )
     weights: Text | None = key(None, "local file of the backbone's weights, or random")
     frozen: bool = key(False, "embed the pool once with the backbone, and train a head")

@@ -18,6 +18,7 @@ from rayal.engine.rows import Source
 from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
+from rayal.evaluation.networks import task_settings
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
 from rayal.inputs import PoolSettings
 from rayal.project import Ledger
@@ -192,7 +193,7 @@ def _no_classes(source: str) -> PoolError:
 
 
 def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
-    given = {k: v for k, v in settings.task.model_dump().items() if v is not None}
+    given = task_settings(settings)
     kind = given.pop("kind", None)
     given.pop("classes", None)
     if pool.payload.get("encoding") == "file" and "size" not in given:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfTransformer
+from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "signals"))
@@ -27,7 +28,8 @@ def test_kim_cnn_by_its_definition() -> None:
     vectors = words.table.weight[x.long()]  # [N, T, E]
     features = []
     for h, layer in zip((3, 4, 5), windows.convolutions, strict=True):
-        weight = layer.weight[:, :, 0, :]  # type: ignore[index, union-attr]
+        assert isinstance(layer, nn.Conv2d)
+        weight = layer.weight[:, :, 0, :]
         made = [
             torch.einsum("nte,fet->nf", vectors[:, t : t + h], weight) + layer.bias
             for t in range(x.shape[1] - h + 1)

@@ -109,12 +109,10 @@ def test_texts_are_not_scaled_and_have_no_views() -> None:
     made = task()
     x = made.decode(rows(TEXTS))
     assert made.fit(x) == {} and made.transform(x, {}) is x
-    for view in (
-        lambda: made.augment(x, torch.Generator()),
-        lambda: made.view(x, np.zeros(18, np.uint64), seed=0, view=0),
-    ):
-        with pytest.raises(NeedsError, match="no augmented views"):
-            view()
+    with pytest.raises(NeedsError, match="no augmented views"):
+        made.augment(x, torch.Generator())
+    with pytest.raises(NeedsError, match="no augmented views"):
+        made.view(x, np.zeros(18, np.uint64), seed=0, view=0)
     with pytest.raises(NeedsError, match="0 labeled rows"):
         made.fit(x[:0])
 
