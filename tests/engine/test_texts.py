@@ -208,12 +208,12 @@ def test_a_frozen_encoder_of_texts_embeds_the_pool_once(tmp_path: Path) -> None:
     pool = made(tmp_path)
     backbone = BackboneSpec(f"{__name__}:encoder", "random")
     linear = NetworkSpec("mlp", {"widths": ()})
-    what = spec(strategies["badge"](), "mlp", backbone=backbone, network=linear)
+    what = dataclasses.replace(spec(strategies["badge"](), backbone=backbone), network=linear)
     project = simulate(tmp_path, pool, what)
     assert project.rounds()[0].outputs["embed"]["rows"] == 300
     task = project.inputs.task
     row = project.inputs.pool.take(["t0007"])
-    own = backbone.build((12,))(task_of(pool, TASK).decode(pool.take(["t0007"])))
+    own = backbone.network((12,))(task_of(pool, TASK).decode(pool.take(["t0007"])))
     torch.testing.assert_close(task.decode(row), own)
 
 

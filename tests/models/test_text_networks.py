@@ -1,22 +1,43 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfTransformer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "signals"))
-
-from text_cases import SENTENCES, network, task, texts, vocabulary
-
 from rayal.errors import SettingsError
-from rayal.models import build_network
+from rayal.models import TaskNet, build_network
 from rayal.models.text import MaxOverTime, TfIdf, WordEmbedding
+from rayal.tasks import Vocabulary
+
+SENTENCES = (
+    "the film was good",
+    "the film was bad bad bad",
+    "a very good plot and a very bad actor",
+    "das war ein schöner Film",
+    "这 部 电影 很 好",
+    "good",
+) * 4
+
+
+@lru_cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary.trained(SENTENCES, kind="wordpiece", size=60, lowercase=True)
+
+
+def network(name: str = "kim_cnn", length: int = 12, **params: Any) -> TaskNet:
+    return build_network(
+        name, params, input_shape=(length,), n_outputs=3, seed=3, vocabulary=vocabulary()
+    )
+
+
+def texts(*sentences: str) -> Tensor:
+    return torch.from_numpy(vocabulary().encode(sentences, 12)).float()
 
 
 def test_kim_cnn_by_its_definition() -> None:
@@ -28,7 +49,7 @@ def test_kim_cnn_by_its_definition() -> None:
     vectors = words.table.weight[x.long()]  # [N, T, E]
     features = []
     for h, layer in zip((3, 4, 5), windows.convolutions, strict=True):
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
         weight = layer.weight[:, :, 0, :]
         made = [
             torch.einsum("nte,fet->nf", vectors[:, t : t + h], weight) + layer.bias
@@ -88,6 +109,6 @@ def test_networks_of_texts_and_of_others_are_not_mixed_up() -> None:
     with pytest.raises(SettingsError, match=r"'kim_cnn' reads token ids.*text: COLUMN"):
         build_network("kim_cnn", {}, input_shape=(1, 8, 8), n_outputs=2, seed=0)
     with pytest.raises(SettingsError, match="window of 5 words does not fit rows of 4"):
-        network(of=task(4))
+        network(length=4)
     with pytest.raises(SettingsError, match="no parameter 'vocabulary'"):
         network(vocabulary=3)
