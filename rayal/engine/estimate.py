@@ -25,7 +25,6 @@ from rayal.tasks import Task
 RAY_START = 30.0  # seconds until a started cluster trains: measured 20 to 40 on two cores
 RAY_ROUND = 1.0  # seconds that a round costs more there
 _TRIES = 3
-_BACKWARD = 1.4  # a backward pass to the network's inputs, in forward passes: measured of kim_cnn
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ class Speed:
         """Return the seconds of one row and one member under a strategy's signals."""
         signals = spec.strategy.signals()
         passes = max((getattr(s, "passes", 0) for s in signals), default=0)
-        backward = sum(s.differentiates for s in signals) * (1 + _BACKWARD * (self.classes - 1))
+        gradients = [s.backward for s in signals if s.differentiates]
+        backward = sum(1 + cost * (self.classes - 1) for cost in gradients)
         return (self.row * (1 + backward) + passes * self.tail) if signals else 0.0
 
 

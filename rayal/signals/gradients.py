@@ -7,7 +7,7 @@ batch of gradients is held at a time, and that sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,6 +84,7 @@ class GradientLength(Signal):
     member: int = 0
 
     differentiates: ClassVar[bool] = True
+    backward: ClassVar[float] = 4.3
 
     def names(self) -> tuple[str, ...]:
         """Return ``gradient_length``."""
@@ -117,12 +118,15 @@ def _word_lengths(net: TaskNet, x: Tensor, specials: Tensor) -> Tensor:
         hook.remove()
     same = (x[:, :, None] == x[:, None, :]).to(vectors[0].dtype)  # [b, T, T]
 
+    def summed(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.bmm(same, gradients[0]),)  # [b, T, E], over all places of a word
+
     def lengths(gradients: tuple[Tensor, ...]) -> Tensor:
-        summed = torch.bmm(same, gradients[0])  # [b, T, E], over all places of a word
-        norms: Tensor = torch.linalg.vector_norm(summed, dim=2)
+        norms: Tensor = torch.linalg.vector_norm(gradients[0], dim=2)
         return norms
 
-    expected = _expected(log_probs, (vectors[0],), lengths)  # [b, T]
+    made = map(summed, _loss_gradients(log_probs, (vectors[0],)))
+    expected = _expected(made, lengths)  # [b, T]
     no_word = (x[:, :, None] == specials).any(dim=2)
     return expected.masked_fill(no_word, 0.0).amax(dim=1)
 
@@ -139,21 +143,21 @@ def _lengths(net: TaskNet, x: Tensor) -> Tensor:
         ]
         return torch.stack(squares).sum(dim=0).sqrt()
 
-    return _expected(log_probs, tuple(layer.output for layer in layers), lengths)
+    made = _loss_gradients(log_probs, tuple(layer.output for layer in layers))
+    return _expected(made, lengths)
 
 
 def _expected(
-    log_probs: Tensor, of: tuple[Tensor, ...], lengths: Callable[[tuple[Tensor, ...]], Tensor]
+    made: Iterable[tuple[Tensor, ...]], lengths: Callable[[tuple[Tensor, ...]], Tensor]
 ) -> Tensor:
     """Return Σ_k p_k |g_k|, where ``lengths`` gives |g| of gradients g, and is homogeneous.
 
     Args:
-        log_probs: ``[b, C]``, with their graph.
-        of: tensors ``[b, …]`` whose gradients g are.
+        made: p_k g_k of all labels but the last, or anything linear in them.
         lengths: gradients to ``[b, …]``.
     """
     total, rest = None, None
-    for gradients in _loss_gradients(log_probs, of):
+    for gradients in made:
         here = lengths(gradients)
         total = here if total is None else total + here
         rest = gradients if rest is None else tuple(map(torch.add, rest, gradients))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,8 +37,26 @@ class Recorded:
     inputs: Tensor
     output: Tensor
 
+    @cached_property
+    def products(self) -> Tensor | None:
+        """Inner products of a convolution's windows, ``[b x G, L, L]``, where they cost less.
+
+        They are the same for the gradients of all labels.
+        """
+        if type(self.layer) not in (nn.Conv1d, nn.Conv2d):
+            return None
+        places, weight = self.output.flatten(2).shape[2], self.layer.weight
+        assert isinstance(weight, Tensor)
+        outputs, inputs = weight.flatten(1).shape
+        if places * (inputs + outputs) > inputs * outputs:
+            return None
+        windows = _windows(self.layer, self.inputs)
+        return torch.bmm(windows.transpose(1, 2), windows)
+
     def squares(self, gradient: Tensor) -> Tensor:
         """Return each row's squared gradient length ``[b]`` from the gradient of the output."""
+        if self.products is not None:
+            return _by_products(self.layer, self.products, gradient)
         return _SQUARES[type(self.layer)](self.layer, self.inputs, gradient)
 
 
@@ -95,9 +114,10 @@ def _linear(layer: Any, a: Tensor, g: Tensor) -> Tensor:
     return _total(torch.bmm(g.transpose(1, 2), a)) + bias
 
 
-def _convolution(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+def _windows(layer: Any, a: Tensor) -> Tensor:
+    """Return what a convolution multiplies at each place, ``[b x G, in x k, L]``."""
     flat = layer.weight.ndim == 3  # one dimension is two, of which the first is 1
-    a, g = (a.unsqueeze(2), g.unsqueeze(2)) if flat else (a, g)
+    a = a.unsqueeze(2) if flat else a
     size, dilation, padding, stride = (
         ((neutral, *given) if flat else given)
         for neutral, given in (
@@ -107,9 +127,22 @@ def _convolution(layer: Any, a: Tensor, g: Tensor) -> Tensor:
             (1, layer.stride),
         )
     )
-    rows, groups = len(a), layer.groups
     windows = F.unfold(a, size, dilation, padding, stride)  # [b, G x in x k, L]
-    windows = windows.view(rows * groups, -1, windows.shape[2])
+    return windows.view(len(a) * layer.groups, -1, windows.shape[2])
+
+
+def _by_products(layer: Any, products: Tensor, g: Tensor) -> Tensor:
+    """Return |Σ_l g_l ⊗ w_l|² = Σ_lm (g_l · g_m)(w_l · w_m) of windows w, and the bias's."""
+    g = g.flatten(2)  # [b, G x out, L]
+    bias = 0.0 if layer.bias is None else _total(g.sum(dim=2))
+    grouped = g.reshape(len(products), -1, g.shape[2])
+    squares = (torch.bmm(grouped.transpose(1, 2), grouped) * products).sum(dim=(1, 2))
+    return squares.view(len(g), -1).sum(dim=1).clamp_min(0.0) + bias
+
+
+def _convolution(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    rows, groups = len(a), layer.groups
+    windows = _windows(layer, a)
     g = g.flatten(2)  # [b, G x out, L]
     bias = 0.0 if layer.bias is None else _total(g.sum(dim=2))
     g = g.reshape(rows * groups, -1, g.shape[2])
