@@ -251,6 +251,18 @@ def test_rows_formed_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(ask(asked, x, GradientLength()), whole)
 
 
+def test_of_one_word_the_largest_word_is_the_whole_layer() -> None:
+    """Without a choice among words what is left is the gradient of the table of words."""
+    net = network(width=6, filters=5)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.endswith("table.weight"))
+    one, several = texts("good good good"), texts("the film was good")
+    asked = committee(net)
+    word, layer = ask(asked, one, WordGradientLength()), ask(asked, one, GradientLength())
+    torch.testing.assert_close(word, layer, rtol=1e-5, atol=0)
+    assert ask(asked, several, WordGradientLength()) < ask(asked, several, GradientLength())
+
+
 # ---- what cannot be asked ------------------------------------------------------------------------
 
 
