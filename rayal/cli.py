@@ -142,7 +142,7 @@ def ingest(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Turn images, a table or arrays into a pool; again later, add what is new."""
+    """Turn images, a table, texts or arrays into a pool; again later, add what is new."""
     from rayal.commands import ingest_source
     from rayal.console import show
 

@@ -18,47 +18,22 @@ from pydantic import SerializerFunctionWrapHandler as Handler
 
 from rayal.errors import SettingsError
 from rayal.execution import RaySettings, ScanSettings, SelectionSettings
+from rayal.inputs import PoolSettings, TaskSettings
 from rayal.parameters import explain
-from rayal.sections import Count, Named, Section, Seed, Text, Texts, key
+from rayal.sections import Count, Named, Section, Seed, Text, key
 from rayal.types import Seeds
 from rayal.yamlfile import Dumper, copied, override, read_mapping
 
 BASELINE = "random"  # the strategy every run holds and every other is compared with
 
 
-class PoolSettings(Section):
-    """Where the items come from."""
-
-    source: Text = Field(description="builtin name, path, or name of a pool in the storage")
-    subset: Count | None = key(None, "items kept, drawn by the pool seed; null: all")
-    data: Text | None = key(None, "folder of the IDX files of a builtin source")
-    id: Text | None = key(None, "column of the ids; null: relative path or file:row")
-    label: Text | None = key(None, "column of the labels that are known")
-    labels: Text | None = key(None, "CSV or Parquet file with columns id and label")
-    features: Texts | None = key(None, "numeric columns of a table; null: all but id and label")
-    test: Text | None = key(None, "second path, whose items get the role test")
-    test_share: float = key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
-    duplicates: Literal["keep", "first"] = key("keep", "items of equal content: keep | first")
-    missing: Literal["error", "quarantine"] = key("error", "NaN or inf: error | quarantine")
-
-
-class TaskSettings(Section):
-    """What a row is and what is predicted."""
-
-    kind: Literal["image", "table"] | None = key(None, "image | table; null: by the pool")
-    classes: Texts | None = key(None, "class names in order; null: those of the known labels")
-    size: tuple[Count, Count] | None = key(None, "[H, W] to resize to; null: as it is")
-    channels: Literal[1, 3] | None = key(None, "1 | 3; null: as the pool has them")
-    flip: bool | None = key(None, "augment by mirroring; null: for 3 channels only")
-
-
 class ModelSettings(Section):
     """The networks that are trained."""
 
-    network: Text | None = key(None, "registered network, or module:factory; null: small_cnn")
+    network: Text | None = key(None, "registered, or module:factory; null: small_cnn, kim_cnn")
     params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
     backbone: Text | None = key(
-        None, "efficientnet_lite0, torchvision:NAME, timm:NAME or module:factory, with frozen: true"
+        None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory, frozen"
     )
     weights: Text | None = key(None, "local file of the backbone's weights, or random")
     frozen: bool = key(False, "embed the pool once with the backbone, and train a head")

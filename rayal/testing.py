@@ -49,6 +49,8 @@ def make_columns(rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[A
         "member_stats.entropy": probability_entropy(tensor).mean(dim=1).numpy(),
         "member_stats.votes": votes,
         "member_stats.variance": probs.var(axis=1),
+        "gradient_length": rng.gamma(2.0, size=rows),
+        "word_gradient_length": rng.gamma(2.0, size=rows),
     }
 
 

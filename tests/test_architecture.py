@@ -19,6 +19,7 @@ LAYERS = [
         "parameters",
         "sections",
         "execution",
+        "inputs",
         "config",
         "registry",
         "failpoints",

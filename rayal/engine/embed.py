@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan import ScannedPart, padded_rows
@@ -26,7 +26,6 @@ from rayal.engine.shards import column_array
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import ScoreError
 from rayal.failpoints import failpoint
-from rayal.models.backbone import Backbone
 from rayal.project.records import Snapshot
 from rayal.tasks import FeaturesTask, Task
 from rayal.types import FORMAT_VERSION, digest, key_sum
@@ -65,7 +64,7 @@ class Embed:
 
     pool: Pool
     task: Task
-    backbone: Backbone
+    backbone: nn.Module
     hash: str
     options: ScanOptions
 
@@ -134,7 +133,8 @@ def head_task(spec: ProjectSpec, task: Task) -> Task:
     """
     if spec.backbone is None:
         return task
-    width = spec.backbone.width(task.input_shape)
+    tokens = None if task.vocabulary is None else task.vocabulary.size
+    width = spec.backbone.width(task.input_shape, tokens=tokens)
     return FeaturesTask(task.labels, width, embedding_hash(spec, task))
 
 
@@ -147,7 +147,7 @@ def embedded(stages: Stages, round: int) -> Inputs:
     done = ledger.columns(hash)
     missing = [part for part in parts if part.part not in done]
     if missing:
-        network = backbone.build(stages.task.input_shape)
+        network = backbone.network(stages.task.input_shape)
         job = Embed(pool, stages.task, network, hash, stages.spec.scan)
         for _ in stages.commit_parts(round, "embed", job, missing=missing, parts=parts):
             pass

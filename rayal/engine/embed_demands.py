@@ -55,7 +55,7 @@ def embedding_shape(
     if spec.backbone is None:
         return None
     rows = pool.rows + pool.tests
-    backbone = spec.backbone.build(items.input_shape)
+    backbone = spec.backbone.network(items.input_shape)
     tensors = [*backbone.parameters(), *backbone.buffers()]
     x = torch.zeros((1, *items.input_shape))
     outputs = output_bytes(backbone, x)

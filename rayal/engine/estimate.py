@@ -61,17 +61,21 @@ class Speed:
         row: one row scanned.
         tail: one row through the stages from the first dropout module on, once a pass.
         step: one training step.
+        classes: of the task.
     """
 
     row: float
     tail: float
     step: float
+    classes: int = 2
 
     def scanned(self, spec: ProjectSpec) -> float:
         """Return the seconds of one row and one member under a strategy's signals."""
         signals = spec.strategy.signals()
         passes = max((getattr(s, "passes", 0) for s in signals), default=0)
-        return (self.row + passes * self.tail) if signals else 0.0
+        gradients = [s.backward for s in signals if s.differentiates]
+        backward = sum(1 + cost * (self.classes - 1) for cost in gradients)
+        return (self.row * (1 + backward) + passes * self.tail) if signals else 0.0
 
 
 def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> Estimate:
@@ -126,14 +130,14 @@ def speed_of(spec: ProjectSpec, items: Task) -> Speed:
                 tail = _seconds(lambda: net.run(trunk.clone(), start)) / spec.scan.batch
         batch = torch.zeros((spec.learner.batch, *task.input_shape))
         step = _seconds(lambda: net.train()(batch).sum().backward())
-    return Speed(row, tail, step)
+    return Speed(row, tail, step, task.n_outputs)
 
 
 def embedding_time(spec: ProjectSpec, items: Task) -> float:
     """Return the seconds in which the backbone embeds one row, of zeros."""
     assert spec.backbone is not None
     shape = items.input_shape
-    backbone = spec.backbone.build(shape)
+    backbone = spec.backbone.network(shape)
     x = torch.zeros((spec.scan.batch, *shape))
     with torch_threads(spec.threads_per_model), torch.inference_mode():
         return _seconds(lambda: backbone(x)) / spec.scan.batch

@@ -25,6 +25,7 @@ from rayal.engine.place import place
 from rayal.engine.rows import ROLES, Kind, Source, StrPath
 from rayal.engine.settle import Settled, distinct, settle
 from rayal.engine.storage import TEMPORARY
+from rayal.engine.texts import text_lengths
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
 from rayal.project.ledger import Ledger
@@ -100,6 +101,8 @@ def ingest(
         parts = place(new, spill, root=root, pool=name, payload=payload)
         failpoint("ingest.commit")
         counts = _counts(read.quarantined, settled)
+        if payload["kind"] == "text":
+            counts["lengths"] = text_lengths(settled.kept.sizes)
         return ledger.commit_snapshot(name, parts, {"payload": payload, **info, **counts})
 
 

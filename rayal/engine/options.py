@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rayal.engine.columns import Missing
 from rayal.engine.ingest import IngestOptions
 from rayal.engine.rows import Role, StrPath
-from rayal.engine.tables import Missing
 
 
 class TableOptions(IngestOptions, total=False):
     """What ingest of tables takes besides.
 
-    ``id``, ``label`` and ``features`` name columns; ``missing`` is what a NaN, inf or null
-    feature does, ``error`` or ``quarantine``; ``role`` is that of the items.
+    ``id``, ``label`` and ``features`` name columns, ``text`` one of texts; ``missing`` is what
+    a NaN, inf or null feature or a missing text does, ``error`` or ``quarantine``; ``role`` is
+    that of the items.
     """
 
     id: str | None
     label: str | None
     features: Sequence[str] | None
+    text: str | None
     missing: Missing
     role: Role
 

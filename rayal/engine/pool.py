@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayal.engine.arrays import array_source, idx_source
+from rayal.engine.columns import Missing, TableColumns
 from rayal.engine.datasets import dataset_source
 from rayal.engine.images import image_source
 from rayal.engine.ingest import IngestOptions, PlainOptions, ingest
@@ -23,8 +24,6 @@ from rayal.engine.options import DatasetOptions, FileOptions, TableOptions
 from rayal.engine.rows import Role, Source, StrPath
 from rayal.engine.storage import read_mapped
 from rayal.engine.tables import (
-    Missing,
-    TableColumns,
     csv_source,
     jsonl_source,
     parquet_source,
@@ -289,6 +288,7 @@ class Pool:
             options.get("label"),
             None if features is None else tuple(features),
             options.get("missing", "error"),
+            options.get("text"),
         )
         sources = [make(given, columns, role=options.get("role", "pool"))]
         test = options.get("test")

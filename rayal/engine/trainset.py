@@ -17,6 +17,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import model_hash
+from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
@@ -47,6 +48,8 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     payload = pool.payload
     if payload.get("encoding") == "file" and "size" not in given:
         given["example"] = pool.read(pool.parts[0]).slice(0, 1)
+    if payload["kind"] == "text":
+        given["words"] = vocabulary_of(pool, given)
     return task_for(payload, kind=kind, classes=tuple(classes), **given)
 
 
@@ -120,17 +123,17 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
     Scan(
         pool, untrained(spec, head_task(spec, items)), spec.strategy, spec.learner, spec.scan
     ).check()
-    if spec.backbone is not None:
+    if not head_task(spec, items).has_views:
         _check_views(spec)
 
 
 def _check_views(spec: ProjectSpec) -> None:
-    """Raise NeedsError where augmented views are asked for, which embeddings do not have."""
+    """Raise NeedsError where augmented views are asked for, which not all rows have."""
     views = {view for stream in spec.learner.streams() for view in stream.views}
     names = {name for signal in spec.strategy.signals() for name in signal.names()}
     if "weak" in views or "view_log_probs" in names:
         raise NeedsError(
-            "a frozen backbone's embeddings are computed once and have no augmented views, which "
+            "texts, and the embeddings of a frozen backbone, have no augmented views, which "
             f"{'the learner' if 'weak' in views else type(spec.strategy).__name__} asks for; set "
             "learner.augment to false, or choose another strategy"
         )

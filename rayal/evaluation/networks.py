@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from rayal.config import ModelSettings
+from rayal.config import ModelSettings, Settings
 from rayal.engine.train import NetworkSpec
 from rayal.models.backbone import BackboneSpec
 
@@ -14,11 +15,17 @@ _HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def network_of(chosen: ModelSettings) -> NetworkSpec:
-    """Return the network that is trained: the chosen one, or the head of a backbone."""
+def network_of(chosen: ModelSettings, kind: str | None = None) -> NetworkSpec:
+    """Return the network that is trained: the chosen one, or the head of a backbone.
+
+    Args:
+        chosen: the section of the settings.
+        kind: of the task, where it is said; it decides the default.
+    """
     if chosen.backbone is not None:
         return NetworkSpec("mlp", _HEADS[chosen.head or "linear"])
-    return NetworkSpec(chosen.network or "small_cnn", chosen.params)
+    default = "kim_cnn" if kind == "text" else "small_cnn"
+    return NetworkSpec(chosen.network or default, chosen.params)
 
 
 def backbone_of(chosen: ModelSettings) -> BackboneSpec | None:
@@ -26,3 +33,17 @@ def backbone_of(chosen: ModelSettings) -> BackboneSpec | None:
     if chosen.backbone is None or chosen.weights is None:
         return None
     return BackboneSpec(chosen.backbone, chosen.weights, chosen.params)
+
+
+def task_settings(settings: Settings) -> dict[str, Any]:
+    """Return the ``task`` section without what is not set, and with the tokeniser of an encoder.
+
+    A frozen sentence encoder reads the token ids of its own ``tokenizer.json``, which lies beside
+    its weights.
+    """
+    given = {k: v for k, v in settings.task.model_dump().items() if v is not None}
+    chosen = settings.model
+    if chosen.backbone == "minilm" and chosen.weights is not None and "tokenizer" not in given:
+        beside = Path(chosen.weights).with_name("tokenizer.json")
+        given["tokenizer"] = str(beside)
+    return given

@@ -23,7 +23,7 @@ from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
 from rayal.evaluation.feasible import refuse
-from rayal.evaluation.networks import backbone_of, network_of
+from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.report import approximations, versions, write_outputs
@@ -118,13 +118,12 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     where = f"strategy {cell.name!r}"
     strategy = build(strategies[cell.name], cell.params, where=where)
     learner = strategy.learner or _learner(settings.learner)
-    task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
     return ProjectSpec(
-        network=network_of(settings.model),
+        network=network_of(settings.model, settings.task.kind),
         backbone=backbone_of(settings.model),
         learner=learner,
         strategy=strategy,
-        task=task,
+        task=task_settings(settings),
         members=settings.model.members,
         quorum=settings.model.quorum,
         threads_per_model=settings.model.threads_per_model,

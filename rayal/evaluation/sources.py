@@ -14,15 +14,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from rayal.config import PoolSettings
 from rayal.engine.arrays import array_source
+from rayal.engine.columns import TableColumns
 from rayal.engine.images import image_source
 from rayal.engine.ingest import ingest
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Role, Rows, Source, keyed_hashes
 from rayal.engine.sources import BUILTIN, builtin
-from rayal.engine.tables import TableColumns, csv_source, jsonl_source, parquet_source
+from rayal.engine.tables import csv_source, jsonl_source, parquet_source
 from rayal.errors import PoolError, nearest
+from rayal.inputs import PoolSettings
 from rayal.project import Ledger, has_ledger
 from rayal.types import digest
 
@@ -115,7 +116,9 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
 
 
 def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
-    columns = TableColumns(settings.id, settings.label, settings.features, settings.missing)
+    columns = TableColumns(
+        settings.id, settings.label, settings.features, settings.missing, settings.text
+    )
     if path.is_dir():
         for suffix, make in _TABLES.items():
             if any(path.glob(f"*{suffix}")):

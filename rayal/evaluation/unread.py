@@ -11,15 +11,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.config import Cell, PoolSettings, Settings
+from rayal.config import Cell, Settings
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Source
 from rayal.engine.shapes import PoolShape
+from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
+from rayal.evaluation.networks import task_settings
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
+from rayal.inputs import PoolSettings
 from rayal.project import Ledger, has_ledger
-from rayal.tasks import Task, task_for
+from rayal.tasks import Task, Vocabulary, task_for
+from rayal.tasks.text import LENGTH, SIZE
 
 READ = 1_000_000  # rows of a source up to which its labels are read through for their classes
 
@@ -152,13 +156,16 @@ def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
         channels = settings.task.channels or 3
         payload: dict[str, Any] = {"kind": "image", "encoding": "file"}
         item = prod(settings.task.size) * channels / 4  # a photograph as JPEG: 2 bits a value
+    elif settings.task.kind == "text":
+        payload = {"kind": "text"}
+        item = 4.0 * (settings.task.length or LENGTH)  # bytes of a token, in English
     elif given.width is not None:
         payload = {"kind": "table", "features": [f"x{i}" for i in range(given.width)]}
         item = 8.0 * given.width
     else:
         raise PoolError(
             f"{settings.pool.source!r} does not exist, and its rows are unknown; set task.size "
-            "for images, or give --width for a table of numbers"
+            "for images, task.kind: text, or give --width for a table of numbers"
         )
     shape = PoolShape(given.rows or 0, 0, item, payload, classes)
     return shape, _task(settings, shape, None)
@@ -186,9 +193,19 @@ def _no_classes(source: str) -> PoolError:
 
 
 def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
-    given = {k: v for k, v in settings.task.model_dump().items() if v is not None}
+    given = task_settings(settings)
     kind = given.pop("kind", None)
     given.pop("classes", None)
     if pool.payload.get("encoding") == "file" and "size" not in given:
         given["example"] = first
+    if pool.payload["kind"] == "text":
+        given["words"] = _words(given)
     return task_for(pool.payload, kind=kind, classes=pool.classes, **given)
+
+
+def _words(given: dict[str, Any]) -> Vocabulary:
+    """Return a tokeniser of the size that the settings allow; nothing is trained."""
+    _, model = tokenizer_of(given)
+    if model:
+        return Vocabulary.counted(model, [])
+    return Vocabulary.imagined(given.get("vocabulary", SIZE))

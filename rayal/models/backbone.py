@@ -24,6 +24,7 @@ from rayal.models import efficientnet
 from rayal.models.base import linear_output
 from rayal.models.build import checked_parameters, imported
 from rayal.models.image import image_shape
+from rayal.models.sentence import NOT_LOADED, SentenceEncoder, check_tokens, minilm
 from rayal.types import FORMAT_VERSION, digest
 
 RANDOM = "random"  # the weights of a backbone that was never trained
@@ -63,9 +64,10 @@ class BackboneSpec:
     """A backbone by name.
 
     Args:
-        name: ``efficientnet_lite0``, ``torchvision:NAME``, ``timm:NAME``, or ``module:factory``,
-            which is called with ``params`` alone. A network whose output is made by an
-            ``nn.Linear`` loses this layer; the output ``[N, D]`` of any other is the embedding.
+        name: ``efficientnet_lite0``, ``torchvision:NAME``, ``timm:NAME``, of texts ``minilm``, or
+            ``module:factory``, which is called with ``params`` alone. A network of images whose
+            output is made by an ``nn.Linear`` loses this layer; the output ``[N, D]`` of any other
+            is the embedding.
         weights: a file ``*.safetensors``, or one that ``torch.save`` wrote of a state dictionary;
             ``random`` stands for fixed random weights, the same for all seeds.
         params: keyword arguments of the factory.
@@ -86,13 +88,17 @@ class BackboneSpec:
         named = {"name": self.name, "params": dict(self.params), "weights": weights}
         return digest({"version": FORMAT_VERSION, **named})
 
+    def network(self, input_shape: tuple[int, ...]) -> nn.Module:
+        """Return the backbone of images, or the encoder of token ids, for rows of a shape."""
+        return self._encoder() if len(input_shape) == 1 else self.build(input_shape)
+
     def build(self, input_shape: tuple[int, ...]) -> Backbone:
-        """Return the backbone with its weights, in eval mode, for rows of a shape.
+        """Return the backbone with its weights, in eval mode, for images of a shape.
 
         Raises:
             UnknownNameError: there is no such network.
             NeedsError: the name is ``timm:NAME`` and timm is not installed.
-            SettingsError: rows are no images, or weights do not fit; the message names them.
+            SettingsError: rows do not fit, or weights do not; the message names them.
         """
         channels, height, width = image_shape(self.name, input_shape)
         if channels not in (1, 3):
@@ -107,17 +113,40 @@ class BackboneSpec:
         if head is not None:
             network.set_submodule(head, nn.Identity())
         if self.weights != RANDOM:
-            _load(network, head, Path(self.weights))
+            _load(network, Path(self.weights), () if head is None else (f"{head}.",))
         return Backbone(network, mean, deviation).eval()
 
-    def width(self, input_shape: tuple[int, ...]) -> int:
-        """Return the columns of the embedding, D."""
-        backbone = self.build(input_shape)
+    def _encoder(self) -> nn.Module:
+        """Return an encoder of texts with its weights."""
+        place, colon, _ = self.name.partition(":")
+        if self.name != "minilm" and (not colon or place in ("torchvision", "timm")):
+            raise SettingsError(
+                f"backbone {self.name!r} takes images, and rows are token ids; choose minilm, or a "
+                "module:factory that maps ids [N, T] to embeddings [N, D]"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            encoder = minilm(self.params) if not colon else _own(self.name, self.params)
+        if self.weights != RANDOM:
+            loaded = encoder.network if isinstance(encoder, SentenceEncoder) else encoder
+            _load(loaded, Path(self.weights), NOT_LOADED)
+        return encoder.eval().requires_grad_(False)
+
+    def width(self, input_shape: tuple[int, ...], *, tokens: int | None = None) -> int:
+        """Return the columns of the embedding, D.
+
+        Args:
+            input_shape: of a row.
+            tokens: size of the vocabulary, where rows are token ids.
+        """
+        backbone = self.network(input_shape)
+        if len(input_shape) == 1:
+            check_tokens(backbone, length=input_shape[0], tokens=tokens)
         with torch.inference_mode():
             embedding = backbone(torch.zeros((1, *input_shape)))
         if embedding.ndim != 2:
             raise SettingsError(
-                f"backbone {self.name!r} gave {list(embedding.shape)} for one image; it must give "
+                f"backbone {self.name!r} gave {list(embedding.shape)} for one row; it must give "
                 "embeddings [N, D]"
             )
         return int(embedding.shape[1])
@@ -143,8 +172,14 @@ def _made(
     if not colon:
         raise UnknownNameError(
             f"backbone {name!r} does not exist; known: efficientnet_lite0, torchvision:NAME, "
-            "timm:NAME, or module:factory of your own"
+            "timm:NAME, minilm (of texts), or module:factory of your own"
         )
+    return _own(name, params), *IMAGENET
+
+
+def _own(name: str, params: Mapping[str, Any]) -> nn.Module:
+    """Return what a ``module:factory`` makes."""
+    place, _, rest = name.partition(":")
     factory = imported(place, rest)
     network = factory(**checked_parameters(name, factory, params))
     if not isinstance(network, nn.Module):
@@ -152,7 +187,7 @@ def _made(
             f"backbone {name!r}: the factory returned a {type(network).__name__}, it must return "
             "an nn.Module"
         )
-    return network, *IMAGENET
+    return network
 
 
 def _torchvision(name: str, params: Mapping[str, Any]) -> nn.Module:
@@ -202,11 +237,9 @@ def _file_digest(path: str, modified: int, size: int) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _load(network: nn.Module, head: str | None, path: Path) -> None:
-    """Load weights strictly; those of the classifier that was removed are left out."""
-    stored = _read(path)
-    if head is not None:
-        stored = {n: v for n, v in stored.items() if not n.startswith(f"{head}.")}
+def _load(network: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
+    """Load weights strictly, without some names, such as those of a classifier that was removed."""
+    stored = {n: v for n, v in _read(path).items() if not n.startswith(without)}
     wanted = network.state_dict()
     missing, strange = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     shapes = [

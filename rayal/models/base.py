@@ -62,6 +62,12 @@ class TaskNet(nn.Module):
         """Whether the embedding is a flat input itself: a linear model."""
         return all(isinstance(stage, nn.Flatten) for stage in self.stages[:-1])
 
+    @property
+    def word_embedding(self) -> nn.Embedding | None:
+        """The layer that turns token ids into vectors; None unless there is exactly one."""
+        found = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        return found[0] if len(found) == 1 else None
+
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""
         for stage in list(self.stages)[start:stop]:

@@ -13,10 +13,11 @@ from torch import nn
 
 from rayal.errors import SettingsError, UnknownNameError, nearest
 from rayal.models.base import HookedNet, TaskNet
+from rayal.models.text import VocabularyLike
 from rayal.models.vision import torchvision_factory
 from rayal.registry import networks
 
-_GIVEN = ("input_shape", "n_outputs")
+_GIVEN = ("input_shape", "n_outputs", "vocabulary")
 
 
 def build_network(
@@ -26,6 +27,7 @@ def build_network(
     input_shape: tuple[int, ...],
     n_outputs: int,
     seed: int,
+    vocabulary: VocabularyLike | None = None,
 ) -> TaskNet:
     """Return a freshly initialised network, the same bits for the same seed.
 
@@ -35,6 +37,7 @@ def build_network(
         input_shape: shape of one row.
         n_outputs: columns of the logits.
         seed: of the initial weights; the state of torch's generator is left as it was.
+        vocabulary: the tokeniser, where rows are token ids.
 
     Raises:
         UnknownNameError: there is no such network.
@@ -43,6 +46,8 @@ def build_network(
     """
     factory = find_factory(name)
     arguments = checked_parameters(name, factory, params)
+    if _reads_texts(name, factory, vocabulary, input_shape):
+        arguments["vocabulary"] = vocabulary
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = factory(tuple(input_shape), n_outputs, **arguments)
@@ -58,6 +63,28 @@ def build_network(
             "build its last layer with n_outputs"
         )
     return net
+
+
+def _reads_texts(
+    name: str,
+    factory: Callable[..., Any],
+    vocabulary: VocabularyLike | None,
+    input_shape: tuple[int, ...],
+) -> bool:
+    """Whether a factory takes the vocabulary; raise SettingsError where rows are others."""
+    reads = "vocabulary" in inspect.signature(factory).parameters
+    if reads == (vocabulary is not None):
+        return reads
+    texts = [n for n in networks if "vocabulary" in inspect.signature(networks[n]).parameters]
+    if reads:
+        raise SettingsError(
+            f"network {name!r} reads token ids, and rows have shape {list(input_shape)}; ingest "
+            "texts (pool: {text: COLUMN}), or choose a network for images or tables"
+        )
+    raise SettingsError(
+        f"network {name!r} does not read token ids, and rows are texts; choose {', '.join(texts)}, "
+        "a module:factory that takes `vocabulary`, or a frozen backbone (model.backbone: minilm)"
+    )
 
 
 def find_factory(name: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from rayal.errors import NeedsError
 from rayal.labels import ClassLabel, Label
 from rayal.models.base import TaskNet
 from rayal.models.compiled import compiled
+from rayal.models.text import VocabularyLike
 from rayal.types import Keys
 
 Extras = Callable[[nn.ModuleDict, Tensor], Mapping[str, Tensor]]
@@ -35,6 +36,10 @@ class TaskLike(Protocol):
     @property
     def n_outputs(self) -> int:
         """Columns of the logits, C."""
+
+    @property
+    def vocabulary(self) -> VocabularyLike | None:
+        """The tokeniser, where rows are token ids."""
 
     def decode(self, rows: pa.Table) -> Tensor:
         """Return raw model input, ``[N, …]``."""

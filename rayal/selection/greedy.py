@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,11 +32,13 @@ class Chosen:
         scores: float64 ``[k]``.
         runners_up: the best rows not picked, by their last computed gain; where gains are
             evaluated lazily (joint entropy) that is an upper bound.
+        drawn: what the objective drew beforehand, by name.
     """
 
     keys: Keys
     scores: Floats
     runners_up: Proposal
+    drawn: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Shards(Protocol):
@@ -186,6 +188,7 @@ def choose(
         np.array(progress.keys, dtype=np.uint64)[kept],
         objective.reported(np.array(progress.scores, dtype=np.float64)[kept]),
         replace(others, priority=objective.reported(others.priority)),
+        objective.drawn(),
     )
 
 

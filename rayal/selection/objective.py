@@ -76,6 +76,10 @@ class Objective(ABC):
         """Return what makes the choice approximate, by parameter; None when it is exact."""
         return None if self.share >= 1.0 else {"share": self.share}
 
+    def drawn(self) -> dict[str, Any]:
+        """Return what was drawn for this choice, by name: it goes into the round's record."""
+        return {}
+
     #: what messages call it
     title: ClassVar[str] = "the joint choice"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
+from rayal.signals.gradients import GradientLength, WordGradientLength
 from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
 from rayal.signals.views import ViewLogProbs
 
@@ -17,4 +18,6 @@ __all__ = [
     "MemberLogProbs",
     "ViewLogProbs",
     "Extra",
+    "GradientLength",
+    "WordGradientLength",
 ]

@@ -103,7 +103,7 @@ class Forward:
         x = self._once(("view", view), lambda: self._view(view))
         net = self.committee.net(member)
         with evaluating(net):
-            return log_softmax(net(_as_weights(x, net).clone()))
+            return log_softmax(net(as_weights(x, net).clone()))
 
     def extras(self) -> Mapping[str, Tensor]:
         """Return the learner's own columns ``[N, …]``, of member 0."""
@@ -128,7 +128,7 @@ class Forward:
         def trunk() -> Tensor:
             net = self.committee.net(member)
             with evaluating(net):
-                x = _own(_as_weights(self.x, net), net)
+                x = _own(as_weights(self.x, net), net)
                 return self._run(member, x, 0, self.committee.trunk(member))
 
         return self._once(("trunk", member), trunk)
@@ -161,10 +161,12 @@ class Forward:
 class Signal(ABC):
     """A quantity per row, asked of a committee; frozen, the same object on every worker."""
 
-    #: whether ``compute`` needs gradients
+    #: whether ``compute`` needs gradients; one backward pass for each class but one
     differentiates: ClassVar[bool] = False
     #: whether a joint choice may hold its columns in bf16: they are compared by distances
     narrow: ClassVar[bool] = False
+    #: cost of such a pass in forward passes, measured of kim_cnn: for estimates
+    backward: ClassVar[float] = 1.4
 
     @abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -221,10 +223,10 @@ def extras_of(committee: Committee, x: Tensor) -> Mapping[str, Tensor]:
         )
     nets = committee.nets[0]
     with evaluating(nets):
-        return committee.extras(nets, _as_weights(x, nets))
+        return committee.extras(nets, as_weights(x, nets))
 
 
-def _as_weights(x: Tensor, net: torch.nn.Module) -> Tensor:
+def as_weights(x: Tensor, net: torch.nn.Module) -> Tensor:
     """Return rows in the type of a network's weights."""
     weight = next((p for p in net.parameters() if p.is_floating_point()), None)
     return x if weight is None else x.to(weight.dtype)

@@ -11,11 +11,24 @@ from rayal.tasks.base import Task
 from rayal.tasks.features import FeaturesTask
 from rayal.tasks.image import ImageTask, decode_file
 from rayal.tasks.tabular import TableTask
+from rayal.tasks.text import LENGTH, TextTask
+from rayal.tasks.vocabulary import Vocabulary
 
-__all__ = ["Task", "ImageTask", "TableTask", "FeaturesTask", "task_for", "task_from_json"]
+__all__ = [
+    "Task",
+    "ImageTask",
+    "TableTask",
+    "TextTask",
+    "FeaturesTask",
+    "Vocabulary",
+    "task_for",
+    "task_from_json",
+]
 
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (ImageTask, TableTask, FeaturesTask)}
-INGESTED = ("image", "table")  # kinds of the rows that ingest writes
+KINDS: Mapping[str, type[Task]] = {
+    kind.kind: kind for kind in (ImageTask, TableTask, TextTask, FeaturesTask)
+}
+INGESTED = ("image", "table", "text")  # kinds of the rows that ingest writes
 
 
 def task_for(
@@ -25,11 +38,13 @@ def task_for(
 
     Args:
         payload: the pool's description of a row.
-        kind: image | table; None takes the pool's.
+        kind: image | table | text; None takes the pool's.
         classes: at least two different names, in the order of the logits.
         **settings: of images ``size`` (height, width), ``channels`` (1 | 3), ``flip``, and
             ``example`` (rows of the pool, the first of which tells the size of files where
-            ``size`` is not set); None leaves one out. Tables have none.
+            ``size`` is not set); of texts ``length`` and ``words`` (the tokeniser, which the
+            settings ``tokenizer``, ``vocabulary`` and ``lowercase`` say how to make); None leaves
+            one out. Tables have none.
 
     Raises:
         SettingsError: kind, classes or settings do not fit the pool.
@@ -43,7 +58,11 @@ def task_for(
         )
     names = _class_label(classes)
     given = {name: value for name, value in settings.items() if value is not None}
-    makers: Mapping[str, Callable[..., Task]] = {"image": _image_task, "table": _table_task}
+    makers: Mapping[str, Callable[..., Task]] = {
+        "image": _image_task,
+        "table": _table_task,
+        "text": _text_task,
+    }
     return makers[stored](payload, names, given)
 
 
@@ -70,8 +89,22 @@ def _table_task(
 ) -> TableTask:
     extra = sorted(set(given) - {"example"})
     if extra:
-        raise SettingsError(f"task.{extra[0]} is a setting of images, the pool is a table")
+        raise SettingsError(f"task.{extra[0]} is no setting of tables, and the pool is a table")
     return TableTask(labels, tuple(payload["features"]))
+
+
+def _text_task(
+    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
+) -> TextTask:
+    known = ("length", "words", "tokenizer", "vocabulary", "lowercase")
+    for name in given:
+        if name not in known:
+            raise SettingsError(
+                f"task.{name} is no setting of texts, and the pool's rows are texts; leave it out"
+            )
+    if "words" not in given:
+        raise NeedsError("texts have no tokeniser yet; give words=Vocabulary.trained(…)")
+    return TextTask(labels, given.get("length", LENGTH), given["words"])
 
 
 def _image_task(

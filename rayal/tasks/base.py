@@ -14,6 +14,7 @@ from torch import Tensor
 from rayal.errors import LabelError, NeedsError, PoolError, nearest
 from rayal.labels import ClassLabel, Label
 from rayal.tasks.metrics import classification_metrics
+from rayal.tasks.vocabulary import Vocabulary
 from rayal.types import Keys
 
 
@@ -28,6 +29,8 @@ class Task(ABC):
     kind: ClassVar[str]
     #: the pool's column that is the transformed input as it stands, where there is one
     column: ClassVar[str | None] = None
+    #: whether rows have augmented views
+    has_views: ClassVar[bool] = True
     labels: ClassLabel
 
     @property
@@ -39,6 +42,11 @@ class Task(ABC):
     def n_outputs(self) -> int:
         """Columns of the logits, C."""
         return len(self.labels.classes)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokeniser, where rows are token ids."""
+        return None
 
     @abstractmethod
     def decode(self, rows: pa.Table) -> Tensor:

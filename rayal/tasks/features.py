@@ -35,6 +35,7 @@ class FeaturesTask(Task):
 
     kind: ClassVar[str] = "features"
     column: ClassVar[str | None] = "embedding"
+    has_views: ClassVar[bool] = False
     width: int
     source: str
 
