@@ -7,6 +7,7 @@ from rayal.acquisition.disagreement import (
     variation_ratio_mean,
     variation_ratio_vote,
 )
+from rayal.acquisition.evidential import divergence_from_uniform, vacuity
 from rayal.acquisition.uncertainty import entropy, least_confidence, margin, probability_entropy
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "variation_ratio_mean",
     "variation_ratio_vote",
     "mean_standard_deviation",
+    "vacuity",
+    "divergence_from_uniform",
 ]

@@ -113,6 +113,7 @@ class Scan:
 
     def check(self) -> None:
         """Raise NeedsError if the strategy asks for what nobody gives, before anything runs."""
+        check_learner(self.strategy, self.learner)
         for signal in self.signals:
             signal.check(self.committee)
         for member in range(self.committee.size if self.options.compile else 0):
@@ -195,6 +196,17 @@ class Scan:
             lead = score.reshape(len(score), -1)[:, 0]
             low, high = lead.min().item(), lead.max().item()
         return ScannedPart(part.part, file, len(keys), key_sum(keys), low, high)
+
+
+def check_learner(strategy: Strategy, learner: Learner) -> None:
+    """Raise NeedsError unless the learner is what the strategy prescribes and trains its rows."""
+    own = strategy.learner
+    if own is not None and not isinstance(learner, type(own)):
+        raise NeedsError(
+            f"{type(strategy).__name__} is defined with the learner {type(own).__name__}, and "
+            f"{type(learner).__name__} was given; leave the learner's name out, or train by "
+            f"`{type(strategy).__name__}.trained_by(…)`"
+        )
 
 
 def run_signals(

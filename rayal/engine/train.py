@@ -148,7 +148,7 @@ def train_committee(
         WorkerError: fewer members than the quorum could be trained.
     """
     stores = {member: store(member) for member in (range(members) if used is None else used)}
-    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
+    ctx = context(learner, network, task, data, seed=seed, round=round, device=device)
     waiting = [member for member in stores if not is_final(stores[member])]
     lost: Sequence[int] = ()
     if waiting:
@@ -166,7 +166,7 @@ def train_committee(
                 "on from the last epochs), or set model.quorum lower"
             )
     kept = {member: at for member, at in stores.items() if member not in lost}
-    home = _context(learner, network, task, data, seed=seed, round=round, device=home_of(device))
+    home = context(learner, network, task, data, seed=seed, round=round, device=home_of(device))
     return _collect(learner, home, kept, committee_hash(hash, list(kept), members))
 
 
@@ -193,26 +193,36 @@ def load_committee(
     Raises:
         StorageError: a member is not trained to its end.
     """
-    ctx = _context(learner, network, task, data, seed=seed, round=round, device=device)
+    ctx = context(learner, network, task, data, seed=seed, round=round, device=device)
     return _collect(learner, ctx, {member: store(member) for member in range(members)}, hash)
 
 
-def _context(
+def context(
     learner: Learner,
     network: NetworkSpec,
     task: Task,
-    data: TrainData,
+    data: TrainData | None = None,
     *,
-    seed: int,
-    round: int,
-    device: str,
+    seed: int = 0,
+    round: int = 0,
+    device: str = "cpu",
 ) -> TrainContext:
-    """Return the context of member 0; the others differ in their number."""
+    """Return the context of member 0; the others differ in their number.
+
+    Args:
+        learner: how it is trained.
+        network: what is trained.
+        task: what a row is.
+        data: of which the number of labeled rows is read; None where nothing will be trained.
+        seed: the model seed.
+        round: the round.
+        device: where networks are.
+    """
     place = torch.device(device)
     return TrainContext(
         task=task,
         statistics={},
-        n_labeled=len(data.labeled),
+        n_labeled=0 if data is None else len(data.labeled),
         n_outputs=task.n_outputs,
         steps=learner.steps,
         seed=seed,

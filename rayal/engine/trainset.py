@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import model_hash
+from rayal.engine.train import context, model_hash
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
@@ -110,10 +110,10 @@ def _check_views(spec: ProjectSpec) -> None:
 
 
 def untrained(spec: ProjectSpec, task: Task) -> Committee:
-    """Return a committee of one fresh network, which stands for every member."""
-    net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
-    nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
-    return Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
+    """Return a committee of the learner's fresh networks, which stand for every member."""
+    place = torch.device(home_of(spec.scan.device))
+    made = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
+    return Committee((made,) * spec.committee_size, task, {}, "", 0, 0, spec.learner.extras)
 
 
 @dataclass(frozen=True)

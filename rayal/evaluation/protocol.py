@@ -117,12 +117,11 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     """Return what a cell's project is made of; raises SettingsError for what does not exist."""
     where = f"strategy {cell.name!r}"
     strategy = build(strategies[cell.name], cell.params, where=where)
-    learner = strategy.learner or _learner(settings.learner)
     task = {k: v for k, v in settings.task.model_dump().items() if v is not None}
     return ProjectSpec(
         network=network_of(settings.model),
         backbone=backbone_of(settings.model),
-        learner=learner,
+        learner=strategy.trained_by(_learner(settings.learner)),
         strategy=strategy,
         task=task,
         members=settings.model.members,

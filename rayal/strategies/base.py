@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy.typing as npt
@@ -64,6 +64,20 @@ class Strategy:
     departures: ClassVar[str] = "none"
     #: parameters that trade exactness for memory or round trips, with what was measured of them
     approximations: ClassVar[str] = "none"
+
+    def trained_by(self, chosen: Learner) -> Learner:
+        """Return the learner that trains the committee, of the one that the settings chose.
+
+        A method that prescribes its own takes from ``chosen`` what both of them have, such as the
+        number of steps; where ``chosen`` is of its kind already, all is as chosen.
+        """
+        own = self.learner
+        if own is None or isinstance(chosen, type(own)):
+            return chosen
+        names = {f.name for f in fields(chosen)}
+        return replace(
+            own, **{f.name: getattr(chosen, f.name) for f in fields(own) if f.name in names}
+        )
 
     def signals(self) -> tuple[Signal, ...]:
         """Return what the scan must compute, each at most once."""

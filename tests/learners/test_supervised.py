@@ -26,7 +26,8 @@ from torch.optim.swa_utils import update_bn
 
 from rayal.errors import SettingsError, UnknownNameError
 from rayal.learners import PRESETS, LabeledRows, Supervised, TensorRows, TrainData, fit
-from rayal.learners.supervised import balanced_weights, refresh_batchnorm
+from rayal.learners.averaging import refresh_batchnorm
+from rayal.learners.supervised import balanced_weights
 from rayal.parameters import build
 from rayal.registry import learners
 from rayal.types import id_keys

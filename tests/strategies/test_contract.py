@@ -28,6 +28,7 @@ NAMES = [
     "badge",
     "bait",
     "batchbald",
+    "deal",
     "ensemble_variation_ratio",
     "ensemble_entropy",
     "ensemble_bald",
