@@ -91,6 +91,12 @@ class TaskNet(nn.Module):
         embedding = self.run(x, start, -1)
         return self.linked(self.head(embedding)), embedding
 
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The stages with weights before the last one: hidden layers worth a look."""
+        stages = zip(self.stage_names[:-1], self.stages, strict=False)
+        return tuple(name for name, stage in stages if any(True for _ in stage.parameters()))
+
     def taps(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits ``[N, C]`` and the outputs ``[N, …]`` of the named stages.
 

@@ -8,6 +8,7 @@ from rayal.strategies import (
     coreset,
     deal,
     ensembles,
+    learning_loss,
     random,
     uncertainty,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "coreset",
     "deal",
     "ensembles",
+    "learning_loss",
     "random",
     "uncertainty",
 ]

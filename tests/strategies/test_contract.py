@@ -29,6 +29,7 @@ NAMES = [
     "bait",
     "batchbald",
     "deal",
+    "learning_loss",
     "ensemble_variation_ratio",
     "ensemble_entropy",
     "ensemble_bald",
