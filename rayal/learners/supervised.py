@@ -126,7 +126,10 @@ class Supervised(Learner):
         networks = self.networks(ctx)
         state = TrainState(networks)
         for name in networks:
-            optimizer = self._optimizer(networks[name].parameters())
+            trained = [p for p in networks[name].parameters() if p.requires_grad]
+            if not trained:
+                continue
+            optimizer = self._optimizer(trained)
             state.optimizers[name] = optimizer
             state.schedulers[name] = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
         for name in self.answers if self.swa else ():

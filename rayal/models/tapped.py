@@ -22,18 +22,20 @@ def pooled(tapped: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     return [tapped[n].flatten(2).mean(dim=2) if tapped[n].ndim > 2 else tapped[n] for n in names]
 
 
-def chosen_taps(net: TaskNet, given: Sequence[str], most: int) -> tuple[str, ...]:
-    """Return the layers to tap: the given ones, else the last ``most`` with weights.
+def chosen_taps(
+    net: TaskNet, given: Sequence[str] | None, default: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the layers to tap: the given ones, else the default.
 
     Raises:
-        NeedsError: the network's layers are not known, or it has none before the last.
+        NeedsError: there are none, as in a network whose layers are not known.
     """
-    names = tuple(given) or net.tap_names[-most:]
+    names = tuple(default if given is None else given)
     if not names:
         raise NeedsError(
-            f"{type(net).__name__} has no hidden layers that can be tapped; use a network of "
-            "stages with at least one hidden layer, such as small_cnn or resnet18_small, or give "
-            "your own as a TaskNet"
+            f"{type(net).__name__} of stages {', '.join(net.stage_names)} has no hidden layers "
+            "that can be tapped; use a network with more hidden layers, such as small_cnn or "
+            "resnet18_small, or give your own as a TaskNet of stages"
         )
     return names
 

@@ -9,6 +9,7 @@ from rayal.strategies import (
     deal,
     ensembles,
     learning_loss,
+    multiview,
     random,
     uncertainty,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "deal",
     "ensembles",
     "learning_loss",
+    "multiview",
     "random",
     "uncertainty",
 ]

@@ -85,14 +85,14 @@ class LossPrediction(Supervised):
         ranking: weight of the ranking loss; with 0 the network trains as by ``supervised``.
         margin: by which the predictions of a pair should differ.
         detach: share of the steps after which the ranking loss no longer reaches the network.
-        taps: the hidden layers that are read; by default the last four with weights.
+        taps: the hidden layers that are read; null: the last four with weights.
         width: columns of each layer inside the module.
     """
 
     ranking: Annotated[float, Ge(0)] = 1.0
     margin: Annotated[float, Gt(0)] = 1.0
     detach: Annotated[float, Ge(0), Le(1)] = 0.6
-    taps: tuple[str, ...] = ()
+    taps: tuple[str, ...] | None = None
     width: Annotated[int, Gt(0)] = 128
 
     answers: ClassVar[tuple[str, ...]] = ("task", "loss")
@@ -109,7 +109,7 @@ class LossPrediction(Supervised):
         """Return the task's network and the module on its hidden layers."""
         networks = super().networks(ctx)
         task = cast(TaskNet, networks["task"])
-        names = chosen_taps(task, self.taps, TAPS)
+        names = chosen_taps(task, self.taps, task.tap_names[-TAPS:])
         widths = tap_widths(task, names, ctx.task.input_shape)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(ctx.chance("loss module"))

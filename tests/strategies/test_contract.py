@@ -30,6 +30,7 @@ NAMES = [
     "batchbald",
     "deal",
     "learning_loss",
+    "multiview",
     "ensemble_variation_ratio",
     "ensemble_entropy",
     "ensemble_bald",

@@ -134,13 +134,12 @@ def test_taps_are_the_last_layers_with_weights_or_those_that_are_named() -> None
     assert module.names == ("conv2",) and module.last.in_features == 7  # type: ignore[union-attr]
     net = state.networks["task"]
     assert isinstance(net, TaskNet)
-    assert chosen_taps(net, (), 4) == ("conv1", "conv2", "hidden")
-    assert chosen_taps(net, (), 2) == ("conv2", "hidden")
+    assert net.tap_names == ("conv1", "conv2", "hidden")
     with pytest.raises(NeedsError, match="no stage 'conv9'"):
         begun(dataclasses.replace(LEARNER, taps=("conv9",)))
     flat = HookedNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), (1, 8, 8))
     with pytest.raises(NeedsError, match="no hidden layers that can be tapped"):
-        chosen_taps(flat, (), 4)
+        chosen_taps(flat, None, flat.tap_names[:-1])
 
 
 def test_the_largest_prediction_is_labeled_first_with_its_own_id() -> None:
