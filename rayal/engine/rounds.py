@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayal.engine.attached import attached_to
 from rayal.engine.choice import Request, choose_items
 from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
@@ -216,6 +217,7 @@ class Stages:
             "candidates": n,
             "approximation": approximation,
             "scan": options_record(self.spec.scan),
+            **attached_to(self, round, scan.committee, picks),
         }
         if self.spec.backbone is not None:
             provenance["backbone"] = self.spec.backbone.hash

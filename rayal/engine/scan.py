@@ -207,6 +207,12 @@ def check_learner(strategy: Strategy, learner: Learner) -> None:
             f"{type(learner).__name__} was given; leave the learner's name out, or train by "
             f"`{type(strategy).__name__}.trained_by(…)`"
         )
+    attaches = type(strategy).attach is not Strategy.attach
+    if attaches and all(stream.source != "attached" for stream in learner.streams()):
+        raise NeedsError(
+            f"{type(strategy).__name__} attaches rows to its picks, and {type(learner).__name__} "
+            "trains on none of them; use the learner supervised, or give yours a stream 'attached'"
+        )
 
 
 def run_signals(

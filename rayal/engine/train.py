@@ -65,6 +65,7 @@ def model_hash(
     round: int,
     threads_per_model: int = 1,
     unlabeled: tuple[int, int] | None = None,
+    attached: Sequence[Any] | None = None,
     device: str = "cpu",
 ) -> str:
     """Return the digest of everything that a committee's weights depend on.
@@ -79,6 +80,7 @@ def model_hash(
         round: the round.
         threads_per_model: torch threads, which decide the order of sums.
         unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
+        attached: what names the rows that strategies attached to labeled items; None without any.
         device: type of the device, whose sums differ.
     """
     kind = type(learner)
@@ -94,6 +96,7 @@ def model_hash(
             "round": round,
             "threads": threads_per_model,
             "unlabeled": unlabeled,
+            **({} if attached is None else {"attached": attached}),
             **({} if device == "cpu" else {"device": device}),
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
@@ -17,4 +18,5 @@ __all__ = [
     "MemberLogProbs",
     "ViewLogProbs",
     "Extra",
+    "AdversarialDistance",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar
 
@@ -11,6 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rayal.learners.base import Learner
+from rayal.models.committee import Committee
 from rayal.selection.objective import Objective
 from rayal.selection.sampling import share_of
 from rayal.selection.topk import TopK
@@ -93,6 +94,19 @@ class Strategy:
     def objective(self, ctx: Ctx) -> Objective:
         """Return how k items are chosen together; by default the k largest scores."""
         return TopK()
+
+    def attach(self, committee: Committee, x: Tensor, ids: Sequence[str]) -> Columns:
+        """Return columns of the picks that are stored with the round; by default none.
+
+        A column ``x`` holds decoded rows that are trained on under the picks' labels, from the
+        next round on.
+
+        Args:
+            committee: that chose, in eval mode; its networks are those of the scan.
+            x: decoded rows of the picks, ``[k, …]``.
+            ids: their ids, in pick order.
+        """
+        return Columns({}, ids)
 
 
 @dataclass(frozen=True)

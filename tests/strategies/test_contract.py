@@ -29,6 +29,7 @@ NAMES = [
     "bait",
     "batchbald",
     "deal",
+    "dfal",
     "learning_loss",
     "multiview",
     "ensemble_variation_ratio",
