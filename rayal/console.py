@@ -120,7 +120,7 @@ def registry_json() -> dict[str, Any]:
     """Return strategies, learners and networks by name, with all that is stated of them."""
     return {
         "strategies": {name: strategy_json(name) for name in strategies},
-        "learners": {name: _described(learners[name]) for name in learners},
+        "learners": {name: learner_json(name) for name in learners},
         "networks": {name: _described(networks[name]) for name in networks},
     }
 
@@ -140,7 +140,22 @@ def strategy_json(name: str) -> dict[str, Any]:
         "columns": columns,
         "context": list(cls.context),
         "members": made.members,
+        "learner": _prescribed(cls.learner),
     }
+
+
+def _prescribed(learner: Any) -> str:
+    """Return the name of the learner that a strategy prescribes."""
+    if learner is None:
+        return "any"
+    return next(name for name in learners if learners[name] is type(learner))
+
+
+def learner_json(name: str) -> dict[str, Any]:
+    """Return one learner's taxonomy, source, departures and parameters."""
+    cls = learners[name]
+    stated = {key: getattr(cls, key) for key in ("taxonomy", "source", "departures")}
+    return {**_described(cls), **stated}
 
 
 def _described(entry: Any) -> dict[str, Any]:
@@ -208,6 +223,7 @@ _STATED = (
     "columns",
     "context",
     "members",
+    "learner",
 )
 _ONE = {"strategies": "strategy", "learners": "learner", "networks": "network"}
 

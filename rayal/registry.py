@@ -72,5 +72,5 @@ class Table(Generic[T]):
 
 
 strategies: Table[Any] = Table("strategy", "rayal.strategies", "rayal.strategies")
-learners: Table[Any] = Table("learner", "rayal.learners")
+learners: Table[Any] = Table("learner", "rayal.strategies")  # a paper's own stands beside its rule
 networks: Table[Any] = Table("network", "rayal.models")

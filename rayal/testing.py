@@ -35,7 +35,7 @@ MakeColumns = Callable[[int, np.random.Generator], Mapping[str, npt.NDArray[Any]
 
 
 def make_columns(rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    """Return every column that rayal's own signals give, for rows of a made-up committee."""
+    """Return every column that rayal's own signals and learners give, of a made-up committee."""
     probs = rng.dirichlet(np.ones(CLASSES), size=(rows, MEMBERS))
     tensor = torch.from_numpy(probs)
     votes = np.eye(CLASSES)[probs.argmax(axis=2)].mean(axis=1)
@@ -51,6 +51,11 @@ def make_columns(rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[A
         "member_stats.variance": probs.var(axis=1),
         "gradient_length": rng.gamma(2.0, size=rows),
         "word_gradient_length": rng.gamma(2.0, size=rows),
+        "vacuity": rng.uniform(0.5, 3.0, size=rows),
+        "predicted_loss": rng.normal(size=rows),
+        "hidden_log_probs": np.log(probs),
+        "view_accuracy": np.tile(np.linspace(0.3, 0.9, MEMBERS), (rows, 1)),
+        "adversarial_distance": rng.exponential(size=rows),
     }
 
 

@@ -138,6 +138,8 @@ def test_strategies_are_listed_and_explained(rayal: Run) -> None:
     listed = json.loads(out)
     assert code == 0 and set(listed) == {"strategies", "learners", "networks"}
     assert listed["strategies"]["badge"]["context"] == []
+    assert [listed["strategies"][n]["learner"] for n in ("badge", "deal")] == ["any", "evidential"]
+    assert "50 of the authors' 100 epochs" in listed["learners"]["evidential"]["departures"]
     assert "small_cnn" in listed["networks"] and "supervised" in listed["learners"]
     code, out, _ = rayal("strategies", "bald")
     assert code == 0 and "Gal" in out and "passes" in out

@@ -7,6 +7,7 @@ from rayal.acquisition.disagreement import (
     variation_ratio_mean,
     variation_ratio_vote,
 )
+from rayal.acquisition.evidential import divergence_from_uniform, vacuity
 from rayal.acquisition.gradient import softmax_gradient_length
 from rayal.acquisition.uncertainty import entropy, least_confidence, margin, probability_entropy
 
@@ -21,4 +22,6 @@ __all__ = [
     "variation_ratio_vote",
     "mean_standard_deviation",
     "softmax_gradient_length",
+    "vacuity",
+    "divergence_from_uniform",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from rayal.engine.scan import DECODED_BYTES, Scan
+from rayal.engine.forward import DECODED_BYTES
+from rayal.engine.scan import Scan
 from rayal.engine.shapes import ITEM, NO_POOL, NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
 from rayal.selection.footprint import Footprint, width

@@ -11,7 +11,8 @@ from rayal.engine.embed import Inputs, embedded
 from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
-from rayal.engine.rounds import INITIAL, Report, Stages, Truth
+from rayal.engine.provenance import INITIAL
+from rayal.engine.rounds import Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.summary import RoundSummary as RoundSummary
 from rayal.engine.train import train_committee

@@ -19,8 +19,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from rayal.engine.forward import padded_rows
 from rayal.engine.pool import Part, Pool
-from rayal.engine.scan import ScannedPart, padded_rows
+from rayal.engine.scan import ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import column_array
 from rayal.engine.storage import read_mapped, write_part

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rayal.engine.forward import run_signals
 from rayal.engine.pool import Part, Pool
-from rayal.engine.scan import run_signals
 from rayal.engine.scan_options import ScanOptions
 from rayal.models.committee import Committee
 from rayal.signals import LogProbs

@@ -9,7 +9,7 @@ from rayal.engine.ingest import remove_stray_files, stray_files
 from rayal.errors import PoolError
 from rayal.project import Ledger
 
-FOLDERS = ("columns", "models")
+FOLDERS = ("columns", "models", "attached")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet
 
 

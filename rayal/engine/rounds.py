@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayal.engine.attached import attached_to
 from rayal.engine.choice import Request, choose_items
 from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
 from rayal.engine.pool import Part, Pool
+from rayal.engine.provenance import INITIAL, output_of, provenance_of
 from rayal.engine.reconcile import reconcile, spread
 from rayal.engine.scan import Scan, ScannedPart
-from rayal.engine.scan_options import ScanOptions, options_record
+from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
@@ -40,7 +42,6 @@ from rayal.types import TILE_ROWS, Keys, id_keys
 
 Report = Callable[[str, int, int], None]
 Truth = Callable[[Sequence[str]], Sequence[Label]]
-INITIAL = -1  # the round of the initial choice
 RUNNERS_UP = 10
 
 
@@ -209,21 +210,10 @@ class Stages:
         chance = len(result.keys) / n if n and not strategy.signals() else None
         picks, others = self._named(result, chance)
         failpoint("select")
-        spec = self.spec.to_json()
-        provenance = {
-            "model": scan.committee.hash,
-            "strategy": spec["strategy"],
-            "seed": self.spec.query_seed(round),
-            "columns": scan.columns_hash() if scan.signals else None,
-            "snapshot": self.pool.snapshot,
-            "candidates": n,
-            "approximation": approximation,
-            "scan": options_record(self.spec.scan),
-            "selection": asdict(self.spec.selection),
-            **({"drawn": dict(result.drawn)} if result.drawn else {}),
-        }
-        if self.spec.backbone is not None:
-            provenance["backbone"] = self.spec.backbone.hash
+        found: dict[str, Any] = {"candidates": n, "approximation": approximation}
+        found |= {"drawn": dict(result.drawn)} if result.drawn else {}
+        found |= attached_to(self, round, scan.committee, picks)
+        provenance = provenance_of(self.spec, round, scan, self.pool.snapshot) | found
         self._commit_selection(round, picks, others, provenance, started)
 
     def _greedy(
@@ -288,14 +278,6 @@ class Stages:
             others,
             provenance,
             stage=None if round == INITIAL else "select",
-            output=_output(round, picks, provenance),
+            output=output_of(round, picks, provenance),
             seconds=time.perf_counter() - started,
         )
-
-
-def _output(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the output of the select stage; the initial choice has none."""
-    if round == INITIAL:
-        return {}
-    made = provenance["approximation"]
-    return {"picks": len(picks)} | ({} if made is None else {"approximation": made})

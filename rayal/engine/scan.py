@@ -8,7 +8,6 @@ What is committed for (part, columns hash) is not computed again.
 from __future__ import annotations
 
 import json
-import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rayal.engine.forward import run_signals, signals_of, whole
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.score import score_tiles
@@ -31,12 +30,9 @@ from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
-from rayal.models.dropout import evaluating
-from rayal.signals import Forward, Signal, compute
+from rayal.signals import Signal
 from rayal.strategies.base import Strategy
-from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum
-
-DECODED_BYTES = 4 << 20  # of rows decoded at once: they stay in the cache
+from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, digest, key_sum
 
 
 @dataclass(frozen=True)
@@ -132,6 +128,7 @@ class Scan:
 
     def check(self) -> None:
         """Raise NeedsError if the strategy asks for what nobody gives, before anything runs."""
+        check_learner(self.strategy, self.learner)
         for signal in self.signals:
             signal.check(self.committee)
         for member in range(self.committee.size if self.options.compile else 0):
@@ -218,80 +215,22 @@ class Scan:
         return ScannedPart(part.part, file, len(keys), key_sum(keys), low, high)
 
 
-def run_signals(
-    committee: Committee,
-    signals: Sequence[Signal],
-    table: pa.Table,
-    *,
-    keys: Keys,
-    options: ScanOptions,
-    report: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
-    """Compute signals for the rows of a table, ``[N, …]`` each, in padded batches.
-
-    Args:
-        committee: the trained members.
-        signals: what to compute.
-        table: pool rows.
-        keys: uint64 ``[N]``, the rows' id keys.
-        options: batch size, precision, device.
-        report: called with the rows of each finished batch.
-    """
-    collected: dict[str, list[Tensor]] = {}
-    size = 4 * math.prod(committee.task.input_shape)
-    width = max(1, DECODED_BYTES // (size * options.batch)) * options.batch
-    for start in range(0, table.num_rows if signals else 0, width):
-        rows = table.slice(start, width)
-        raw, ids = committee.task.decode(rows), rows.column("id").to_pylist()
-        here = keys[start : start + len(ids)]
-        for name, value in signals_of(committee, signals, raw, ids, here, options=options).items():
-            collected.setdefault(name, []).append(value)
-        if report is not None:
-            report(len(ids))
-    return {name: _whole(parts) for name, parts in collected.items()}
-
-
-def signals_of(
-    committee: Committee,
-    signals: Sequence[Signal],
-    raw: Tensor,
-    ids: Sequence[str],
-    keys: Keys,
-    *,
-    options: ScanOptions,
-) -> dict[str, Tensor]:
-    """Compute signals of decoded rows ``[N, …]``, in batches padded to one width."""
-    width = options.width
-    device = torch.device(options.device)
-    bf16 = options.precision == "bf16"
-    committee.move(options.device)
-    collected: dict[str, list[Tensor]] = {}
-    with evaluating(*committee.nets), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for start in range(0, len(ids), options.batch):
-            at = slice(start, start + options.batch)
-            count = len(ids[at])
-            padded = padded_rows(raw[at], width).to(device)
-            here = np.pad(keys[at], (0, width - count))
-            with torch.inference_mode(not any(s.differentiates for s in signals)):
-                x = committee.task.transform(padded, committee.statistics)
-            batch = Forward(
-                committee, x, ids[at], here, raw=padded, rows=count, compile=options.compile
-            )
-            for name, value in compute(signals, batch).items():
-                collected.setdefault(name, []).append(value[:count].cpu())
-    return {name: _whole(parts) for name, parts in collected.items()}
+def check_learner(strategy: Strategy, learner: Learner) -> None:
+    """Raise NeedsError unless the learner is what the strategy prescribes and trains its rows."""
+    own = strategy.learner
+    if own is not None and not isinstance(learner, type(own)):
+        raise NeedsError(
+            f"{type(strategy).__name__} is defined with the learner {type(own).__name__}, and "
+            f"{type(learner).__name__} was given; leave the learner's name out, or train by "
+            f"`{type(strategy).__name__}.trained_by(…)`"
+        )
+    attaches = type(strategy).attach is not Strategy.attach
+    if attaches and all(stream.source != "attached" for stream in learner.streams()):
+        raise NeedsError(
+            f"{type(strategy).__name__} attaches rows to its picks, and {type(learner).__name__} "
+            "trains on none of them; use the learner supervised, or give yours a stream 'attached'"
+        )
 
 
 def _joined(tiles: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: _whole([tile[name] for tile in tiles]) for name in tiles[0]}
-
-
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def padded_rows(x: Tensor, rows: int) -> Tensor:
-    """Return ``rows`` rows, zeros behind those of ``x``."""
-    if len(x) == rows:
-        return x
-    return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
+    return {name: whole([tile[name] for tile in tiles]) for name in tiles[0]}

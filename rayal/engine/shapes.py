@@ -140,7 +140,8 @@ def network_shape(
     signals = {n: (tuple(c.shape[1:]), c.numel() * c.element_size()) for n, c in made.items()}
     if width is not None and "embedding" in signals:
         signals["embedding"] = ((width,), 4 * width)
-    tensors = [*net.parameters(), *net.buffers()]
+    nets = committee.nets[0]
+    tensors = [*nets.parameters(), *nets.buffers()]
     return NetworkShape(
         weights=sum(t.numel() * t.element_size() for t in tensors),
         activations=sum(outputs),

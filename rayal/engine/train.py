@@ -66,6 +66,7 @@ def model_hash(
     round: int,
     threads_per_model: int = 1,
     unlabeled: tuple[int, int] | None = None,
+    attached: Sequence[Any] | None = None,
     device: str = "cpu",
 ) -> str:
     """Return the digest of everything that a committee's weights depend on.
@@ -80,6 +81,7 @@ def model_hash(
         round: the round.
         threads_per_model: torch threads, which decide the order of sums.
         unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
+        attached: what names the rows that strategies attached to labeled items; None without any.
         device: type of the device, whose sums differ.
     """
     kind = type(learner)
@@ -95,6 +97,7 @@ def model_hash(
             "round": round,
             "threads": threads_per_model,
             "unlabeled": unlabeled,
+            **({} if attached is None else {"attached": attached}),
             **({} if device == "cpu" else {"device": device}),
         }
     )
@@ -150,7 +153,7 @@ def train_committee(
     """
     stores = {member: store(member) for member in (range(members) if used is None else used)}
     labels = len(data.labeled)
-    ctx = _context(learner, network, task, labels, seed=seed, round=round, device=device)
+    ctx = context(learner, network, task, labels, seed=seed, round=round, device=device)
     waiting = [member for member in stores if not is_final(stores[member])]
     lost: Sequence[int] = ()
     if waiting:
@@ -168,7 +171,7 @@ def train_committee(
                 "on from the last epochs), or set model.quorum lower"
             )
     kept = {member: at for member, at in stores.items() if member not in lost}
-    home = _context(learner, network, task, labels, seed=seed, round=round, device=home_of(device))
+    home = context(learner, network, task, labels, seed=seed, round=round, device=home_of(device))
     return _collect(learner, home, kept, committee_hash(hash, list(kept), members))
 
 
@@ -205,21 +208,31 @@ def load_committee(
     Raises:
         StorageError: a member is not trained to its end.
     """
-    ctx = _context(learner, network, task, labels, seed=seed, round=round, device=device)
+    ctx = context(learner, network, task, labels, seed=seed, round=round, device=device)
     return _collect(learner, ctx, stores, hash)
 
 
-def _context(
+def context(
     learner: Learner,
     network: NetworkSpec,
     task: Task,
-    labels: int,
+    labels: int = 0,
     *,
-    seed: int,
-    round: int,
-    device: str,
+    seed: int = 0,
+    round: int = 0,
+    device: str = "cpu",
 ) -> TrainContext:
-    """Return the context of member 0; the others differ in their number."""
+    """Return the context of member 0; the others differ in their number.
+
+    Args:
+        learner: how it is trained.
+        network: what is trained.
+        task: what a row is.
+        labels: labeled rows that it is trained on; 0 where nothing will be trained.
+        seed: the model seed.
+        round: the round.
+        device: where networks are.
+    """
     place = torch.device(device)
     return TrainContext(
         task=task,

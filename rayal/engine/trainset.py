@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import model_hash
+from rayal.engine.train import context, model_hash
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
@@ -140,10 +141,12 @@ def _check_views(spec: ProjectSpec) -> None:
 
 
 def untrained(spec: ProjectSpec, task: Task) -> Committee:
-    """Return a committee of one fresh network, which stands for every member."""
-    net = spec.network.build(task, torch.device(home_of(spec.scan.device)), seed=0)
-    nets = tuple(nn.ModuleDict({"task": net}) for _ in range(spec.committee_size))
-    return Committee(nets, task, {}, "", 0, 0, spec.learner.extras)
+    """Return a committee of the learner's fresh networks, which stand for every member."""
+    place = torch.device(home_of(spec.scan.device))
+    made = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
+    statistics = task.fit(torch.zeros((1, *task.input_shape)))
+    nets = (made,) * spec.committee_size
+    return Committee(nets, task, statistics, "", 0, 0, spec.learner.extras)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Training:
         contents = dict(zip(ids, table.column("content_hash").to_pylist(), strict=True))
         targets = task.targets([kept[i] for i in ids])
         unlabeled = _unlabeled(project, set(ids))
+        attached, named = attached_rows(project, round, kept)
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
@@ -187,9 +191,10 @@ class Training:
             round=round,
             threads_per_model=spec.threads_per_model,
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
+            attached=named,
             device=spec.scan.device,
         )
-        data = TrainData(LabeledRows(rows, targets), unlabeled)
+        data = TrainData(LabeledRows(rows, targets), unlabeled, attached)
         return cls(project, round, ids, hash, data)
 
     def arguments(self) -> dict[str, Any]:

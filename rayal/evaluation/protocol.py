@@ -117,11 +117,10 @@ def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
     """Return what a cell's project is made of; raises SettingsError for what does not exist."""
     where = f"strategy {cell.name!r}"
     strategy = build(strategies[cell.name], cell.params, where=where)
-    learner = strategy.learner or _learner(settings.learner)
     return ProjectSpec(
         network=network_of(settings.model, settings.task.kind),
         backbone=backbone_of(settings.model),
-        learner=learner,
+        learner=strategy.trained_by(_learner(settings.learner)),
         strategy=strategy,
         task=task_settings(settings),
         members=settings.model.members,

@@ -16,7 +16,8 @@ from rayal.learners.base import (
 )
 from rayal.learners.checkpoint import CheckpointStore
 from rayal.learners.loop import fit
-from rayal.learners.supervised import PRESETS, Supervised
+from rayal.learners.presets import PRESETS
+from rayal.learners.supervised import Supervised
 
 __all__ = [
     "Learner",

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
@@ -17,8 +18,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from rayal.errors import SettingsError, nearest
-from rayal.learners.base import Batches, Learner, Stream, TrainContext, TrainData, TrainState
-from rayal.learners.loop import batchnorms, check_finite, plain_batches
+from rayal.learners.averaging import average_of, averaged, refresh_batchnorm
+from rayal.learners.base import (
+    Batches,
+    LabeledBatch,
+    LabeledRows,
+    Learner,
+    Stream,
+    TrainContext,
+    TrainData,
+    TrainState,
+)
+from rayal.learners.loop import check_finite, plain_batches
+from rayal.learners.presets import PRESETS
 from rayal.registry import learners
 from rayal.types import id_keys
 
@@ -34,32 +46,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
 }
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # plain training without a regulariser: differences between strategies show as they are
-    "fashion-protocol": {
-        "optimizer": "adam",
-        "lr": 1e-3,
-        "weight_decay": 1e-4,
-        "schedule": "constant",
-        "steps": 300,
-        "batch": 64,
-        "augment": False,
-    },
-    # what small labeled sets gain most from; photographs want augment: true as well, whereas
-    # centred grey images lose by it (Fashion-MNIST, 1,000 labels: 0.836 without, 0.793 with it)
-    "strong": {
-        "optimizer": "adamw",
-        "lr": 2e-3,
-        "weight_decay": 1e-2,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "steps": 600,
-        "batch": 64,
-        "augment": False,
-        "label_smoothing": 0.05,
-        "swa": 0.25,
-    },
-}
+TWINS: Literal["attached"] = "attached"  # rows that a strategy made of its picks
+NO_KEYS = np.zeros(0, np.uint64)
 
 
 @learners.register("supervised")
@@ -125,21 +113,31 @@ class Supervised(Learner):
                 "which weights answer; set one of them to 0"
             )
 
+    #: the networks that answer, by their key; the first is the task's
+    answers: ClassVar[tuple[str, ...]] = ("task",)
+
     def streams(self) -> tuple[Stream, ...]:
-        """Return the labeled rows, augmented or plain."""
-        return (Stream("labeled", "labeled", views=("weak" if self.augment else "plain",)),)
+        """Return the labeled rows, augmented or plain, and those that a strategy attached."""
+        views = ("weak" if self.augment else "plain",)
+        return (Stream("labeled", "labeled", views=views), Stream(TWINS, TWINS, views=views))
 
     def begin(self, ctx: TrainContext, data: TrainData) -> TrainState:
-        """Return the network with its optimiser, the rows to train on, and their weights."""
+        """Return the networks with an optimiser each, the rows to train on, and their weights."""
         networks = self.networks(ctx)
-        optimizer = self._optimizer(networks["task"].parameters())
-        schedule = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
-        state = TrainState(networks, {"task": optimizer}, {"task": schedule})
-        if self.swa:
-            state.averages["swa"] = AveragedModel(networks["task"])
+        state = TrainState(networks)
+        for name in networks:
+            trained = [p for p in networks[name].parameters() if p.requires_grad]
+            if not trained:
+                continue
+            optimizer = self._optimizer(trained)
+            state.optimizers[name] = optimizer
+            state.schedulers[name] = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
+        for name in self.answers if self.swa else ():
+            state.averages[average_of("swa", name)] = AveragedModel(networks[name])
         train, held = self._split(data)
         if len(held):
-            state.averages["best"] = deepcopy(networks["task"])
+            for name in self.answers:
+                state.averages[average_of("best", name)] = deepcopy(networks[name])
             state.tables |= {"rows.labeled": train, "held": held}
             state.scalars |= {"best": math.inf, "waited": 0.0}
         if self.class_weights == "balanced":
@@ -147,17 +145,54 @@ class Supervised(Learner):
             balanced = balanced_weights(data.labeled.targets[train])
             given = 1.0 if weights is None else weights[train]
             state.tables["weights.labeled"] = balanced * given
+        if data.attached is not None:
+            self._attach(state, data, data.attached, train)
         return state
 
     def step(self, state: TrainState, batches: Batches, ctx: TrainContext) -> dict[str, float]:
         """Descend the mean loss of the batch, each row times its weight."""
-        batch = batches["labeled"]
-        losses = self._losses(state.networks["task"], batch.x, batch.y, self.label_smoothing)
-        loss = (losses if batch.weight is None else losses * batch.weight).mean()
+        net, done = state.networks["task"], state.step / ctx.steps
+        losses = self._losses(net, batches["labeled"], done, self.label_smoothing)
+        loss = self.joined(losses.mean(), state, batches, ctx)
         state.descend("task", loss)
-        if self.swa and state.step >= ctx.steps - math.ceil(self.swa * ctx.steps):
-            self._average(state).update_parameters(state.networks["task"])
+        self.average(state, ctx)
         return {"loss": loss.item()}
+
+    def joined(
+        self, loss: Tensor, state: TrainState, batches: Batches, ctx: TrainContext
+    ) -> Tensor:
+        """Return the loss of labeled rows joined by that of attached rows, and the penalty.
+
+        Each has the weight of its rows in the training set, as if batches were drawn from both.
+        """
+        net = state.networks["task"]
+        if TWINS in batches:
+            share = state.scalars["attached"]
+            twins = self._losses(net, batches[TWINS], state.step / ctx.steps, self.label_smoothing)
+            loss = (1.0 - share) * loss + share * twins.mean()
+        penalty = self.penalty(net)
+        return loss if penalty is None else loss + penalty
+
+    def row_losses(self, logits: Tensor, y: Tensor, *, smoothing: float, done: float) -> Tensor:
+        """Return the loss of each row, ``[B]``.
+
+        Args:
+            logits: the network's output, ``[B, C]``.
+            y: targets ``[B]``.
+            smoothing: mass moved from the label to all classes alike.
+            done: the share of the training that is over; 1 where a trained network is judged.
+        """
+        return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+
+    def penalty(self, net: nn.Module) -> Tensor | None:
+        """Return what a step adds to the loss for the weights alone; None for nothing."""
+        return None
+
+    def average(self, state: TrainState, ctx: TrainContext) -> None:
+        """Take the weights of this step into the average, where it is among the last ones."""
+        if self.swa and state.step >= ctx.steps - math.ceil(self.swa * ctx.steps):
+            for name in self.answers:
+                averaged(state, name).update_parameters(state.networks[name])
 
     def on_epoch_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
         """Keep the weights of the best epoch, and stop when it lies ``patience`` epochs back."""
@@ -167,7 +202,9 @@ class Supervised(Learner):
         loss = self._held_out_loss(state.networks["task"], held, ctx, data)
         check_finite({"held-out loss": loss}, self, state, ctx)
         if loss < state.scalars["best"]:
-            state.averages["best"].load_state_dict(state.networks["task"].state_dict())
+            for name in self.answers:
+                best = state.averages[average_of("best", name)]
+                best.load_state_dict(state.networks[name].state_dict())
             state.scalars |= {"best": loss, "waited": 0.0}
         else:
             state.scalars["waited"] += 1
@@ -178,14 +215,15 @@ class Supervised(Learner):
         if self.swa:
             rows = data.labeled.rows
             everything = plain_batches(rows, torch.arange(len(rows)), ctx, size=self.batch)
-            refresh_batchnorm(self._average(state), everything)
+            refresh_batchnorm(averaged(state, "task"), everything)
 
     def predictor(self, state: TrainState) -> nn.ModuleDict:
         """Return the averaged weights, those of the best epoch, or the last ones."""
         if self.swa:
-            return nn.ModuleDict({"task": self._average(state).module})
-        task = state.averages["best"] if "best" in state.averages else state.networks["task"]
-        return nn.ModuleDict({"task": task})
+            return nn.ModuleDict({name: averaged(state, name).module for name in self.answers})
+        best = {name: average_of("best", name) for name in self.answers}
+        held = state.averages if best["task"] in state.averages else state.networks
+        return nn.ModuleDict({n: held[b if held is state.averages else n] for n, b in best.items()})
 
     def factor(self, step: int, steps: int) -> float:
         """Return the share of ``lr`` that holds at a step."""
@@ -204,10 +242,16 @@ class Supervised(Learner):
         kind = Adam if self.optimizer == "adam" else AdamW
         return kind(parameters, self.lr, weight_decay=decay, fused=True)
 
-    def _average(self, state: TrainState) -> AveragedModel:
-        average = state.averages["swa"]
-        assert isinstance(average, AveragedModel)
-        return average
+    def _attach(
+        self, state: TrainState, data: TrainData, attached: LabeledRows, train: Tensor
+    ) -> None:
+        """Leave out what belongs to held-out rows, and note the share of attached rows."""
+        ids = {data.labeled.rows.ids[i] for i in train.tolist()}
+        rows = torch.tensor([i for i, id in enumerate(attached.rows.ids) if id in ids]).long()
+        state.tables[f"rows.{TWINS}"] = rows
+        state.scalars["attached"] = len(rows) / (len(rows) + len(train))
+        if self.class_weights == "balanced" and len(rows):
+            state.tables[f"weights.{TWINS}"] = balanced_weights(attached.targets[rows])
 
     def _split(self, data: TrainData) -> tuple[Tensor, Tensor]:
         """Return the positions to train on and those held out, each in row order."""
@@ -217,13 +261,16 @@ class Supervised(Learner):
         held = min(wanted, n - 1)
         return order[held:].sort().values, order[:held].sort().values
 
-    def _losses(self, net: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Return the loss of each row, ``[B]``, in at least float32."""
+    def _losses(
+        self, net: nn.Module, batch: LabeledBatch, done: float, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the loss of each row times its weight, ``[B]``, in at least float32."""
         bf16 = self.precision == "bf16"
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = net(x)  # [B, C]
+        with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = net(batch.x)  # [B, C]
         logits = logits.float() if bf16 else logits
-        return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+        losses = self.row_losses(logits, batch.y, smoothing=smoothing, done=done)
+        return losses if batch.weight is None else losses * batch.weight
 
     def _held_out_loss(
         self, net: nn.Module, held: Tensor, ctx: TrainContext, data: TrainData
@@ -233,7 +280,7 @@ class Supervised(Learner):
         with torch.inference_mode():
             for x in plain_batches(data.labeled.rows, held, ctx, size=self.batch):
                 y = data.labeled.targets[held[done : done + len(x)]].to(ctx.device)
-                total += self._losses(net, x, y).sum().item()
+                total += self._losses(net, LabeledBatch((), NO_KEYS, (x,), y), 1.0).sum().item()
                 done += len(x)
         return total / done
 
@@ -243,27 +290,3 @@ def balanced_weights(targets: Tensor) -> Tensor:
     _, own, counts = torch.unique(targets, return_inverse=True, return_counts=True)
     weights: Tensor = len(targets) / (len(counts) * counts[own])
     return weights.float()
-
-
-@torch.no_grad()
-def refresh_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of BatchNorm to the mean over the batches of one pass.
-
-    Other modules stay in eval mode: statistics belong to the network as it answers, without
-    dropout. A batch of one row is passed over, since it has no variance.
-    """
-    norms = batchnorms(net)
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    net.eval()
-    batches = [x for x in batches if len(x) > 1]
-    for norm in norms if batches else ():
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches, each with the same weight
-        norm.train()
-    for x in batches:
-        net(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    net.eval()

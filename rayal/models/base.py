@@ -27,6 +27,8 @@ class TaskNet(nn.Module):
         super().__init__()
         self.stage_names = tuple(stages)
         self.stages = nn.ModuleList(stages.values())
+        #: what makes logits of the last linear layer's output; a learner may set it
+        self.link: nn.Module | None = None
         self._check_stages()
 
     @property
@@ -72,7 +74,12 @@ class TaskNet(nn.Module):
         """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""
         for stage in list(self.stages)[start:stop]:
             x = stage(x)
-        return x
+        ends = slice(start, stop).indices(len(self.stages))[1] == len(self.stages)
+        return self.linked(x) if ends else x
+
+    def linked(self, x: Tensor) -> Tensor:
+        """Return logits ``[N, C]`` of the last linear layer's output: itself without a link."""
+        return x if self.link is None else self.link(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, C]``."""
@@ -88,7 +95,13 @@ class TaskNet(nn.Module):
         The embedding is None for a network without one.
         """
         embedding = self.run(x, start, -1)
-        return self.head(embedding), embedding
+        return self.linked(self.head(embedding)), embedding
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The stages with weights before the last one: hidden layers worth a look."""
+        stages = zip(self.stage_names[:-1], self.stages, strict=False)
+        return tuple(name for name, stage in stages if any(True for _ in stage.parameters()))
 
     def taps(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits ``[N, C]`` and the outputs ``[N, …]`` of the named stages.
@@ -102,7 +115,7 @@ class TaskNet(nn.Module):
             x = stage(x)
             if name in names:
                 tapped[name] = x
-        return x, tapped
+        return self.linked(x), tapped
 
     def _check_stages(self) -> None:
         if not self.stages or not isinstance(self.stages[-1], nn.Linear):

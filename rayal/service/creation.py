@@ -115,7 +115,7 @@ def spec_of(asked: ProjectBody) -> ProjectSpec:
     task = asked.task.model_dump(exclude={"features"}, exclude_none=True)
     return ProjectSpec(
         network=NetworkSpec(network, asked.model.params),
-        learner=strategy.learner or _learner(asked),
+        learner=strategy.trained_by(_learner(asked)),
         strategy=strategy,
         task=task,
         members=asked.model.members,
@@ -181,8 +181,8 @@ def _pool(ledger: Ledger, asked: ProjectBody, prefixes: Prefixes) -> Pool:
 
 
 def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
-    from rayal.config import PoolSettings
     from rayal.evaluation.sources import pool_name, pool_of
+    from rayal.inputs import PoolSettings
 
     given = asked.model_dump(exclude_none=True)
     source = prefixes.check(given.pop("path"))

@@ -7,7 +7,7 @@ from typing import Any
 from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
 from rayal.engine.executor import RayOptions, open_executor
-from rayal.engine.rounds import INITIAL
+from rayal.engine.provenance import INITIAL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.engine.versions import answers, describe

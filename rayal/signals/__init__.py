@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.gradients import GradientLength, WordGradientLength
@@ -20,4 +21,5 @@ __all__ = [
     "Extra",
     "GradientLength",
     "WordGradientLength",
+    "AdversarialDistance",
 ]

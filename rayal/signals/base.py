@@ -118,7 +118,7 @@ class Forward:
                 if not self._compiles:
                     return net.answer(_own(trunk, net), start)
                 embedding = self._run(member, trunk, start, -1)
-                return net.head(embedding), embedding
+                return net.linked(net.head(embedding)), embedding
 
         return self._once(("answer", member), answer)
 

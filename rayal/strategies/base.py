@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rayal.learners.base import Learner
+from rayal.models.committee import Committee
 from rayal.selection.objective import Objective
 from rayal.selection.sampling import share_of
 from rayal.selection.topk import TopK
@@ -65,6 +66,20 @@ class Strategy:
     #: parameters that trade exactness for memory or round trips, with what was measured of them
     approximations: ClassVar[str] = "none"
 
+    def trained_by(self, chosen: Learner) -> Learner:
+        """Return the learner that trains the committee, of the one that the settings chose.
+
+        A method that prescribes its own takes from ``chosen`` what both of them have, such as the
+        number of steps; where ``chosen`` is of its kind already, all is as chosen.
+        """
+        own = self.learner
+        if own is None or isinstance(chosen, type(own)):
+            return chosen
+        names = {f.name for f in fields(chosen)}
+        return replace(
+            own, **{f.name: getattr(chosen, f.name) for f in fields(own) if f.name in names}
+        )
+
     def signals(self) -> tuple[Signal, ...]:
         """Return what the scan must compute, each at most once."""
         return ()
@@ -79,6 +94,19 @@ class Strategy:
     def objective(self, ctx: Ctx) -> Objective:
         """Return how k items are chosen together; by default the k largest scores."""
         return TopK()
+
+    def attach(self, committee: Committee, x: Tensor, ids: Sequence[str]) -> Columns:
+        """Return columns of the picks that are stored with the round; by default none.
+
+        A column ``x`` holds decoded rows that are trained on under the picks' labels, from the
+        next round on.
+
+        Args:
+            committee: that chose, in eval mode; its networks are those of the scan.
+            x: decoded rows of the picks, ``[k, …]``.
+            ids: their ids, in pick order.
+        """
+        return Columns({}, ids)
 
 
 @dataclass(frozen=True)

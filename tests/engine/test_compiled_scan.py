@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayal.engine.scan import signals_of
+from rayal.engine.forward import signals_of
 from rayal.engine.scan_options import ScanOptions, options_record
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel

@@ -62,7 +62,7 @@ def made(root: Path, *, order: int | None = None, test: bool = True) -> Pool:
 def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
     base = ProjectSpec(
         network=NETWORK,
-        learner=LEARNER,
+        learner=strategy.trained_by(LEARNER),
         strategy=strategy,
         initial=Initial(count=20),
         batch=10,
@@ -87,7 +87,11 @@ def picks(project: Project) -> list[tuple[str, float | None]]:
     return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
 
 
-@pytest.mark.parametrize("name", ["margin", "coreset", "badge", "bald", "bait", "batchbald"])
+EXACT = ["margin", "coreset", "badge", "bald", "bait", "batchbald"]
+LEARNED = ["deal", "learning_loss", "multiview", "dfal"]
+
+
+@pytest.mark.parametrize("name", EXACT + LEARNED)
 def test_shards_order_of_ingest_scan_batch_and_repetition_do_not_change_a_bit(
     name: str, tmp_path: Path
 ) -> None:

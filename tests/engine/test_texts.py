@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rayal.config import load
-from rayal.engine.demands import PoolShape, network_shape, scanning
+from rayal.engine.demands import scanning
 from rayal.engine.driver import Project
 from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
+from rayal.engine.shapes import PoolShape, network_shape
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import task_of, untrained

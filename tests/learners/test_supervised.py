@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,17 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from rayal.errors import SettingsError, UnknownNameError
-from rayal.learners import PRESETS, LabeledRows, Supervised, TensorRows, TrainData, fit
-from rayal.learners.supervised import balanced_weights, refresh_batchnorm
+from rayal.learners import (
+    PRESETS,
+    LabeledBatch,
+    LabeledRows,
+    Supervised,
+    TensorRows,
+    TrainData,
+    fit,
+)
+from rayal.learners.averaging import refresh_batchnorm
+from rayal.learners.supervised import balanced_weights
 from rayal.parameters import build
 from rayal.registry import learners
 from rayal.types import id_keys
@@ -228,3 +238,39 @@ def test_learns_digits_from_200_labels(tmp_path: Path) -> None:
     net = learner.predictor(state)["task"].eval()
     right = net(ctx.task.transform(x[200:], ctx.statistics)).argmax(dim=1) == y[200:]
     assert right.double().mean() > 0.85
+
+
+def with_twins(data: TrainData, rows: list[int]) -> TrainData:
+    """Attach a moved copy to some labeled rows."""
+    labeled, at = data.labeled, torch.tensor(rows)
+    ids = [labeled.rows.ids[i] for i in rows]
+    twins = LabeledRows(TensorRows(ids, labeled.rows.take(at) + 0.5), labeled.targets[at])
+    return TrainData(labeled, data.unlabeled, twins)
+
+
+def test_attached_rows_weigh_as_their_share_of_the_training_set() -> None:
+    data = with_twins(tiny_data(12), [1, 4, 7, 9])
+    learner = Supervised(batch=12, steps=1)
+    ctx = tiny_context(learner, data, build=partial(tiny_net, dropout=0.0, norm=False))
+    state = learner.begin(ctx, data)
+    assert state.scalars["attached"] == 4 / 16
+    assert data.attached is not None
+    batches = {
+        name: LabeledBatch(tuple(rows.rows.ids), id_keys(rows.rows.ids), (x,), rows.targets)
+        for name, rows in (("labeled", data.labeled), ("attached", data.attached))
+        for x in [rows.rows.take(torch.arange(len(rows)))]
+    }
+    net = state.networks["task"]
+    x = torch.cat([batches[n].x for n in ("labeled", "attached")])
+    y = torch.cat([batches[n].y for n in ("labeled", "attached")])
+    whole = torch.nn.functional.cross_entropy(net(x), y).item()  # as of one set of 16 rows
+    assert learner.step(state, batches, ctx)["loss"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_twins_of_held_out_rows_are_held_out_too(tmp_path: Path) -> None:
+    data = with_twins(tiny_data(20), list(range(20)))
+    learner = Supervised(batch=8, steps=4, epoch_steps=2, early_stopping=0.3)
+    state = learner.begin(tiny_context(learner, data), data)
+    assert sorted(state.tables["rows.attached"].tolist()) == state.tables["rows.labeled"].tolist()
+    assert len(state.tables["rows.attached"]) == 14 and state.scalars["attached"] == 0.5
+    trained(learner, tmp_path, data)

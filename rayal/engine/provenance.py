@@ -1,0 +1,37 @@
+"""What a selection says of itself: what it rests on, and what its stage gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rayal.engine.scan import Scan
+from rayal.engine.scan_options import options_record
+from rayal.engine.spec import ProjectSpec
+from rayal.project import Pick
+
+INITIAL = -1  # the round of the initial choice
+
+
+def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> dict[str, Any]:
+    """Return what a round's choice rests on, before it is made."""
+    backbone = {} if spec.backbone is None else {"backbone": spec.backbone.hash}
+    return {
+        "model": scan.committee.hash,
+        "strategy": spec.to_json()["strategy"],
+        "seed": spec.query_seed(round),
+        "columns": scan.columns_hash() if scan.signals else None,
+        "snapshot": snapshot,
+        "scan": options_record(spec.scan),
+        "selection": asdict(spec.selection),
+        **backbone,
+    }
+
+
+def output_of(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the output of the select stage; the initial choice has none."""
+    if round == INITIAL:
+        return {}
+    made = provenance["approximation"]
+    return {"picks": len(picks)} | ({} if made is None else {"approximation": made})

@@ -1,0 +1,97 @@
+"""Real rounds on handwritten digits, small enough for every test run."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from rayal.engine.arrays import array_source
+from rayal.engine.driver import Project
+from rayal.engine.pool import Pool
+from rayal.engine.scan_options import ScanOptions
+from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.train import NetworkSpec
+from rayal.evaluation.oracle import Oracle
+from rayal.learners import Supervised
+from rayal.models.committee import Committee
+from rayal.project import Ledger
+from rayal.strategies import Strategy
+
+POOL, TEST = 500, 300
+PLAIN = Supervised(steps=60, batch=32, epoch_steps=20, schedule="constant", lr=3e-3)
+CNN = NetworkSpec("small_cnn", {"widths": (8, 8, 24), "dropout": 0.2})
+
+
+@lru_cache(maxsize=1)
+def digits() -> Any:
+    """Return uint8 images ``[N, 8, 8]`` and classes ``[N]`` in a fixed random order."""
+    x, y = load_digits(return_X_y=True)
+    at = np.random.default_rng(0).permutation(len(x))
+    return (x[at] * 15).astype(np.uint8).reshape(-1, 8, 8), y[at]
+
+
+def digit_pool(root: Path) -> Pool:
+    x, y = digits()
+    ids = [f"digit-{i:04d}" for i in range(POOL + TEST)]
+    cut = {"pool": slice(0, POOL), "test": slice(POOL, POOL + TEST)}
+    sources = [array_source(x[at], y[at], ids=ids[at], role=r) for r, at in cut.items()]  # type: ignore[arg-type]
+    return Pool.ingest(root, "digits", sources)
+
+
+def digit_spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
+    base = ProjectSpec(
+        network=CNN,
+        learner=strategy.trained_by(PLAIN),
+        strategy=strategy,
+        initial=Initial(count=60),
+        batch=20,
+        rounds=1,
+        scan=ScanOptions(batch=64),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def rounds_of(root: Path, strategy: Strategy, **changes: Any) -> Project:
+    """Run a project on the digits to its end."""
+    pool = digit_pool(root)
+    project = Project.create(Ledger(root), "p", pool, digit_spec(strategy, **changes))
+    return finish(project)
+
+
+def finish(project: Project) -> Project:
+    oracle = Oracle(project.pool)
+    project.prepare()
+    while not project.finished:
+        oracle.work(project)
+        project.train(oracle.truth)
+    return project
+
+
+def picks(project: Project) -> list[tuple[str, float | None]]:
+    """Return the picks of all rounds after the initial one, with their scores."""
+    rounds = range(project.spec.rounds or 0)
+    chosen = [project.ledger.selection(project.name, r) for r in rounds]
+    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+
+
+def items(project: Project) -> list[str]:
+    return [item for item, _ in picks(project)]
+
+
+def committee_of(project: Project, round: int = 0) -> Committee:
+    """Return the committee of a finished round, from its checkpoints."""
+    return project.committee(round)
+
+
+def pool_rows(project: Project) -> tuple[Tensor, Tensor]:
+    """Return all pool rows, decoded ``[N, …]``, with their hidden classes ``[N]``."""
+    x, y = digits()
+    raw = torch.from_numpy(x[:POOL]).float().div(255.0)[:, None]
+    return raw, torch.from_numpy(y[:POOL])
