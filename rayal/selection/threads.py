@@ -41,9 +41,9 @@ class Team:
 
     def map(self, work: Callable[[Any], Any], tiles: Sequence[Any]) -> list[Any]:
         """Return the work's result for each tile, in their order."""
-        if self._pool is None or len(tiles) < 2:
-            return [work(tile) for tile in tiles]
-        with torch_threads(1):
+        with torch_threads(1):  # a single tile too: two cores may sum in another order
+            if self._pool is None or len(tiles) < 2:
+                return [work(tile) for tile in tiles]
             return list(self._pool.map(work, tiles))
 
     def close(self) -> None:
