@@ -10,7 +10,7 @@ import typer
 
 from rayal.errors import LabelError, SettingsError
 from rayal.remote_files import answers_of, items_of
-from rayal.remote_lines import lease_line, line, round_line
+from rayal.remote_lines import job_line, lease_line, line, round_line
 
 if TYPE_CHECKING:
     from rayal.client import Client
@@ -213,7 +213,11 @@ def jobs(
 ) -> None:
     """List jobs, or show one."""
     with _client(url, token) as client:
-        _rows(list(client.jobs(project)) if job is None else [client.job(job)], json_)
+        if job is not None:
+            _rows([client.job(job)], json_)
+            return
+        rows = list(client.jobs(project))
+    _show(rows if json_ else [job_line(row) for row in rows], json_)
 
 
 @tokens.command("create")

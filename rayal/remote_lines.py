@@ -41,6 +41,14 @@ def lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
     }
 
 
+def job_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job: what it is, how far it is, when it came, and why it failed."""
+    progress = ", ".join(str(value) for value in row["progress"].values())
+    shown = {name: row[name] for name in ("job", "project", "kind", "state")}
+    asked = _moment(row["created_at"])
+    return {**shown, "progress": progress, "asked": asked, "error": row["error"] or ""}
+
+
 def round_line(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a round: its stage, its labels, its model and metrics."""
     names = ("n", "stage", "wanted", "labeled", "labels", "model")

@@ -47,6 +47,7 @@ class Service:
         self.token_file = root.parent / f"{root.name}.token"
         self.environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
+        self.clients: list[httpx.Client] = []
 
     def start(self) -> None:
         """Start the service and wait until it is ready."""
@@ -115,6 +116,8 @@ def running(service: Service) -> Iterator[Service]:
     try:
         yield service
     finally:
+        for client in service.clients:
+            client.close()
         service.kill()
 
 
@@ -135,6 +138,7 @@ class Annotator:
         self.http = httpx.Client(
             base_url=service.url, timeout=30.0, headers={"Authorization": f"Bearer {service.token}"}
         )
+        service.clients.append(self.http)
         self.accepted: dict[str, str] = {}
         self.failures = 0
 

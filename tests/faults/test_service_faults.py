@@ -194,7 +194,7 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path, truth: dict[str, 
         end = in_background([annotator], truth, stop := threading.Event())
         time.sleep(4.0)
         assert annotator.failures > 0  # refused, and asked again
-        refused = annotator.http.post(annotator.project_path("/rounds:close"), json={})
+        refused = annotator.http.post("/v1/tokens", json={"name": "t", "scopes": ["admin"]})
         assert refused.status_code in (503, 507), refused.text
         assert refused.headers["content-type"] == "application/problem+json"
         filler.unlink()
