@@ -73,6 +73,10 @@ class IdempotencyError(RayalError, ValueError):
     """An idempotency key came again with another request."""
 
 
+class BusyError(LedgerError):
+    """Another writer held the ledger for too long; nothing was written, and it may be repeated."""
+
+
 class StorageError(RayalError, OSError):
     """A committed file is missing, damaged or of another format version."""
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from rayal.errors import LedgerError, StorageError
+from rayal.errors import BusyError, LedgerError, StorageError
 from rayal.project.location import (
     FILE,
     POSTGRESQL,
@@ -118,7 +118,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
         except OperationalError as error:
             if "locked" not in str(error.orig):
                 raise
-            raise LedgerError(_held(engine, "another process", str(error.orig))) from error
+            raise BusyError(_held(engine, "another process", str(error.orig))) from error
         with transaction:
             yield conn
 
@@ -141,7 +141,7 @@ def _turn(engine: Engine) -> Iterator[None]:
     with _TURNS_LOCK:
         turn = _TURNS.setdefault(str(engine.url), threading.RLock())
     if not turn.acquire(timeout=BUSY_SECONDS):
-        raise LedgerError(_held(engine, "another thread", "it holds the writers' lock"))
+        raise BusyError(_held(engine, "another thread", "it holds the writers' lock"))
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def _answer(request: Request, error: Exception) -> Response:
     """Return the problem document of an error, and log one that nobody expected."""
     identity = request.scope["rayal.id"]
     problem = problems.as_problem(error)
-    if problem is None or (problem.kind.status in (500, 503) and isinstance(error, RayalError)):
+    if problem is None or problem.kind.name in ("internal", "not-ready"):
         log.error("request %s %s: %s", identity, request.method, told(error))
     if problem is None:
         problem = problems.internal()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy.exc
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -76,6 +77,7 @@ _OF_ERRORS: dict[str, str] = {
     "UriError": "validation",
     "ResourceError": "too-large",
     "LedgerError": "conflict",
+    "BusyError": "not-ready",
     "LeaseError": "lease-expired",
     "UnknownLeaseError": "not-found",
     "PreconditionError": "precondition-failed",
@@ -85,6 +87,15 @@ _OF_ERRORS: dict[str, str] = {
     "WorkerError": "not-ready",
     "RayalError": "internal",
 }
+
+
+# a full disk, a database that is away or starts again, no connection left: nothing was written
+_OUT_OF_ORDER = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.InternalError,
+    sqlalchemy.exc.TimeoutError,
+)
 
 
 class ProblemError(HTTPException):
@@ -128,6 +139,10 @@ def as_problem(error: Exception) -> ProblemError | None:
     error = getattr(error, "cause", None) or error  # of a failed task of a cluster
     if isinstance(error, ProblemError):
         return error
+    if isinstance(error, _OUT_OF_ORDER):
+        return ProblemError(
+            "not-ready", "the ledger or its disk does not answer; try again", retry_after=5
+        )
     if isinstance(error, TimeoutError):
         return ProblemError("not-ready", "no answer in time; try again later", retry_after=5)
     if isinstance(error, RequestValidationError):

@@ -80,16 +80,22 @@ class Service:
     def pids(self, *words: str) -> list[int]:
         """Return the processes of the service whose command line holds all words."""
         assert self.process is not None
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(entry.name)
-                if os.getsid(pid) != self.process.pid:
-                    continue
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if all(word in line for word in words):
-                    found.append(pid)
-        return found
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+        return [pid for pid in parents if self._mine(pid, parents) and _holds(pid, words)]
+
+    def _mine(self, pid: int, parents: dict[int, int]) -> bool:
+        """Whether a process descends from the command, or is of its session."""
+        assert self.process is not None
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == self.process.pid:
+                return True
+        while pid in parents and pid != self.process.pid:
+            pid = parents[pid]
+        return pid == self.process.pid
 
     def kill(self) -> None:
         """End the whole tree as a power cut would."""
@@ -107,6 +113,14 @@ class Service:
         code = self.process.wait(timeout=60.0)
         self.kill()
         return code
+
+
+def _holds(pid: int, words: tuple[str, ...]) -> bool:
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return False
+    return all(word in line for word in words)
 
 
 @contextlib.contextmanager

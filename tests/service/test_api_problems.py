@@ -10,6 +10,7 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 from api_cases import InProcess, Service, png, problem, service
+from sqlalchemy import event
 
 from rayal import errors
 from rayal.project import LabelEntry
@@ -385,3 +386,30 @@ def test_a_storage_that_cannot_be_written_is_not_ready(birds: Service) -> None:
         carrier = InProcess(create_app(birds.backend), portal)
         with httpx.Client(transport=carrier, base_url="http://service") as client:
             problem(client.get("/readyz"), 503, "not-ready")
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(birds: Service, client: httpx.Client) -> None:
+    def full(connection: Any, *_: Any) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # as many pages as there are
+
+    def post(number: int) -> httpx.Response:
+        body = {"name": f"{number}" * 100, "scopes": ["project:birds:read"] * 50}
+        return client.post("/v1/tokens", json=body)
+
+    event.listen(birds.ledger.engine, "checkout", full)
+    made = 0
+    while (answer := post(made)).status_code == 201:
+        made += 1
+        assert made < 500
+    problem(answer, 503, "not-ready")
+    assert int(answer.headers["Retry-After"]) > 0
+    event.remove(birds.ledger.engine, "checkout", full)
+    birds.ledger.engine.dispose()
+    assert post(made).status_code == 201
+    assert len(birds.ledger.tokens()) >= made + 1
+
+
+def test_a_ledger_that_others_hold_is_not_ready() -> None:
+    found = problems.as_problem(errors.BusyError("another process held the ledger"))
+    assert found is not None
+    assert found.kind.name == "not-ready"
