@@ -393,7 +393,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(birds: Service, client: httpx.C
         connection.execute("PRAGMA max_page_count = 1")  # as many pages as there are
 
     def post(number: int) -> httpx.Response:
-        body = {"name": f"{number}" * 100, "scopes": ["project:birds:read"] * 50}
+        body = {"name": f"{number:03}" * 40, "scopes": ["project:birds:read"] * 50}
         return client.post("/v1/tokens", json=body)
 
     event.listen(birds.ledger.engine, "checkout", full)
