@@ -238,6 +238,8 @@ def may_change(answer: httpx.Response) -> bool:
     A conflict that names a time is a first try that still runs.
     """
     waits = "Retry-After" in answer.headers
+    if answer.status_code == 404 and "problem+json" not in answer.headers.get("content-type", ""):
+        return True  # a proxy that is up again before the service that it stands for
     return answer.status_code in AGAIN or (answer.status_code == 409 and waits)
 
 

@@ -361,7 +361,8 @@ def test_candidates_are_copies_in_the_shards() -> None:
     shard = demands.selecting(made, 25_000, math.ceil(shape.parts / 4), threads=1, copied=64)
     assert plan.processes["shard"] == WORKER + shard
     sample = KCenter().footprint(net.shapes(), 20_000, 5)  # the loss is measured on 20,000 rows
-    expected = 20_000 * (64 + 64 + 17 + 20) + 5 * sample.tile + sample.transient + sample.driver
+    rows = 20_000 * (64 + 64 + 17 + sample.row) + 5 * sample.tile
+    expected = rows + sample.transient + sample.shard + sample.driver
     assert demands.measuring(KCenter(share=0.25), net, 400_000, 5) == expected
     assert demands.measuring(KCenter(), net, 400_000, 5) == 0
 

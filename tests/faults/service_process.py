@@ -115,6 +115,12 @@ class Service:
         return code
 
 
+def _again(answer: httpx.Response) -> bool:
+    """Whether a call is to be repeated: also where Serve is up again before the application."""
+    of_the_service = "problem+json" in answer.headers.get("content-type", "")
+    return answer.status_code in RETRIED or (answer.status_code == 404 and not of_the_service)
+
+
 def _holds(pid: int, words: tuple[str, ...]) -> bool:
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -164,7 +170,7 @@ class Annotator:
             answer = None
             with contextlib.suppress(httpx.HTTPError):
                 answer = self.http.request(method, path, json=body, headers=headers)
-            if answer is not None and answer.status_code not in RETRIED:
+            if answer is not None and not _again(answer):
                 assert answer.is_success, (method, path, answer.status_code, answer.text)
                 return answer.json() if answer.content else None
             self.failures += 1

@@ -110,7 +110,7 @@ def test_reads_have_no_key(clock: Clock) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 412, 413, 422])
 def test_a_refusal_is_not_tried_again(status: int, clock: Clock) -> None:
-    told = Told(httpx.Response(status))
+    told = Told(problem(status, "refused"))
     with pytest.raises(rayal.ApiError) as caught:
         client(told).lease("p", "ann")
     assert caught.value.status == status
@@ -170,9 +170,10 @@ def test_no_retries(clock: Clock) -> None:
 
 
 def test_what_a_lost_answer_deleted_is_gone(clock: Clock) -> None:
-    client(Told(httpx.ReadError, httpx.Response(404))).revoke_token("t1")
+    gone = problem(404, "not-found")
+    client(Told(httpx.ReadError, gone)).revoke_token("t1")
     with pytest.raises(rayal.ApiError, match="404"):
-        client(Told(httpx.Response(404))).revoke_token("t1")
+        client(Told(gone)).revoke_token("t1")
 
 
 # -- errors ----------------------------------------------------------------------------------
@@ -367,3 +368,9 @@ def test_a_file_is_streamed_again_with_every_try(clock: Clock, tmp_path: Path) -
     assert client(told).push_file("p", file)["created"] == 1
     assert bodies == [file.read_bytes()] * 3 and len(set(told.keys[:3])) == 1
     assert told.requests[0].headers["content-type"] == "application/x-ndjson"
+
+
+def test_a_proxy_that_is_up_before_the_service_is_asked_again(clock: Clock) -> None:
+    told = Told(httpx.Response(404, text="Path '/v1/jobs' not found."), leases("a"))
+    assert [row["item"]["id"] for row in client(told).lease("p", "ann")] == ["a"]
+    assert len(told.requests) == 2

@@ -197,7 +197,7 @@ def test_flip_is_for_colour_by_default() -> None:
         (raw_payload(8, 8), {"sise": [1, 2]}, "did you mean 'size'"),
         ({**FILES, "encoding": "zip"}, {}, "'zip'"),
         (FILES, {"channels": 2, "size": (4, 4)}, "allowed: 1"),
-        ({"kind": "table", "features": ["a"]}, {"flip": True}, "flip is a setting of images"),
+        ({"kind": "table", "features": ["a"]}, {"flip": True}, "flip is no setting of tables"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
