@@ -145,7 +145,9 @@ class QueryBody(Body):
     model_config = example(
         strategy="margin", k=1, columns={"log_probs": [[-0.7, -0.7], [-0.1, -2.3]]}
     )
-    strategy: str = Field(max_length=64, description="a registered strategy")
+    strategy: str = Field(
+        max_length=64, pattern=r"^[A-Za-z0-9_]+$", description="a registered strategy"
+    )
     params: dict[str, Any] = Field({}, description="its hyperparameters")
     columns: dict[str, list[Any]] = Field(
         min_length=1, max_length=16, description="name to rows; all have as many rows"
