@@ -11,7 +11,6 @@ from rayal.engine.embed import Inputs, embedded
 from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import drop_files
 from rayal.engine.pool import Pool
-from rayal.engine.provenance import INITIAL
 from rayal.engine.rounds import Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.summary import RoundSummary as RoundSummary
@@ -21,6 +20,7 @@ from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import LabelEntry, LabelResult, Lease, Ledger, RoundRow
+from rayal.project.selections import INITIAL
 from rayal.selection.threads import torch_threads
 
 

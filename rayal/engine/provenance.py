@@ -10,8 +10,7 @@ from rayal.engine.scan import Scan
 from rayal.engine.scan_options import options_record
 from rayal.engine.spec import ProjectSpec
 from rayal.project import Pick
-
-INITIAL = -1  # the round of the initial choice
+from rayal.project.selections import INITIAL
 
 
 def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
 from rayal.engine.pool import Part, Pool
-from rayal.engine.provenance import INITIAL, output_of, provenance_of
+from rayal.engine.provenance import output_of, provenance_of
 from rayal.engine.reconcile import reconcile, spread
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
@@ -33,6 +33,7 @@ from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.project import ColumnsPart, Ledger, Pick
 from rayal.project.item_states import STATES
+from rayal.project.selections import INITIAL
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal

@@ -9,8 +9,6 @@ from rayal import errors
 from rayal.errors import RayalError
 
 Body = Mapping[str, Any]
-
-
 Answer = Callable[[Body], dict[str, Any]]  # the answer to a request, or RayalError
 
 

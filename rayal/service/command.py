@@ -32,7 +32,7 @@ def serve(
 
     given = {"host": host, "port": port}
     overrides = {name: value for name, value in given.items() if value is not None}
-    settings, where = serve_settings(config, storage, database, overrides)
+    settings, where = serve_settings(config, storage, database, overrides, applied=not check)
     if check:
         typer.echo(f"the settings fit; the service would listen on {where['host']}:{where['port']}")
         return

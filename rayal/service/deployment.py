@@ -13,19 +13,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
-import yaml
+from pydantic import BaseModel
 from ray import serve
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import (
-    DeploymentSchema,
-    HTTPOptionsSchema,
-    RayActorOptionsSchema,
-    ServeApplicationSchema,
-    ServeDeploySchema,
-)
+from ray.serve.schema import ServeDeploySchema
 
 from rayal.errors import LedgerError, SettingsError, nearest
 from rayal.project import Ledger
@@ -40,7 +34,8 @@ from rayal.yamlfile import read_mapping
 APP = "rayal"
 IMPORT_PATH = "rayal.service.deployment:build"
 _REFUSING = 32  # requests that a replica holds for no longer than it takes to refuse them
-_SETTINGS = frozenset({"args", "runtime_env", "user_config"})  # mappings that Serve hands on
+_APPLIED = {"proxy_location", "http_options", "applications"}  # of a file, by `rayal serve`
+_OF_APPLICATION = {"name", "route_prefix", "import_path", "args"}
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
@@ -116,10 +111,9 @@ class Rounds:
 
         settings = service_settings(given)
         address = ray.get_runtime_context().gcs_address
-        jobs = settings.rounds.jobs or max(1, (os.cpu_count() or 1) - 1)
         runner = Runner(
             Path(settings.storage),
-            jobs=jobs,
+            jobs=settings.rounds.jobs,
             executor=settings.rounds.executor,
             address=address,
             niceness=settings.rounds.niceness,
@@ -188,13 +182,18 @@ def _refuse_nodes(settings: ServiceSettings) -> None:
         )
 
 
-def read_config(path: Path) -> tuple[ServiceSettings, dict[str, Any]]:
+def read_config(path: Path, *, applied: bool) -> tuple[ServiceSettings, dict[str, Any]]:
     """Return the settings of a Serve configuration file, and its HTTP options.
 
     Serve itself takes keys that it does not know; here they are refused at every level.
 
+    Args:
+        path: the file.
+        applied: whether ``start`` is to apply it, which leaves no deployment to the file.
+
     Raises:
-        SettingsError: an unknown key, another application, or a value that Serve refuses.
+        SettingsError: an unknown key, another application, a value that Serve refuses, or one
+            that only ``serve run`` and ``serve deploy`` apply.
     """
     raw = dict(read_mapping(path))
     _known_keys(raw, ServeDeploySchema, "")
@@ -210,48 +209,60 @@ def read_config(path: Path) -> tuple[ServiceSettings, dict[str, Any]]:
             )
     if len(checked.applications) != 1:
         raise SettingsError(f"{path} holds {len(checked.applications)} applications; give one")
-    http = checked.http_options
-    return service_settings(raw["applications"][0].get("args", {})), {
-        "host": http.host if "host" in raw.get("http_options", {}) else "127.0.0.1",
-        "port": http.port,
-    }
+    if applied:
+        _refuse_unapplied(raw, path)
+    return service_settings(raw["applications"][0].get("args", {})), dict(
+        raw.get("http_options", {})
+    )
 
 
-_INNER: Mapping[tuple[type, str], type] = {
-    (ServeDeploySchema, "http_options"): HTTPOptionsSchema,
-    (ServeDeploySchema, "applications"): ServeApplicationSchema,
-    (ServeApplicationSchema, "deployments"): DeploymentSchema,
-    (DeploymentSchema, "ray_actor_options"): RayActorOptionsSchema,
-    (DeploymentSchema, "autoscaling_config"): AutoscalingConfig,
-}
+def _refuse_unapplied(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise SettingsError for what ``start`` would leave out."""
+    application = raw["applications"][0]
+    left = [*(raw.keys() - _APPLIED), *(application.keys() - _OF_APPLICATION)]
+    left += ["proxy_location"] * (raw.get("proxy_location", "HeadOnly") != "HeadOnly")
+    left += ["route_prefix"] * (application.get("route_prefix", "/") != "/")
+    if left:
+        raise SettingsError(
+            f"{path}: {', '.join(sorted(left))}: `rayal serve` does not apply this; deploy the "
+            "file by `serve run` or `serve deploy`, or leave it out"
+        )
 
 
-def _known_keys(given: Any, schema: Any, path: str) -> None:
+def _known_keys(given: Any, schema: type[BaseModel], path: str) -> None:
     """Raise SettingsError at the first key that a section of a Serve configuration lacks."""
+    if isinstance(given, list):
+        for i, row in enumerate(given):
+            _known_keys(row, schema, f"{path}{i}.")
     if not isinstance(given, Mapping):
         return  # of another type: Serve's own check says so
     for name, value in given.items():
-        here = f"{path}{name}"
         if name not in schema.model_fields:
-            raise SettingsError(f"{here}: unknown key; {nearest(str(name), schema.model_fields)}")
-        inner = _INNER.get((schema, name))
-        if inner is not None and name not in _SETTINGS:
-            rows = value if isinstance(value, list) else [value]
-            for i, row in enumerate(rows):
-                _known_keys(row, inner, f"{here}.{i}." if isinstance(value, list) else f"{here}.")
+            hint = nearest(str(name), schema.model_fields)
+            raise SettingsError(f"{path}{name}: unknown key; {hint}")
+        for inner in _sections(schema.model_fields[name].annotation):
+            _known_keys(value, inner, f"{path}{name}.")
 
 
-def start(settings: ServiceSettings, *, host: str, port: int) -> None:
-    """Deploy the service on the Ray cluster that this process is connected to, and wait for it."""
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field of Serve's schema holds; none of an open mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
+
+
+def start(settings: ServiceSettings, http: Mapping[str, Any]) -> None:
+    """Deploy the service on the Ray cluster that this process is connected to, and wait for it.
+
+    Args:
+        settings: of the service.
+        http: Serve's HTTP options: host, port, ….
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": host, "port": port, "request_timeout_s": 60.0},
-        logging_config=quiet,
-    )
-    args = yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))
-    serve.run(build(args), name=APP, route_prefix="/", logging_config=quiet)
+    serve.start(proxy_location="HeadOnly", http_options=dict(http), logging_config=quiet)
+    application = build(settings.model_dump(mode="json"))
+    serve.run(application, name=APP, route_prefix="/", logging_config=quiet)
 
 
 def stop() -> None:

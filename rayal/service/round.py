@@ -7,7 +7,6 @@ from typing import Any
 from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
 from rayal.engine.executor import RayOptions, open_executor
-from rayal.engine.provenance import INITIAL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.engine.versions import answers, describe
@@ -15,6 +14,7 @@ from rayal.errors import NeedsError
 from rayal.models.committee import Committee
 from rayal.project import Ledger
 from rayal.project.models import version_name
+from rayal.project.selections import INITIAL
 from rayal.service.work import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from rayal.engine.ingest import ingest
 from rayal.engine.sources import builtin
 from rayal.errors import SettingsError
 from rayal.project import Ledger
+from rayal.service.auth import hash_of, new_token
 from rayal.service.settings import ServiceSettings, service_settings
 
 DEMO = "demo"
@@ -37,7 +36,12 @@ _DEMO_BODY: Mapping[str, Any] = {
 
 
 def serve_settings(
-    config: Path | None, storage: Path | None, database: str | None, overrides: Mapping[str, Any]
+    config: Path | None,
+    storage: Path | None,
+    database: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    applied: bool = True,
 ) -> tuple[ServiceSettings, dict[str, Any]]:
     """Return the service's settings and where it listens, from a file and the command line.
 
@@ -46,13 +50,15 @@ def serve_settings(
         storage: storage root, which the file's is overridden by.
         database: PostgreSQL URL, which the file's is overridden by.
         overrides: host and port, where they are given.
+        applied: whether ``run_service`` gets them; false checks a file for ``serve run`` too.
     """
-    where = {"host": "127.0.0.1", "port": 8000}
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 60.0}
     given: dict[str, Any] = {}
     if config is not None:
         from rayal.service.deployment import read_config
 
-        settings, where = read_config(config)
+        settings, http = read_config(config, applied=applied)
+        where |= http
         given = settings.model_dump(mode="json")
     if storage is not None:
         given["storage"] = str(storage.absolute())
@@ -75,40 +81,45 @@ def run_service(
 
     Args:
         settings: of the service.
-        where: host and port.
+        where: Serve's HTTP options, host and port among them.
         address: Ray cluster: local (one for this service), auto, or HOST:PORT.
         demo: make a project on scikit-learn's digits to try.
         token_file: where the first token goes, readable by the owner alone; None: the terminal.
     """
     root = Path(settings.storage)
     with Ledger(root, database=settings.database) as ledger:
-        token = first_token(ledger, token_file)
+        first_token(ledger, token_file)
         if demo:
             make_demo(ledger)
     with session(RayOptions(address=address), _PRIORITY):
         from rayal.service.deployment import start, stop
 
-        start(settings, host=where["host"], port=where["port"])
+        start(settings, where)
         stopped = _until_signal()  # from here on: Ray's own handler would write its stack
         try:
-            _greet(f"http://{where['host']}:{where['port']}", token, token_file, demo=demo)
+            _greet(f"http://{where['host']}:{where['port']}", demo=demo)
             stopped.wait()
         finally:
             console.err.print("ending: requests in flight are answered first")
             stop()
 
 
-def first_token(ledger: Ledger, file: Path | None) -> str | None:
-    """Make the administrator's token of a ledger that has none, and return its text."""
+def first_token(ledger: Ledger, file: Path | None) -> None:
+    """Make the administrator's token of a ledger that has none, and tell it before it counts.
+
+    Only its hash is kept, so it is told whatever becomes of the service then.
+    """
     if ledger.tokens():
-        return None
-    token = f"ryl_{secrets.token_urlsafe(32)}"
-    ledger.add_token("first", ("admin",), sha256(token.encode()).hexdigest())
-    if file is not None:
+        return
+    token = new_token()
+    if file is None:
+        _say(f"the administrator's token, shown this once: {token}")
+    else:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as out:
             out.write(f"{token}\n")
-    return token
+        _say(f"the administrator's token is in {file}")
+    ledger.add_token("first", ("admin",), hash_of(token))
 
 
 def make_demo(ledger: Ledger) -> None:
@@ -135,16 +146,14 @@ def _until_signal() -> threading.Event:
     return stopped
 
 
-def _greet(url: str, token: str | None, file: Path | None, *, demo: bool) -> None:
-    say = console.out.print
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    say(f"rayal serves {url}   (documentation: {url}/docs)", **plain)
-    if token is not None and file is not None:
-        say(f"the administrator's token is in {file}", **plain)
-    elif token is not None:
-        say(f"the administrator's token, shown this once: {token}", **plain)
+def _greet(url: str, *, demo: bool) -> None:
+    _say(f"rayal serves {url}   (documentation: {url}/docs)")
     if demo:
-        say(_DEMO.format(url=url), **plain)
+        _say(_DEMO.format(url=url))
+
+
+def _say(text: str) -> None:
+    console.out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 _DEMO = """

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from rayal.errors import SettingsError
 from rayal.parameters import explain
 from rayal.sections import Count, Section, Text, key
+from rayal.service.limits import Limits
 from rayal.yamlfile import copied
 
 
@@ -35,16 +36,16 @@ class SourceSettings(Section):
 
 
 class LimitSettings(Section):
-    """What a client may ask for; above it come 413, 429 and 503."""
+    """What a client may ask for; above it come 413, 429 and 503. Defaults are those of Limits."""
 
-    body_bytes: Count = key(10 << 20, "of a request's body")
-    label_body_bytes: Count = key(1 << 19, "of a body of labels")
-    rate: float = key(200.0, "requests a second of one token, on average", gt=0)
-    burst: Count = key(400, "requests of one token at once")
-    in_flight: Count = key(96, "requests that an ingress replica holds; more get 503")
-    threads: Count = key(4, "requests that it works on at once; more contend for its interpreter")
-    image_bytes: Count = key(20 << 20, "of an encoded image")
-    image_pixels: Count = key(50_000_000, "of a decoded image")
+    body_bytes: Count = key(Limits.body_bytes, "of a request's body")
+    label_body_bytes: Count = key(Limits.label_body_bytes, "of a body of labels")
+    rate: float = key(Limits.rate, "requests a second of one token, on average", gt=0)
+    burst: Count = key(Limits.burst, "requests of one token at once")
+    in_flight: Count = key(Limits.in_flight, "requests that a replica holds; more get 503")
+    threads: Count = key(Limits.threads, "requests that it works on at once, in one interpreter")
+    image_bytes: Count = key(Limits.image_bytes, "of an encoded image")
+    image_pixels: Count = key(Limits.image_pixels, "of a decoded image")
 
 
 class IngressSettings(Section):

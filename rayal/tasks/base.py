@@ -135,6 +135,35 @@ class Task(ABC):
         """Return the task that ``to_json`` described."""
 
 
+class FixedTask(Task):
+    """A task whose rows go to the network as they are: not standardised, without views."""
+
+    has_views: ClassVar[bool] = False
+    #: what a learner or strategy that asks for augmented views is told
+    no_views: ClassVar[str]
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        """Return no constants: the transform is the identity.
+
+        Raises:
+            NeedsError: there are no rows.
+        """
+        super().fit(x[:1])
+        return {}
+
+    def transform(self, x: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return the rows as they are."""
+        return x
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Raise NeedsError: there are no augmented views."""
+        raise NeedsError(self.no_views)
+
+    def view(self, x: Tensor, keys: Keys, *, seed: int, view: int) -> Tensor:
+        """Raise NeedsError: there are no augmented views."""
+        raise NeedsError(self.no_views)
+
+
 def column_of(rows: pa.Table, name: str) -> pa.ChunkedArray:
     """Return a column of pool rows, or raise PoolError where it is missing or has nulls."""
     if name not in rows.column_names:

@@ -12,10 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.errors import NeedsError, PoolError
+from rayal.errors import PoolError
 from rayal.labels import ClassLabel
-from rayal.tasks.base import Task, column_of
-from rayal.types import Keys
+from rayal.tasks.base import FixedTask, column_of
 
 _NO_VIEWS = (
     "embeddings of a frozen backbone are computed once and have no augmented views; set "
@@ -24,7 +23,7 @@ _NO_VIEWS = (
 
 
 @dataclass(frozen=True)
-class FeaturesTask(Task):
+class FeaturesTask(FixedTask):
     """One class for each embedding; nothing is standardised and nothing augmented.
 
     Args:
@@ -35,7 +34,7 @@ class FeaturesTask(Task):
 
     kind: ClassVar[str] = "features"
     column: ClassVar[str | None] = "embedding"
-    has_views: ClassVar[bool] = False
+    no_views: ClassVar[str] = _NO_VIEWS
     width: int
     source: str
 
@@ -61,27 +60,6 @@ class FeaturesTask(Task):
         with warnings.catch_warnings():  # read-only memory: no network works in place on its input
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(flat.reshape(-1, self.width))
-
-    def fit(self, x: Tensor) -> dict[str, Tensor]:
-        """Return no constants: the transform is the identity.
-
-        Raises:
-            NeedsError: there are no rows.
-        """
-        super().fit(x[:1])
-        return {}
-
-    def transform(self, x: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return the embeddings as they are."""
-        return x
-
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Raise NeedsError: there are no augmented views."""
-        raise NeedsError(_NO_VIEWS)
-
-    def view(self, x: Tensor, keys: Keys, *, seed: int, view: int) -> Tensor:
-        """Raise NeedsError: there are no augmented views."""
-        raise NeedsError(_NO_VIEWS)
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and all settings as JSON."""

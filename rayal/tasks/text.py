@@ -10,11 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.errors import NeedsError, PoolError
+from rayal.errors import PoolError
 from rayal.labels import ClassLabel
-from rayal.tasks.base import Task, column_of, item_of
+from rayal.tasks.base import FixedTask, column_of, item_of
 from rayal.tasks.vocabulary import Vocabulary
-from rayal.types import Keys
 
 LENGTH, SIZE = 64, 8000  # defaults: tokens of a text, tokens of a trained vocabulary
 _NO_VIEWS = (
@@ -24,7 +23,7 @@ _NO_VIEWS = (
 
 
 @dataclass(frozen=True)
-class TextTask(Task):
+class TextTask(FixedTask):
     """One class for each text.
 
     All rows have the same length, so that a row's bits do not depend on the batch it lies in:
@@ -37,7 +36,7 @@ class TextTask(Task):
     """
 
     kind: ClassVar[str] = "text"
-    has_views: ClassVar[bool] = False
+    no_views: ClassVar[str] = _NO_VIEWS
     length: int
     words: Vocabulary
 
@@ -63,27 +62,6 @@ class TextTask(Task):
         except pa.ArrowInvalid:
             raise PoolError(_broken(rows, column)) from None
         return torch.from_numpy(self.words.encode(texts, self.length)).float()
-
-    def fit(self, x: Tensor) -> dict[str, Tensor]:
-        """Return no constants: the transform is the identity.
-
-        Raises:
-            NeedsError: there are no rows.
-        """
-        super().fit(x[:1])
-        return {}
-
-    def transform(self, x: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Return the ids as they are."""
-        return x
-
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Raise NeedsError: there are no augmented views."""
-        raise NeedsError(_NO_VIEWS)
-
-    def view(self, x: Tensor, keys: Keys, *, seed: int, view: int) -> Tensor:
-        """Raise NeedsError: there are no augmented views."""
-        raise NeedsError(_NO_VIEWS)
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and all settings as JSON, the tokeniser whole."""

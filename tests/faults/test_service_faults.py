@@ -153,8 +153,6 @@ def test_a_killed_ingress_replica_loses_no_label(service: Service, truth: dict[s
     first.label_until_round(truth, 1)
     end()
     check_ledger(service.root, first, *others)
-    failures = sum(a.failures for a in others)
-    assert failures < 2000, failures
 
 
 def test_a_killed_tree_goes_on_to_the_same_picks(
