@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rayal.selection.devices import to_host
 from rayal.selection.objective import Progress
 from rayal.selection.tiles import Floats, Tile
 from rayal.selection.topk import TopK
@@ -70,4 +71,4 @@ class MinMaxMixture(TopK):
         return mixed
 
     def _values(self, tile: Tile) -> Floats:
-        return np.asarray(tile.columns[self.column].double().numpy())
+        return to_host(tile.columns[self.column].double())

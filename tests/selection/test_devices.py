@@ -14,6 +14,7 @@ from rayal.errors import SettingsError
 from rayal.selection import KCenter, KMeansPP, Objective, TwoRoundKCenter, k_center
 from rayal.selection.devices import checked_device, to_device, to_host
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
+from rayal.selection.mixture import MinMaxMixture
 from rayal.selection.tiles import cut_tiles
 
 N = 5000
@@ -21,6 +22,7 @@ ALL: dict[str, tuple[Objective, int]] = {
     **OBJECTIVES,
     "two-round": (TwoRoundKCenter(), 10),
     "kmeans-log-probs": (KMeansPP(log_probs="log_probs"), 40),
+    "mixture": (MinMaxMixture(weight=0.3), 40),
 }
 
 
@@ -39,6 +41,8 @@ def chosen_on(device: torch.device, objective: Objective, k: int, data: dict[str
 def test_every_objective_keeps_to_its_device(name: str, shifted: bool) -> None:
     objective, k = ALL[name]
     data: dict[str, Any] = columns(N)
+    if name == "mixture":
+        data["score"] = data["embedding"][:, :2].copy()
     data["embedding"][10:20] = data["embedding"][:10]  # rows at distance 0 of others
     if shifted:
         data["embedding"] += np.float32(1000.0)
