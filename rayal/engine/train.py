@@ -67,6 +67,7 @@ def model_hash(
     threads_per_model: int = 1,
     unlabeled: tuple[int, int] | None = None,
     attached: Sequence[Any] | None = None,
+    reads: str | None = None,
     device: str = "cpu",
 ) -> str:
     """Return the digest of everything that a committee's weights depend on.
@@ -82,6 +83,7 @@ def model_hash(
         threads_per_model: torch threads, which decide the order of sums.
         unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
         attached: what names the rows that strategies attached to labeled items; None without any.
+        reads: hash of the columns that the learner reads; None without any.
         device: type of the device, whose sums differ.
     """
     kind = type(learner)
@@ -98,6 +100,7 @@ def model_hash(
             "threads": threads_per_model,
             "unlabeled": unlabeled,
             **({} if attached is None else {"attached": attached}),
+            **({} if reads is None else {"reads": reads}),
             **({} if device == "cpu" else {"device": device}),
         }
     )

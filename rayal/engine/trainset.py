@@ -15,6 +15,7 @@ from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
+from rayal.engine.reads import columns_read, hash_read
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import context, model_hash
@@ -27,7 +28,7 @@ from rayal.models.build import checked_parameters, find_factory
 from rayal.models.committee import Committee, home_of
 from rayal.registry import strategies
 from rayal.tasks import Task, task_for
-from rayal.types import Keys, digest, id_keys, key_sum
+from rayal.types import Columns, Keys, digest, id_keys, key_sum
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -159,6 +160,7 @@ class Training:
         ids: labeled pool items, sorted.
         hash: digest of everything the weights depend on.
         data: decoded rows and targets.
+        reads: hash of the columns of the last round's scan that the learner reads.
     """
 
     project: Project
@@ -166,6 +168,7 @@ class Training:
     ids: tuple[str, ...]
     hash: str
     data: TrainData
+    reads: str | None = None
 
     @classmethod
     def of(cls, project: Project, labels: Mapping[str, Label], round: int) -> Training:
@@ -181,6 +184,7 @@ class Training:
         targets = task.targets([kept[i] for i in ids])
         unlabeled = _unlabeled(project, set(ids))
         attached, named = attached_rows(project, round, kept)
+        reads = hash_read(project, round)
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
@@ -192,10 +196,21 @@ class Training:
             threads_per_model=spec.threads_per_model,
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
             attached=named,
+            reads=reads,
             device=spec.scan.device,
         )
         data = TrainData(LabeledRows(rows, targets), unlabeled, attached)
-        return cls(project, round, ids, hash, data)
+        return cls(project, round, ids, hash, data, reads)
+
+    def columns(self) -> Columns | None:
+        """Return what the learner reads of the last round's scan; None where there is nothing."""
+        return columns_read(self.project, self.reads, set(self.ids))
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the prepare stage tells of it."""
+        told = {"reads": self.reads} if self.project.spec.learner.reads() else {}
+        return {"labels": len(self.ids), **told}
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``train_committee`` takes."""

@@ -72,7 +72,9 @@ class TrainContext:
         device: where networks and batches are.
         dtype: type of weights and batches.
         scan: (networks, signals, limit) -> columns of the unlabeled rows; None where not offered.
-        columns: what ``reads`` asked of the previous round's scan; None in the first round.
+        columns: what ``reads`` asked of the previous round's scan, of the items that are unlabeled
+            now, sorted by id; None in the first round, or where that round was scanned for another
+            learner.
         weights: what ``prepare`` returned.
     """
 
