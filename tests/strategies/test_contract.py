@@ -35,6 +35,7 @@ NAMES = [
     "deal",
     "dfal",
     "learning_loss",
+    "multicriteria",
     "multiview",
     "ensemble_variation_ratio",
     "ensemble_entropy",
