@@ -6,7 +6,7 @@ from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.gradients import GradientLength, WordGradientLength
-from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
+from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberMoments, MemberStats
 from rayal.signals.views import ViewLogProbs
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Embedding",
     "MemberStats",
     "MemberLogProbs",
+    "MemberMoments",
     "ViewLogProbs",
     "Extra",
     "GradientLength",

@@ -1,6 +1,7 @@
 """Strategies, one file per paper; importing this package fills the registry."""
 
 from rayal.strategies import (
+    adaptive,
     badge,
     bait,
     batchbald,
@@ -24,6 +25,7 @@ __all__ = [
     "Joint",
     "Ctx",
     "select",
+    "adaptive",
     "badge",
     "bait",
     "batchbald",

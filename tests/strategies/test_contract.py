@@ -36,6 +36,7 @@ NAMES = [
     "dfal",
     "learning_loss",
     "multicriteria",
+    "adaptive",
     "multiview",
     "ensemble_variation_ratio",
     "ensemble_entropy",
