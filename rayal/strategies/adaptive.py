@@ -58,7 +58,7 @@ class MomentPropagation(Supervised):
     """
 
     prior: Annotated[float, Gt(0)] = 10.0
-    divergence: Annotated[float, Ge(0)] = 1.0
+    divergence: Annotated[float, Ge(0)] = 0.1
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"
