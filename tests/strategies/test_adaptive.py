@@ -152,7 +152,7 @@ def test_an_action_is_drawn_by_the_policys_chances() -> None:
     @dataclasses.dataclass(frozen=True)
     class Fixed:
         def __call__(self, mean: Any, variance: Any) -> npt.NDArray[Any]:
-            return np.log(chances)
+            return np.asarray(np.log(chances))
 
     objective = Episode(leading=3, stride=1, policy=Fixed())
     held = {"score": np.arange(40.0)[::-1], **{n: c.numpy() for n, c in columns.items()}}
@@ -179,7 +179,10 @@ ENTROPY = RAL(policy="greedy", stride=1, ranking="entropy", moments="members", l
 
 def test_without_a_policy_it_is_entropy() -> None:
     rng = np.random.default_rng(0)
-    columns = {"log_probs": np.log(rng.dirichlet(np.ones(4), size=5000)), **moments(5000, 4)}
+    columns: dict[str, Any] = {
+        "log_probs": np.log(rng.dirichlet(np.ones(4), size=5000)),
+        **moments(5000, 4),
+    }
     params = {n: getattr(ENTROPY, n) for n in ("policy", "stride", "ranking", "moments", "leading")}
     ours = rayal.select("adaptive", columns, 300, params=params)
     base = rayal.select("entropy", columns, 300)
@@ -313,7 +316,7 @@ def bandit(divergence: float, updates: int = 200) -> tuple[float, float]:
         advantage = rewards - sum(past) / len(past)
         loss = -(advantage * logs[torch.arange(5), slots]).sum() + strategy.regularizer(net)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         past += rewards.tolist()
         mass.append(float(logs.detach().exp()[:, :5].sum(dim=1).mean()))
