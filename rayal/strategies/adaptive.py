@@ -66,7 +66,10 @@ class MomentPropagation(Supervised):
     departures: ClassVar[str] = (
         "any network of linear layers, convolutions, ReLU and max-pooling is taken, with its own "
         "initial weights as means; biases are numbers; of a pooling window the largest mean stays, "
-        "with its variance; networks start anew in every round, with the optimiser of the settings"
+        "with its variance; networks start anew in every round, with the optimiser of the "
+        "settings, so that the Kullback-Leibler term counts a tenth: with all of it few labels "
+        "teach little (60 digits: accuracy 0.12, not 0.29; Fashion-MNIST, 100 labels: 0.724, not "
+        "0.742, with nll 0.95, not 1.25)"
     )
 
     def __post_init__(self) -> None:
@@ -197,8 +200,11 @@ class RAL(Strategy):
     source: ClassVar[str] = "Haussmann, Hamprecht & Kandemir, IJCAI 2019"
     departures: ClassVar[str] = (
         "the baseline is the mean of past returns, which it is subtracted from (the authors' "
-        "program averages rewards); likelihoods are normalised over the classes. As in the paper, "
-        "a pick's reward is of an item that the later model was trained on, not of held-out ones"
+        "program averages rewards); likelihoods are normalised over the classes; the policy's "
+        "Kullback-Leibler term is a mean over weights: as a sum it overrules the rewards (a bandit "
+        "of 200 updates puts 0.11 of its probability on the rewarded tenth, not 0.99). As in the "
+        "paper, a pick's reward is of an item that the later model was trained on, not of held-out "
+        "ones; that the policy's learning rate is 1e-3 is not confirmed"
     )
 
     @property

@@ -152,6 +152,27 @@ def test_a_run_killed_at_a_failpoint_goes_on(point: str, unbroken: Path, tmp_pat
         check(tmp_path, unbroken, written=int(point in ("train.epoch", "scan.commit")))
 
 
+REMEMBERING: list[Any] = [
+    "multicriteria",
+    {"name": "adaptive", "leading": 60, "stride": 6, "hidden": 16},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", REMEMBERING, ids=("multicriteria", "adaptive"))
+def test_a_run_killed_while_it_remembers_goes_on(
+    strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = {name: value for name, value in SETTINGS["learner"].items() if name != "name"}
+    monkeypatch.setitem(SETTINGS, "strategies", [strategy])
+    monkeypatch.setitem(SETTINGS, "learner", learner)
+    monkeypatch.setitem(HITS, "memory", 2)
+    finish(tmp_path / "unbroken")
+    kill_at(tmp_path / "killed", "memory")
+    finish(tmp_path / "killed")
+    check(tmp_path / "killed", tmp_path / "unbroken")
+
+
 def events(folder: Path) -> int:
     """Return how many transactions a run has committed so far."""
     file = folder / "run" / "ledger.sqlite"
