@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rayal.engine.shards import column_tensor, open_columns
+from rayal.errors import StorageError
 from rayal.selection.devices import widened
 from rayal.types import Columns
 
@@ -27,9 +28,14 @@ def hash_read(project: Project, round: int) -> str | None:
     """Return the hash of the columns that a round's training reads.
 
     None where the learner reads none, in the first round, and where the last round was scanned for
-    a learner that did not want them.
+    a learner that did not want them. What a round has recorded stands, also when the columns are
+    gone: its committee's hash depends on it.
     """
     names = names_read(project)
+    begun = project.ledger.stage(project.name, round, "prepare") if names else None
+    if begun is not None and "reads" in begun.output:
+        recorded: str | None = begun.output["reads"]
+        return recorded
     stage = project.ledger.stage(project.name, round - 1, "scan") if names and round else None
     hash = None if stage is None else stage.output["columns"]
     if hash is None:
@@ -49,11 +55,19 @@ def columns_read(project: Project, hash: str | None, labeled: Collection[str]) -
         project: whose learner reads them.
         hash: what ``hash_read`` gave.
         labeled: ids of the training set.
+
+    Raises:
+        StorageError: they are gone.
     """
     if hash is None:
         return None
     names, pool = names_read(project), project.inputs.pool
     committed = project.ledger.columns(hash)
+    if not committed:
+        raise StorageError(
+            f"columns {hash}, which the learner reads, are gone; set keep to last or all, and run "
+            "the project anew"
+        )
     ids: list[str] = []
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in pool.parts_of("pool"):

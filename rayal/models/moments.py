@@ -133,26 +133,29 @@ class MomentNet(TaskNet):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the last layer's output, ``[N, C]`` each."""
-        mean, variance = x, None
-        for stage in self.stages:
-            mean, variance = propagate(stage, mean, variance)
+        mean, variance = self._through(x, 0, None)
         assert variance is not None
         return mean, variance
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return the mean of what ``stages[start:stop]`` make of ``x``; at the end, logits."""
-        first, last, _ = slice(start, stop).indices(len(self.stages))
-        mean, variance = x, None
-        for stage in list(self.stages)[first:last]:
-            mean, variance = propagate(stage, mean, variance)
-        return mean if last < len(self.stages) else log_probit(mean, variance)
+        ends = slice(start, stop).indices(len(self.stages))[1] == len(self.stages)
+        made = self._through(x, start, stop)
+        return log_probit(*made) if ends else made[0]
 
     def answer(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """Return logits ``[N, C]`` and the mean of the last layer's input, ``[N, D]``."""
+        mean, variance = self._through(x, start, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            return log_probit(*propagate(self.stages[-1], mean, variance)), mean
+
+    def _through(self, x: Tensor, start: int, stop: int | None) -> Moments:
+        """Return the moments behind some stages; never under autocast, which takes digits."""
         mean, variance = x, None
-        for stage in list(self.stages)[start:-1]:
-            mean, variance = propagate(stage, mean, variance)
-        return log_probit(*propagate(self.stages[-1], mean, variance)), mean
+        with torch.autocast(x.device.type, enabled=False):
+            for stage in list(self.stages)[start:stop]:
+                mean, variance = propagate(stage, mean, variance)
+        return mean, variance
 
     def divergence(self, precision: float) -> Tensor:
         """Return the sum of all layers' divergences from N(0, 1 / precision)."""

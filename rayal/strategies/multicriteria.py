@@ -8,6 +8,7 @@ from two public programs, which differ: one that follows the printed formulas, a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,15 +17,89 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from rayal import acquisition
-from rayal.registry import strategies
+from rayal.learners import Stream, Supervised, TrainContext, TrainData, TrainState
+from rayal.learners.base import Batches
+from rayal.registry import learners, strategies
 from rayal.selection.criteria import MultiCriteria, Weights
 from rayal.signals import Embedding, LogProbs, Signal
 from rayal.strategies.base import Ctx, Memory, Outcome, Strategy
 from rayal.types import Columns
 
+PSEUDO: Literal["pseudo"] = "pseudo"
 SHARE = 0.9  # of both adaptive weights where the model is never right
 LEAST = 0.05  # accuracy below which a class's weight grows no more
 POOR = 0.5  # accuracy of the worst class below which classes that improve are preferred
+
+
+# ---- learner -------------------------------------------------------------------------------------
+
+
+@learners.register("certain_pseudo_labels")
+@dataclass(frozen=True)
+class CertainPseudoLabels(Supervised):
+    """Train as ``supervised`` does, and on items of which the last round's committee was certain.
+
+    An item whose predictive entropy lay below the threshold is trained on under its predicted
+    class, in this round alone. Such rows weigh as many labeled rows would; in the first round
+    there are none.
+
+    Args:
+        threshold: of the entropy, in decimal digits, with 100 labeled rows.
+        decline: by which it falls with each further one; below 0 nothing is certain.
+    """
+
+    threshold: Annotated[float, Ge(0)] = 0.3
+    decline: Annotated[float, Ge(0)] = 0.0375 / 128
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
+    taxonomy: ClassVar[str] = "unlabeled"
+    source: ClassVar[str] = "Yuan et al., Knowledge-Based Systems 2019 (pseudo-labels)"
+    departures: ClassVar[str] = "the threshold is that of the authors' program for MNIST"
+
+    def reads(self) -> tuple[Signal, ...]:
+        """Return the log-probabilities."""
+        return (LogProbs(),)
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Return the streams of ``supervised``, and the certain items."""
+        labeled = super().streams()
+        return (*labeled, Stream(PSEUDO, PSEUDO, views=labeled[0].views))
+
+    def begin(self, ctx: TrainContext, data: TrainData) -> TrainState:
+        """Return the state with the certain items and their classes in its tables."""
+        state = super().begin(ctx, data)
+        if ctx.columns is None or data.unlabeled is None:
+            return state
+        log_probs = ctx.columns["log_probs"]
+        digits = acquisition.entropy(log_probs) / math.log(10.0)
+        at = {item: row for row, item in enumerate(data.unlabeled.ids)}
+        certain = torch.nonzero(digits < self.limit(ctx.n_labeled))[:, 0]
+        found = [i for i in certain.tolist() if ctx.columns.ids[i] in at]
+        rows = torch.tensor([at[ctx.columns.ids[i]] for i in found], dtype=torch.int64)
+        state.tables |= {
+            f"rows.{PSEUDO}": rows,
+            f"targets.{PSEUDO}": log_probs[torch.tensor(found, dtype=torch.int64)].argmax(dim=1),
+        }
+        state.scalars[PSEUDO] = len(rows) / (len(rows) + len(data.labeled))
+        return state
+
+    def limit(self, labeled: int) -> float:
+        """Return the threshold with so many labeled rows."""
+        return self.threshold - self.decline * (labeled - 100)
+
+    def joined(
+        self, loss: Tensor, state: TrainState, batches: Batches, ctx: TrainContext
+    ) -> Tensor:
+        """Return the loss of labeled rows joined by that of certain ones, by their numbers."""
+        if PSEUDO in batches:
+            share, net = state.scalars[PSEUDO], state.networks["task"]
+            done = state.step / ctx.steps
+            own = self._losses(net, batches[PSEUDO], done, self.label_smoothing).mean()
+            loss = (1.0 - share) * loss + share * own
+        return super().joined(loss, state, batches, ctx)
+
+
+# ---- strategy ------------------------------------------------------------------------------------
 
 
 @strategies.register("multicriteria")
@@ -64,7 +139,7 @@ class MCADL(Strategy):
         "committee that chose a batch on that batch's labels, before it was trained on: those of "
         "training rows end at 1, and the authors' validation set of 800 images a class is more "
         "than a project has; they are of uncertain items, so they are low. Pseudo-labels, which "
-        "the paper leaves optional, are left out"
+        "are optional, are the learner certain_pseudo_labels"
     )
 
     def signals(self) -> tuple[Signal, ...]:

@@ -17,6 +17,7 @@ from rayal.engine.driver import Project
 from rayal.engine.files import collect_files
 from rayal.engine.memory import recall
 from rayal.engine.reads import columns_read, hash_read
+from rayal.errors import StorageError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainData, TrainState
 from rayal.learners.checkpoint import read_checkpoint
@@ -248,6 +249,21 @@ def test_columns_for_another_learner_are_not_read(tmp_path: Path) -> None:
     plain.spec = replace(plain.spec, learner=Reader(steps=20, batch=16, epoch_steps=10))
     assert hash_read(plain, 1) is None and columns_read(plain, None, ()) is None
     assert hash_read(plain, 0) is None
+
+
+@pytest.mark.parametrize("keep", ["last", "all"])
+def test_a_committee_is_the_same_when_the_columns_it_read_are_gone(
+    keep: str, tmp_path: Path
+) -> None:
+    learner = Reader(steps=20, batch=16, epoch_steps=10)
+    what = spec(strategies["entropy"](), learner=learner, rounds=2, keep=keep)
+    project = finished(tmp_path, what)
+    trained = [row.outputs["train"]["model"] for row in project.rounds()]
+    Reader.seen.clear()
+    assert project.committee(2).hash == trained[2] and not Reader.seen
+    if keep == "last":
+        with pytest.raises(StorageError, match="are gone"):
+            columns_read(project, hash_read(project, 1), ())
 
 
 def test_training_that_reads_has_a_hash_of_its_own(tmp_path: Path) -> None:

@@ -182,6 +182,16 @@ def test_of_a_window_the_largest_mean_stays_with_its_variance() -> None:
     assert made[1] is not None and (made[0].item(), made[1].item()) == (3.0, 0.5)
 
 
+def test_moments_keep_their_digits_under_autocast() -> None:
+    net = MomentNet(build_network("small_cnn", {"widths": (4, 4, 8)}, **CNN))  # type: ignore[arg-type]
+    x = torch.rand(5, 1, 8, 8)
+    plain = (*net.moments(x), *net.answer(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = (*net.moments(x), *net.answer(x))
+    for ours, theirs in zip(cast, plain, strict=True):
+        assert ours is not None and theirs is not None and torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("network", ["resnet18_small"])
 def test_other_layers_are_refused_with_a_remedy(network: str) -> None:
     net = build_network(network, {}, input_shape=(1, 16, 16), n_outputs=3, seed=0)

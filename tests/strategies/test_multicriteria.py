@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from digit_cases import committee_of, digit_spec, items, picks, pool_rows, rounds_of
+from digit_cases import PLAIN, committee_of, digit_spec, items, picks, pool_rows, rounds_of
 from torch import Tensor
 
 import rayal
+from rayal.engine.driver import Project
 from rayal.engine.memory import recall
+from rayal.learners import TrainContext, TrainData, TrainState
 from rayal.registry import strategies
 from rayal.selection import criteria
 from rayal.selection.criteria import MultiCriteria, Weights, among, unit_rows
 from rayal.selection.functions import select_rows
 from rayal.strategies.base import Outcome
-from rayal.strategies.multicriteria import MCADL, accuracies, class_weights, overall
+from rayal.strategies.multicriteria import (
+    MCADL,
+    CertainPseudoLabels,
+    accuracies,
+    class_weights,
+    overall,
+)
 from rayal.types import Columns
 
 
@@ -268,3 +277,61 @@ def test_a_project_with_all_other_criteria_off_picks_as_margin_does(tmp_path: Pa
     on = rounds_of(tmp_path / "on", MCADL(), rounds=2)
     assert items(off) == items(base) != items(on)
     assert digit_spec(MCADL()).strategy.signals() == MCADL().signals()
+
+
+# ---- pseudo-labels -------------------------------------------------------------------------------
+
+
+def test_the_threshold_falls_with_the_labels() -> None:
+    learner = CertainPseudoLabels()
+    assert learner.limit(100) == pytest.approx(0.3)
+    assert learner.limit(228) == pytest.approx(0.3 - 0.0375)
+    assert learner.limit(2000) < 0.0
+
+
+def weights(project: Project, round: int) -> list[Tensor]:
+    return [p.detach() for p in committee_of(project, round).net(0).parameters()]
+
+
+def test_certain_items_of_the_last_round_are_trained_on_for_one_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: dict[int, tuple[TrainState, TrainData]] = {}
+
+    def begin(self: CertainPseudoLabels, ctx: TrainContext, data: TrainData) -> TrainState:
+        state = original(self, ctx, data)
+        begun[ctx.round] = (state, data)
+        return state
+
+    original = CertainPseudoLabels.begin
+    monkeypatch.setattr(CertainPseudoLabels, "begin", begin)
+    given = dataclasses.asdict(PLAIN)
+    learner = CertainPseudoLabels(**given, threshold=0.5, decline=0.0)
+    on = rounds_of(tmp_path / "on", strategies["random"](), learner=learner, rounds=2, keep="picks")
+    assert "rows.pseudo" not in begun[0][0].tables and on.spec.keep == "last"
+    raw, y = pool_rows(on)
+    known = on.ledger.resolved("p", on.ledger.rounds("p")[1].labels_seq)
+    committee = committee_of(on, 0)
+    with torch.inference_mode():
+        x = committee.task.transform(raw, committee.statistics)
+        log_probs = committee.net(0).eval()(x).log_softmax(dim=1).double()
+    digits = -(log_probs.exp() * log_probs).sum(dim=1) / math.log(10)
+    certain = [
+        f"digit-{i:04d}" for i in torch.nonzero(digits < 0.5)[:, 0].tolist()
+        if f"digit-{i:04d}" not in known
+    ]  # fmt: skip
+    state, data = begun[1]
+    assert data.unlabeled is not None and certain
+    assert [data.unlabeled.ids[i] for i in state.tables["rows.pseudo"].tolist()] == certain
+    own = log_probs.argmax(dim=1)[[int(i.removeprefix("digit-")) for i in certain]]
+    assert torch.equal(state.tables["targets.pseudo"], own)
+    assert not torch.equal(own, y[[int(i.removeprefix("digit-")) for i in certain]])
+    assert len(on.ledger.resolved("p")) == 60 + 2 * 20  # they are no labels
+
+    none = CertainPseudoLabels(**given, threshold=0.0)
+    off = rounds_of(tmp_path / "off", strategies["random"](), learner=none, rounds=2)
+    base = rounds_of(tmp_path / "base", strategies["random"](), learner=PLAIN, rounds=2)
+    for round in (0, 2):
+        pairs = zip(weights(off, round), weights(base, round), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(weights(on, 2)[0], weights(base, 2)[0])
