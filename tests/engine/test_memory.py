@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pool_cases import finished, pool_of, spec
 from torch import Tensor
 
 from rayal.engine.driver import Project
+from rayal.engine.executor import LOCAL, Executor
 from rayal.engine.files import collect_files
 from rayal.engine.memory import recall
 from rayal.engine.reads import columns_read, hash_read
@@ -26,7 +28,9 @@ from rayal.registry import learners, strategies
 from rayal.selection.topk import TopK
 from rayal.signals import LogProbs, Signal
 from rayal.strategies import Ctx, Strategy
+from rayal.strategies.adaptive import MomentPropagation
 from rayal.strategies.base import Memory, Outcome
+from rayal.strategies.multicriteria import CertainPseudoLabels
 from rayal.types import Columns
 
 
@@ -151,6 +155,45 @@ def test_memory_and_picks_do_not_depend_on_shards(shards: int, tmp_path: Path) -
     other = finished(tmp_path / "other", tally(shards=shards))
     assert picks(first) == picks(other)
     assert torch.equal(stored(first, 2)["memory"]["gain"], stored(other, 2)["memory"]["gain"])
+
+
+def sent(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+def elsewhere(fit: Any, *arguments: Any, **named: Any) -> Any:
+    """Train as in another process: of what was sent there."""
+    return LOCAL.train_members(sent(fit), *arguments, **named)
+
+
+def shards_elsewhere(objective: Any, *arguments: Any, **named: Any) -> Any:
+    return LOCAL.start_shards(sent(objective), *arguments, **named)
+
+
+REMOTE = Executor("elsewhere", LOCAL.map_parts, elsewhere, shards_elsewhere)
+CASES: dict[str, tuple[str, dict[str, Any], Supervised]] = {
+    "multicriteria": ("multicriteria", {}, CertainPseudoLabels(steps=20, batch=16, threshold=2.0)),
+    "adaptive": (
+        "adaptive", {"leading": 60, "stride": 6, "hidden": 8, "lr": 0.1},
+        MomentPropagation(steps=20, batch=16, lr=1e-2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_remembered_and_read_survives_the_way_to_other_processes(
+    case: str, tmp_path: Path
+) -> None:
+    name, params, learner = CASES[case]
+    what = spec(strategies[name](**params), learner=learner, rounds=3)
+    first = finished(tmp_path / "one", what)
+    other = finished(tmp_path / "two", replace(what, shards=7), executor=REMOTE)
+    assert picks(first) == picks(other)
+    assert [r.metrics for r in first.rounds()] == [r.metrics for r in other.rounds()]
+    memories = [stored(p, 2)["memory"] for p in (first, other)]
+    key, tensor = ("policy", "layers.0.weight") if case == "adaptive" else ("", "rows")
+    pair = [m[key][tensor] if key else m[tensor] for m in memories]
+    assert torch.equal(*pair)
 
 
 def test_other_hyperparameters_begin_with_an_empty_memory(tmp_path: Path) -> None:
