@@ -63,7 +63,7 @@ def recall(stages: Stages, round: int, committee: Committee) -> Recalled:
     hash = None if last is None else last.provenance.get(FOLDER)
     if last is None or hash is None:
         return Recalled()
-    if last.provenance["strategy"] != stages.spec.to_json()["strategy"]:
+    if digest(last.provenance["strategy"]) != digest(stages.spec.to_json()["strategy"]):
         return Recalled()
     file = stages.ledger.columns(hash)[FOLDER].file
     stored = read_checkpoint(Path(stages.root) / file).tree
