@@ -140,8 +140,8 @@ def test_linear_units_reconstruct_data_of_their_rank(
 @pytest.mark.parametrize("inputs", ["unit", "standard"])
 @KINDS
 def test_the_error_falls_in_every_layer(kind: Any, inputs: Any) -> None:
-    rate = 0.01 if (kind, inputs) == ("rbm", "standard") else None  # 200 steps are few
-    learner, ctx = pretraining(kind=kind, inputs=inputs, pretrain_steps=200, pretrain_lr=rate)
+    rate, steps = (0.03, 400) if (kind, inputs) == ("rbm", "standard") else (None, 200)
+    learner, ctx = pretraining(kind=kind, inputs=inputs, pretrain_steps=steps, pretrain_lr=rate)
     errors: list[float] = []
 
     class Watched(LayerTraining):
@@ -157,7 +157,7 @@ def test_the_error_falls_in_every_layer(kind: Any, inputs: Any) -> None:
             """Keep nothing."""
 
     fit(watched, PoolData(unlabeled=digit_rows()), ctx, checkpoint=Nowhere(Path()))
-    for layer in (errors[:200], errors[200:]):
+    for layer in (errors[:steps], errors[steps:]):
         assert sum(layer[-20:]) < 0.97 * sum(layer[:20])
 
 
