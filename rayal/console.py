@@ -36,6 +36,7 @@ err = Console(stderr=True)
 _UNITS = {
     "train": "steps",
     "embed": "rows",
+    "pretrain": "steps",
     "scan": "rows",
     "evaluate": "rows",
     "select": "picks",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayal.engine.ingest import remove_stray_files, stray_files
 from rayal.errors import PoolError
 from rayal.project import Ledger
+from rayal.project.records import StageRow
 
 FOLDERS = ("columns", "models", "attached", "memory")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet
@@ -33,7 +35,7 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     last = max((s.round for s in stages), default=-1)
     chosen = {s.round for s in stages if s.stage == "select"}
     versions = ledger.versioned([s.output["model"] for s in stages if s.stage == "train"])
-    files: list[str] = []
+    files = _spent_pretraining(ledger, stages)
     for stage in stages:
         old = stage.round < last
         spent = old or (keep == "picks" and stage.round in chosen)
@@ -54,6 +56,14 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
         for path in paths.values():
             path.unlink(missing_ok=True)
     return sizes
+
+
+def _spent_pretraining(ledger: Ledger, stages: Sequence[StageRow]) -> list[str]:
+    """Return the weights of pre-trainings on a pool that has grown since."""
+    made = {s.round: str(s.output["model"]) for s in stages if s.stage == "pretrain"}
+    spent = set(made.values()) - {made[max(made)]} if made else ()
+    rows = [ledger.checkpoint(model, 0) for model in sorted(spent)]
+    return [row.file for row in rows if row is not None]
 
 
 def collect_files(ledger: Ledger, *, dry_run: bool, age: float = YOUNG) -> dict[str, int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rayal.engine.member import Fit, is_final, train_members
 from rayal.errors import StorageError, WorkerError
-from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData
+from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData, Weights
 from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
@@ -68,6 +68,7 @@ def model_hash(
     unlabeled: tuple[int, int] | None = None,
     attached: Sequence[Any] | None = None,
     reads: str | None = None,
+    pretrained: str | None = None,
     device: str = "cpu",
 ) -> str:
     """Return the digest of everything that a committee's weights depend on.
@@ -84,6 +85,7 @@ def model_hash(
         unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
         attached: what names the rows that strategies attached to labeled items; None without any.
         reads: hash of the columns that the learner reads; None without any.
+        pretrained: hash of the pre-training that members start from; None without one.
         device: type of the device, whose sums differ.
     """
     kind = type(learner)
@@ -101,6 +103,7 @@ def model_hash(
             "unlabeled": unlabeled,
             **({} if attached is None else {"attached": attached}),
             **({} if reads is None else {"reads": reads}),
+            **({} if pretrained is None else {"pretrained": pretrained}),
             **({} if device == "cpu" else {"device": device}),
         }
     )
@@ -121,6 +124,7 @@ def train_committee(
     device: str = "cpu",
     columns: Columns | None = None,
     scan: ScanRows | None = None,
+    weights: Weights | None = None,
     progress: Progress | None = None,
     train: Callable[..., Sequence[int]] = train_members,
     quorum: int | None = None,
@@ -145,6 +149,7 @@ def train_committee(
         device: where it trains.
         columns: what the learner ``reads`` of the previous round's scan.
         scan: the learner's way to ask signals of unlabeled rows while training.
+        weights: what the learner's pre-training left; None asks its ``prepare``.
         progress: called with ("train", steps done, steps of all members).
         train: the executor's ``train_members``; it returns the members whose workers were lost
             again and again.
@@ -162,8 +167,10 @@ def train_committee(
     if waiting:
         everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
         ctx = replace(ctx, statistics=task.fit(everything), columns=columns, scan=scan)
-        with torch_threads(threads_per_model):
-            ctx = replace(ctx, weights=learner.prepare(ctx, data))
+        if weights is None:
+            with torch_threads(threads_per_model):
+                weights = learner.prepare(ctx, data)
+        ctx = replace(ctx, weights=weights)
         fit = Fit(learner, data, ctx, members, threads_per_model)
         needed = min(quorum or members, len(stores))
         lost = train(fit, waiting, stores, quorum=needed, progress=progress)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
+from rayal.engine.member import is_final
 from rayal.engine.pool import Pool
 from rayal.engine.reads import columns_read, hash_read
+from rayal.engine.pool_rows import PoolRows
+from rayal.engine.pretrain import Pretraining, member_store
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import context, model_hash
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
-from rayal.learners.base import LabeledRows, TensorRows, TrainData
+from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
 from rayal.learners.loop import FROM_POOL
 from rayal.models.build import checked_parameters, find_factory
 from rayal.models.committee import Committee, home_of
 from rayal.registry import strategies
 from rayal.tasks import Task, task_for
-from rayal.types import Columns, Keys, digest, id_keys, key_sum
+from rayal.types import Columns, Keys, id_keys
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -161,6 +162,7 @@ class Training:
         hash: digest of everything the weights depend on.
         data: decoded rows and targets.
         reads: hash of the columns of the last round's scan that the learner reads.
+        pretraining: what all members start from; None where they start afresh.
     """
 
     project: Project
@@ -169,6 +171,7 @@ class Training:
     hash: str
     data: TrainData
     reads: str | None = None
+    pretraining: Pretraining | None = None
 
     @classmethod
     def of(cls, project: Project, labels: Mapping[str, Label], round: int) -> Training:
@@ -185,6 +188,7 @@ class Training:
         unlabeled = _unlabeled(project, set(ids))
         attached, named = attached_rows(project, round, kept)
         reads = hash_read(project, round)
+        pretraining = Pretraining.of(project)
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
@@ -197,10 +201,11 @@ class Training:
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
             attached=named,
             reads=reads,
+            pretrained=None if pretraining is None else pretraining.hash,
             device=spec.scan.device,
         )
         data = TrainData(LabeledRows(rows, targets), unlabeled, attached)
-        return cls(project, round, ids, hash, data, reads)
+        return cls(project, round, ids, hash, data, reads, pretraining)
 
     def columns(self) -> Columns | None:
         """Return what the learner reads of the last round's scan; None where there is nothing."""
@@ -229,57 +234,17 @@ class Training:
         }
 
     def store(self, member: int) -> FolderStore:
-        """Return a member's checkpoints; an epoch's file goes when the next one is recorded."""
-        ledger, name = self.project.ledger, self.project.name
+        """Return a member's checkpoints."""
+        return member_store(self.project, self.round, self.hash, member)
 
-        def committed() -> tuple[int, str] | None:
-            row = ledger.checkpoint(self.hash, member)
-            return None if row is None else (row.epoch, row.file)
-
-        def commit(epoch: int, file: str, final: bool) -> None:
-            before = ledger.checkpoint(self.hash, member)
-            ledger.commit_checkpoint(
-                name,
-                self.round,
-                model=self.hash,
-                member=member,
-                epoch=epoch,
-                file=file,
-                final=final,
-            )
-            if before is not None and before.epoch < epoch:
-                ledger.forget_files([before.file])
-                (self.project.root / before.file).unlink(missing_ok=True)
-
-        return FolderStore(Path(self.project.root), "models", self.hash, member, committed, commit)
-
-
-@dataclass(frozen=True)
-class PoolRows:
-    """Pool items whose rows are read and decoded when they are taken; no label is within reach.
-
-    Args:
-        pool: where they lie.
-        task: how they are decoded.
-        ids: their ids.
-    """
-
-    pool: Pool
-    task: Task
-    ids: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, positions: Tensor) -> Tensor:
-        """Return decoded rows ``[B, …]`` at int64 positions ``[B]``."""
-        return self.task.decode(self.pool.take([self.ids[i] for i in positions.tolist()]))
-
-    @property
-    def fingerprint(self) -> tuple[int, int]:
-        """Their number, and a digest of the parts (named by their content) and of their keys."""
-        parts = sorted(part.part for part in self.pool.parts_of("pool"))
-        return len(self.ids), int(digest([parts, key_sum(id_keys(self.ids))]), 16)
+    def weights(self) -> Weights | None:
+        """Return what members start from, where the learner is pre-trained and one is waiting."""
+        if self.pretraining is None:
+            return None
+        members = range(self.project.spec.committee_size)
+        if all(is_final(self.store(member)) for member in members):
+            return None
+        return self.pretraining.weights(self.round)
 
 
 def _unlabeled(project: Project, labeled: set[str]) -> PoolRows | None:

@@ -27,6 +27,7 @@ NAMES = [
     "coreset",
     "badge",
     "bait",
+    "bait_regression",
     "batchbald",
     "egl",
     "egl_sm",

@@ -122,7 +122,7 @@ def _stage(
     if n == INITIAL or "select" in finished:
         return "label"
     reached = max((STAGES.index(stage) for stage in finished), default=-1)
-    return next(s for s in STAGES[reached + 1 :] if s not in ("embed", "auxiliary"))
+    return next(s for s in STAGES[reached + 1 :] if s not in ("embed", "pretrain", "auxiliary"))
 
 
 def _made(n: int, stages: Sequence[StageRow], models: Sequence[ModelRow]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class RoundInfo(Answered):
     stage: Literal[
         "prepare",
         "embed",
+        "pretrain",
         "train",
         "evaluate",
         "scan",
