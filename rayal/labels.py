@@ -82,7 +82,7 @@ class NumberLabel:
         try:
             number = float(value) + 0.0
         except OverflowError:
-            number = math.inf if value > 0 else -math.inf
+            number = math.inf  # of either sign
         if not math.isfinite(number) or not self.low <= number <= self.high:
             raise LabelError(
                 f"label {number} of item {item!r} is out of bounds; give a finite number"
@@ -117,6 +117,10 @@ def label_kind(spec: dict[str, Any]) -> ClassLabel | NumberLabel:
     if spec.get("kind") == "class":
         return ClassLabel(tuple(spec["classes"]))
     if spec.get("kind") == "number":
-        low, high = spec.get("low"), spec.get("high")
-        return NumberLabel(-math.inf if low is None else low, math.inf if high is None else high)
+        return number_label(spec.get("low"), spec.get("high"))
     raise LabelError(f"label kind {spec.get('kind')!r} is unknown; known: class, number")
+
+
+def number_label(low: float | None, high: float | None) -> NumberLabel:
+    """Return the kind of numbers between bounds; None is an open one."""
+    return NumberLabel(-math.inf if low is None else low, math.inf if high is None else high)

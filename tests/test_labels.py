@@ -41,7 +41,7 @@ def test_a_number_out_of_bounds_is_refused(given: Any) -> None:
     with pytest.raises(LabelError, match="out of bounds; give a finite number from -5 to 10"):
         NumberLabel(-5, 10).check(given, "a")
     if not -(10**300) < given < 10**300:
-        with pytest.raises(LabelError, match="out of bounds; give a finite number$"):
+        with pytest.raises(LabelError, match=r"out of bounds; give a finite number$"):
             NumberLabel().check(given, "a")
 
 

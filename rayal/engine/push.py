@@ -57,16 +57,19 @@ class Pushed:
     snapshot: int
 
 
-def create_empty(ledger: Ledger, name: str, payload: dict[str, Any], classes: Sequence[str]) -> int:
+def create_empty(
+    ledger: Ledger, name: str, payload: dict[str, Any], classes: Sequence[str] | None
+) -> int:
     """Make a pool without items and return its snapshot's number.
 
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
         payload: what the bytes of a row will be.
-        classes: the names of the labels.
+        classes: the names of the labels; None where they are numbers.
     """
-    info = {"payload": payload, "label_kind": "class", "classes": list(classes)}
+    kind = {"label_kind": "number"} if classes is None else {"label_kind": "class"}
+    info = {"payload": payload, **kind, **({} if classes is None else {"classes": list(classes)})}
     return ledger.commit_snapshot(name, [], info)
 
 

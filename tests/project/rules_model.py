@@ -117,12 +117,11 @@ class Model:
         groups = []
         for size in range(fewest, len(whole) + 1):
             for some in combinations(whole, size):
-                here = sorted((Counter(some) & Counter(filling)).elements())
-                if some[-1] - some[0] <= round(100 * self.rules.tolerance) and here:
-                    # all labels of a value agree or none does
-                    if all(some.count(v) == whole.count(v) for v in some):
-                        here = sorted(v for v in filling if v in some)
-                        groups.append((-size, some[-1] - some[0], some, here))
+                here = sorted(value for value in filling if value in some)
+                entire = all(some.count(value) == whole.count(value) for value in some)
+                wide = some[-1] - some[0]
+                if here and entire and wide <= round(100 * self.rules.tolerance):
+                    groups.append((-size, wide, some, here))
         if not groups:
             return []
         *_, here = min(groups)
