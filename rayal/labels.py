@@ -112,7 +112,10 @@ class NumberLabel:
         return {"kind": self.kind, "low": low, "high": high}
 
 
-def label_kind(spec: dict[str, Any]) -> ClassLabel | NumberLabel:
+Labels = ClassLabel | NumberLabel  # what a task may predict
+
+
+def label_kind(spec: dict[str, Any]) -> Labels:
     """Return the label kind that ``to_json`` described."""
     if spec.get("kind") == "class":
         return ClassLabel(tuple(spec["classes"]))

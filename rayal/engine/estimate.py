@@ -129,7 +129,10 @@ def speed_of(spec: ProjectSpec, items: Task) -> Speed:
             if start is not None:
                 tail = _seconds(lambda: net.run(trunk.clone(), start)) / spec.scan.batch
         batch = torch.zeros((spec.learner.batch, *task.input_shape))
-        step = _seconds(lambda: net.train()(batch).sum().backward())
+        trained = any(p.requires_grad for p in net.parameters())
+        step = _seconds(
+            lambda: net.train()(batch).sum().backward() if trained else net.train()(batch)
+        )
     return Speed(row, tail, step, task.n_outputs)
 
 

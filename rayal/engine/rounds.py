@@ -93,15 +93,15 @@ class Stages:
         parts = () if known is None else self.inputs.pool.parts_of("test")
         job = Evaluation(self.inputs.pool, committee, self.options)
         made = dict(self._map("evaluate", job, parts, parts))
-        log_probs, targets = [], []
+        predictions, targets = [], []
         for part in parts:
             ids = self.pool.read(part).column("id").to_pylist()
-            log_probs.append(made[part.part])
+            predictions.append(made[part.part])
             targets.append(self.task.targets(list(known(ids)) if known else []))
         failpoint("evaluate")
         metrics: Mapping[str, float] = {}
         if targets:
-            metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
+            metrics = self.task.metrics(torch.cat(predictions), torch.cat(targets))
         items = sum(part.rows for part in parts)
         self.finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
 

@@ -17,6 +17,7 @@ from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.targets import check_targets, number_of
 from rayal.engine.train import context, model_hash
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
@@ -37,21 +38,25 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     """Return the task of a pool's items.
 
     Raises:
-        SettingsError: the pool has no classes and none are given, or the kind does not fit.
+        SettingsError: the pool has no classes and none are given, or kind or target do not fit.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
-    classes = given.pop("classes", None) or pool.classes
-    if not classes:
+    number = number_of(given, pool.info.get("label_kind"))
+    classes = given.pop("classes", None) or pool.classes or ()
+    for name in ("target", "low", "high"):
+        given.pop(name, None)
+    if not classes and number is None:
         raise SettingsError(
-            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}"
+            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}, "
+            "or predict a number: task: {target: number}"
         )
     payload = pool.payload
     if payload.get("encoding") == "file" and "size" not in given:
         given["example"] = pool.read(pool.parts[0]).slice(0, 1)
     if payload["kind"] == "text":
         given["words"] = vocabulary_of(pool, given)
-    return task_for(payload, kind=kind, classes=tuple(classes), **given)
+    return task_for(payload, kind=kind, classes=tuple(classes), number=number, **given)
 
 
 def check_spec(pool: Pool, spec: ProjectSpec) -> None:
@@ -114,17 +119,18 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
         LabelError: a known label is not among the given classes.
     """
     items = task_of(pool, spec.task)
-    classes = items.labels.classes
+    classes = items.classes
     strange = [c for c in pool.classes or () if c not in classes]
-    if strange:
+    if strange and items.target == "class":
         raise LabelError(
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
-    Scan(
-        pool, untrained(spec, head_task(spec, items)), spec.strategy, spec.learner, spec.scan
-    ).check()
-    if not head_task(spec, items).has_views:
+    task = head_task(spec, items)
+    check_targets(spec.strategy, spec.learner, task.target)
+    spec.learner.check(task)
+    Scan(pool, untrained(spec, task), spec.strategy, spec.learner, spec.scan).check()
+    if not task.has_views:
         _check_views(spec)
 
 
@@ -145,6 +151,7 @@ def untrained(spec: ProjectSpec, task: Task) -> Committee:
     place = torch.device(home_of(spec.scan.device))
     made = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
     statistics = task.fit(torch.zeros((1, *task.input_shape)))
+    statistics |= task.fit_targets(torch.zeros(1))
     nets = (made,) * spec.committee_size
     return Committee(nets, task, statistics, "", 0, 0, spec.learner.extras)
 
