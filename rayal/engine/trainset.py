@@ -24,10 +24,11 @@ from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
-from rayal.models.build import checked_parameters, find_factory
+from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
 from rayal.registry import strategies
-from rayal.tasks import Task, task_for
+from rayal.tasks import Task, Vocabulary, task_for
+from rayal.tasks.text import SIZE
 from rayal.types import Keys, digest, id_keys, key_sum
 
 if TYPE_CHECKING:
@@ -94,15 +95,19 @@ def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
 
     Args:
         spec: with the network and the committee's size.
-        task: of its rows.
+        task: of its rows; its tokeniser may grow with the pool, to the size that is set.
         most: weights of all members.
     """
-    network = spec.network
-    factory = find_factory(network.name)
-    arguments = checked_parameters(network.name, factory, network.params)
-    with torch.device("meta"):
-        net = factory(tuple(task.input_shape), task.n_outputs, **arguments)
-    weights = spec.committee_size * sum(p.numel() for p in net.parameters())
+    network, words = spec.network, task.vocabulary
+    if words is not None:
+        words = Vocabulary.imagined(max(words.size, spec.task.get("vocabulary", SIZE)))
+    weights = spec.committee_size * weights_of(
+        network.name,
+        network.params,
+        input_shape=task.input_shape,
+        n_outputs=task.n_outputs,
+        vocabulary=words,
+    )
     if weights > most:
         raise SettingsError(
             f"{spec.committee_size} x network {network.name!r} would have {weights} weights, at "

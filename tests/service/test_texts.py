@@ -118,7 +118,7 @@ def test_json_lines_of_texts(client: httpx.Client) -> None:
 def test_a_text_that_cannot_be_taken_is_rejected_alone(
     client: httpx.Client, given: dict[str, Any], detail: str
 ) -> None:
-    good = {"id": f"beside {detail}", "text": f"beside {len(detail)}"}
+    good = {"id": f"beside {given}"[:100], "text": "beside"}
     answer = client.post(ITEMS, json={"items": [{"id": "wrong", **given}, good]}).json()
     assert answer["created"] == 1
     (refused,) = answer["rejected"]
@@ -170,8 +170,8 @@ def body(**changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": "p",
         "task": {"kind": "text", "classes": CLASSES, "length": 8, "vocabulary": 200},
-        "model": {"network": "kim_cnn", "params": {"filters": 4, "width": 8}},
-        "learner": {"name": "supervised", "steps": 40, "batch": 16, "epoch_steps": 10},
+        "model": {"network": "kim_cnn", "params": {"filters": 8, "width": 16, "dropout": 0.1}},
+        "learner": {"name": "supervised", "steps": 100, "batch": 16, "epoch_steps": 25, "lr": 0.01},
         "strategy": "entropy",
         "initial": {"count": 12},
         "batch_size": 6,
