@@ -156,6 +156,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def near(one: float, other: float, tolerance: float) -> bool:
+    """Whether two numbers agree: their difference, as they are written, is within the tolerance."""
+    return abs(_written(one) - _written(other)) <= _written(tolerance)
+
+
 def _median(rows: Iterable[Row]) -> int:
     """Return the row of the median value, the lower one of two; of equal values the first row.
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from rayal.engine.pool import Pool
 from rayal.errors import ConflictError, PreconditionError
+from rayal.labels import ClassLabel, NumberLabel
 from rayal.project import Ledger, ProjectRow
 from rayal.service.bodies import ProjectBody, merged, parsed
 from rayal.service.creation import check_fit, settings_of, spec_of
 
 _FIXED = ("name", "pool")
 _RESTS = ("labels_per_item", "agreement", "max_labels", "tolerance")  # training sets rest on them
+_TASK_ONCE_TRAINED = ("size", "channels", "length", "vocabulary", "tokenizer", "lowercase")
 _FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
 
 
@@ -33,8 +35,8 @@ def checked_patch(
     settings, by their version, and whether a first round has begun.
 
     The strategy, batch, rounds, labeling and when rounds begin may change at any time, and classes
-    may be added behind the others; network, learner, first choice, seeds and scan only before the
-    first round.
+    may be added behind the others, and bounds of a number widened; network, learner, first choice,
+    seeds, scan and tokeniser only before the first round.
 
     Args:
         ledger: the storage root's ledger.
@@ -89,13 +91,24 @@ def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
 def _refuse_fixed(old: ProjectBody, new: ProjectBody, *, trained: bool) -> None:
     fixed = [*_FIXED, *(_FIXED_ONCE_TRAINED if trained else ())]
     changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-    task = ("kind", "features", *(("size", "channels") if trained else ()))
+    task = ("kind", "features", *(_TASK_ONCE_TRAINED if trained else ()))
     for section, names in (("task", task), ("labeling", _RESTS)):
         was, now = getattr(old, section), getattr(new, section)
         changed += [f"{section}.{n}" for n in names if getattr(was, n) != getattr(now, n)]
-    if new.task.classes[: len(old.task.classes)] != old.task.classes:
-        changed.append("task.classes (they may only be added to, at the end)")
+    changed += _narrowed(old.task.labels(), new.task.labels())
     if changed:
         raise ConflictError(
             f"{', '.join(changed)} cannot change any more; make another project, or leave it"
         )
+
+
+def _narrowed(old: ClassLabel | NumberLabel, new: ClassLabel | NumberLabel) -> list[str]:
+    """Return what of the labels changes so that an answer which was given would not stay one."""
+    if isinstance(old, ClassLabel) and isinstance(new, ClassLabel):
+        grown = new.classes[: len(old.classes)] == old.classes
+        return [] if grown else ["task.classes (they may only be added to, at the end)"]
+    if isinstance(old, NumberLabel) and isinstance(new, NumberLabel):
+        lower, higher = new.low <= old.low, new.high >= old.high
+        narrowed = [name for name, wide in (("low", lower), ("high", higher)) if not wide]
+        return [f"task.{name} (the bounds may only be widened)" for name in narrowed]
+    return ["task.target"]

@@ -71,9 +71,10 @@ def test_a_text_comes_back_as_plain_text_in_utf_8(client: httpx.Client) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     signed = client.get(f"{ITEMS}/{key('a')}").json()["content"]
-    assert httpx.Client(transport=client._transport, base_url="http://service").get(
-        signed
-    ).text == text
+    assert (
+        httpx.Client(transport=client._transport, base_url="http://service").get(signed).text
+        == text
+    )
 
 
 def test_texts_are_in_composed_form_so_that_the_same_text_is_the_same_item(

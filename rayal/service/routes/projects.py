@@ -146,6 +146,7 @@ def _info(call: Call, row: ProjectRow) -> ProjectInfo:
         items=len(pool_of(ledger, name, ())),
         settings={n: v for n, v in row.settings.items() if n != "service"}
         | {"auto": _auto(row.settings)},
+        labels=call.backend.labels(row).to_json(),
         counts=ledger.counts(name),
         ready=ledger.ready(name),
         model=active[0] if active else None,
