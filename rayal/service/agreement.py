@@ -9,32 +9,34 @@ from itertools import combinations
 from math import fsum
 from typing import Any
 
-from rayal.project.agreement import is_number, near
+from rayal.project.agreement import near
 
 
-def agreement_of(labels: Iterable[tuple[str, Any]], tolerance: float = 0.0) -> dict[str, Any]:
+def agreement_of(
+    labels: Iterable[tuple[str, Any]], *, numbers: bool = False, tolerance: float = 0.0
+) -> dict[str, Any]:
     """Return how far labels of the same items agree.
 
     Alpha is Krippendorff's for any number of labels per item: one minus the ratio of observed to
     expected disagreement, over items with two labels or more. It is that for nominal data, where
-    values are equal or not; where all of them are numbers that for interval data, where they
-    disagree by their squared difference.
+    values are equal or not; of numbers that for interval data, where they disagree by their
+    squared difference.
 
     Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, sections C and D.
 
     Args:
         labels: item and value, once for each annotator of an item.
+        numbers: whether the values are numbers.
         tolerance: how far numbers of a pair that agrees may lie apart; alpha knows none.
 
     Returns:
         ``items`` with two labels or more, ``pairs`` of their labels, the share of pairs that are
         ``observed`` to agree, and ``alpha``; None where it is undefined.
     """
-    told = list(labels)
-    if told and all(is_number(value) for _, value in told):
-        return _of_numbers(told, tolerance)
+    if numbers:
+        return _of_numbers(labels, tolerance)
     units: dict[str, Counter[str]] = defaultdict(Counter)
-    for item, value in told:
+    for item, value in labels:
         units[item][json.dumps(value, sort_keys=True)] += 1
     paired = [unit for unit in units.values() if unit.total() > 1]
     totals = sum(paired, Counter[str]())

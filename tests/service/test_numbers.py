@@ -175,10 +175,10 @@ def test_interval_alpha_equals_its_definition() -> None:
     pooled = [value for unit in paired for value in unit]
     observed = sum((a - b) ** 2 / (len(u) - 1) for u in paired for a, b in permutations(u, 2))
     expected = sum((a - b) ** 2 for a, b in permutations(pooled, 2)) / (len(pooled) - 1)
-    made = agreement_of(labels)
+    made = agreement_of(labels, numbers=True)
     assert made["alpha"] == pytest.approx(1 - observed / expected, rel=1e-12)
     huge = [(item, value * 1e300) for item, value in labels]
-    assert agreement_of(huge)["alpha"] == pytest.approx(made["alpha"], rel=1e-9)
+    assert agreement_of(huge, numbers=True)["alpha"] == pytest.approx(made["alpha"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_interval_alpha_equals_its_definition() -> None:
     ],
 )
 def test_alpha_at_its_ends(labels: list[tuple[str, float]], alpha: float | None) -> None:
-    assert agreement_of(labels)["alpha"] == alpha
+    assert agreement_of(labels, numbers=True)["alpha"] == alpha
 
 
 # -- rounds ----------------------------------------------------------------------------------------
