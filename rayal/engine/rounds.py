@@ -27,6 +27,7 @@ from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.storage import present
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -138,7 +139,7 @@ class Stages:
         parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
-            return scan, [self.root / part.file for part in parts]
+            return scan, [present(self.root / part.file) for part in parts]
         hash, started = scan.columns_hash(), time.perf_counter()
         done = self.ledger.columns(hash)
         missing = [part for part in parts if part.part not in done]
@@ -192,7 +193,7 @@ class Stages:
             ]
             self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
             return
-        paths = [self.root / part.file for part in self.pool.parts_of("pool")]
+        paths = [present(self.root / part.file) for part in self.pool.parts_of("pool")]
         result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count + ready, {})
         picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
