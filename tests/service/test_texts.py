@@ -20,9 +20,10 @@ from rayal.errors import PoolError
 from rayal.project import LabelEntry, Ledger
 from rayal.service.content import ContentLimits, PushedItem
 from rayal.service.creation import create_project
-from rayal.service.inbox import push_items
+from rayal.service.inbox import push_items, stage
 from rayal.service.limits import Limits
 from rayal.service.predictor import Predictor
+from rayal.service.work import perform
 
 CLASSES = ["good", "bad"]
 ITEMS = "/v1/projects/notes/items"
@@ -215,3 +216,67 @@ def test_rounds_and_predictions_on_texts(tmp_path: Path, *, pushed: bool) -> Non
             short.predict("p", inputs=[{"text": "a long text"}])
         short.close()
         predictor.close()
+
+
+# -- forgetting ------------------------------------------------------------------------------------
+
+
+def found(root: Path, text: str) -> list[str]:
+    """Return the files of a storage root in which a text stands: what grep would find."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return [path.name for path in files if text.encode() in path.read_bytes()]
+
+
+def test_a_forgotten_text_is_in_no_file_any_more(notes: Service, client: httpx.Client) -> None:
+    secret, root = "a text that nobody shall find", Path(notes.ledger.root)
+    staged = stage(root, [json.dumps({"id": "other", "text": secret}).encode(), b"\n",
+                          json.dumps({"id": "gone", "text": secret}).encode()],
+                   limit=1000)  # fmt: skip
+    push(client, id="gone", text=secret)
+    push(client, id="stays", text="a text that stays")
+    assert len(found(root, secret)) == 2
+    content(client, "stays")  # the pool is open from here on
+    assert client.delete(f"{ITEMS}/{key('gone')}").status_code == 204
+    (job,) = notes.ledger.jobs("notes", state="queued")
+    claimed = notes.ledger.claim_job("me", kinds=["purge"])
+    assert claimed is not None and claimed.job == job.job
+    perform(notes.ledger, claimed, "me")
+    assert client.get(f"/v1/jobs/{job.job}").json()["result"] == {"purged": 1}
+    assert found(root, f'"gone", "text": "{secret}"') == []
+    assert found(root, secret) == [staged]  # of the item that was not forgotten
+    problem(content(client, "gone"), 404, "not-found")
+    assert content(client, "stays").text == "a text that stays"
+    unlabeled = client.get(ITEMS, params={"state": "unlabeled", "limit": 1000}).json()["items"]
+    assert "stays" in {row["id"] for row in unlabeled}
+    assert "gone" not in {row["id"] for row in unlabeled}
+    (conflict,) = push(client, id="gone", text=secret)["conflicts"]
+    assert "was forgotten" in conflict["detail"]
+    assert client.delete(f"{ITEMS}/{key('gone')}").status_code == 204
+
+
+def test_a_pool_that_was_there_before_is_left_to_its_keeper(
+    notes: Service, client: httpx.Client
+) -> None:
+    assert client.delete(f"/v1/projects/birds/items/{key('row/39')}").status_code == 204
+    assert notes.ledger.jobs("birds") == []
+
+
+def test_rounds_go_on_after_a_purge(tmp_path: Path) -> None:
+    items = sentences(40)
+    with Ledger(tmp_path) as ledger:
+        create_project(ledger, body(), prefixes=NOTHING)
+        new = [PushedItem(i, text=text) for i, (text, _) in items.items()]
+        push_items(ledger, "p", new, prefixes=NOTHING)
+        assert work(ledger).state == "done"
+        first, *rest = ledger.open_items("p")
+        ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in (first, *rest)])
+        untouched = next(i for i in items if i not in (first, *rest))
+        for item in (first, untouched):  # one that was trained on, one that was never offered
+            ledger.forget_item("p", item)
+        assert work(ledger, "p", "purge").result == {"purged": 2}
+        for _ in range(2):
+            done = work(ledger)
+            assert done.state == "done", done.error
+            chosen = ledger.open_items("p")
+            assert chosen and not {first, untouched} & set(chosen)
+            ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in chosen])
