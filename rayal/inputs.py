@@ -23,6 +23,7 @@ class PoolSettings(Section):
     text: Text | None = key(None, "column of texts of a table, which are then the items")
     test: Text | None = key(None, "second path, whose items get the role test")
     test_share: float = key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
+    test_by_seed: bool = key(False, "draw test_share anew for each pool seed; false: for all alike")
     duplicates: Literal["keep", "first"] = key("keep", "items of equal content: keep | first")
     missing: Literal["error", "quarantine"] = key("error", "NaN, inf, no text: error | quarantine")
 

@@ -22,7 +22,7 @@ from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
-from rayal.models.moments import ConstantNoise
+from rayal.models.noise import ConstantNoise
 from rayal.selection.threads import torch_threads
 from rayal.types import FORMAT_VERSION, Columns, digest
 

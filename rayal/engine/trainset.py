@@ -133,8 +133,9 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
         )
     task = head_task(spec, items)
     check_targets(spec.strategy, spec.learner, task.target)
-    spec.learner.check(task)
-    Scan(pool, untrained(spec, task), spec.strategy, spec.learner, spec.scan).check()
+    committee = untrained(spec, task)
+    spec.learner.check(task, committee.nets[0])
+    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
     if not task.has_views:
         _check_views(spec)
 

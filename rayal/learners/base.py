@@ -185,8 +185,8 @@ class Learner(ABC):
     source: ClassVar[str]
     departures: ClassVar[str] = "none"
 
-    def check(self, task: Task) -> None:
-        """Raise NeedsError, with a remedy, if hyperparameters do not fit what is predicted."""
+    def check(self, task: Task, networks: nn.ModuleDict) -> None:
+        """Raise NeedsError, with a remedy, if it does not fit a task and its fresh networks."""
 
     def reads(self) -> tuple[Signal, ...]:
         """Return the signals of the previous round's scan that training wants."""

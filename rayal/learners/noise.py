@@ -11,7 +11,7 @@ from rayal.errors import NeedsError
 from rayal.learners.base import TrainContext, TrainData
 from rayal.learners.loop import plain_batches
 from rayal.models.base import TaskNet
-from rayal.models.moments import ConstantNoise
+from rayal.models.noise import ConstantNoise
 
 if TYPE_CHECKING:
     from rayal.tasks.base import Task
@@ -47,8 +47,15 @@ def fit_noise(
         link.variance.fill_(max(LEAST, error.item()))
 
 
-def check_for_numbers(task: Task, class_weights: str, label_smoothing: float) -> None:
-    """Raise NeedsError where a number is predicted with hyperparameters that only classes have."""
+def check_supervised(
+    task: Task, net: nn.Module, class_weights: str, label_smoothing: float
+) -> None:
+    """Raise NeedsError where nothing descends a gradient, or numbers are treated as classes."""
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise NeedsError(
+            f"{type(net).__name__} has no weights that descend a gradient; train it by its own "
+            "learner (network pbp: learner pbp), or choose another network, such as mlp"
+        )
     given = {"class_weights": class_weights != "none", "label_smoothing": label_smoothing > 0}
     for name, wrong in given.items():
         if wrong and task.target == "number":

@@ -31,7 +31,7 @@ from rayal.learners.base import (
 )
 from rayal.learners.data import balanced_weights
 from rayal.learners.loop import check_finite, plain_batches
-from rayal.learners.noise import check_for_numbers, fit_noise
+from rayal.learners.noise import check_supervised, fit_noise
 from rayal.learners.presets import PRESETS
 from rayal.registry import learners
 from rayal.types import id_keys
@@ -119,9 +119,9 @@ class Supervised(Learner):
                 "which weights answer; set one of them to 0"
             )
 
-    def check(self, task: Task) -> None:
-        """Raise NeedsError where a number is predicted with what belongs to classes."""
-        check_for_numbers(task, self.class_weights, self.label_smoothing)
+    def check(self, task: Task, networks: nn.ModuleDict) -> None:
+        """Raise NeedsError where nothing descends, or numbers are given what belongs to classes."""
+        check_supervised(task, networks["task"], self.class_weights, self.label_smoothing)
 
     #: the networks that answer, by their key; the first is the task's
     answers: ClassVar[tuple[str, ...]] = ("task",)

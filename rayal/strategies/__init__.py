@@ -12,6 +12,7 @@ from rayal.strategies import (
     ensembles,
     learning_loss,
     multiview,
+    pbp,
     random,
     uncertainty,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ensembles",
     "learning_loss",
     "multiview",
+    "pbp",
     "random",
     "uncertainty",
 ]

@@ -1,4 +1,4 @@
-"""What makes moments of a network's last layer where a number is predicted."""
+"""The noise of a number that a network predicts: what makes moments of its last layer."""
 
 from __future__ import annotations
 
