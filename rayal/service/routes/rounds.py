@@ -77,8 +77,8 @@ def get_curve(call: Here, project: ProjectName) -> CurveInfo:
         row for row in _labels(call, project) if row.superseded_by is None and row.value is not None
     ]
     said = [(row.item, row.value) for row in present]
-    row = ledger.project(project)
-    rules, kind = Labeling.of(row.settings), call.backend.labels(row).kind
+    made = ledger.project(project)
+    rules, kind = Labeling.of(made.settings), call.backend.labels(made).kind
     by: dict[str, int] = {}
     for row in present:
         by[row.annotator] = by.get(row.annotator, 0) + 1

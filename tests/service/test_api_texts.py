@@ -18,6 +18,7 @@ from rayal.engine.push import create_empty
 from rayal.engine.texts import PAYLOAD
 from rayal.errors import PoolError
 from rayal.project import LabelEntry, Ledger
+from rayal.remote_files import items_of
 from rayal.service.content import ContentLimits, PushedItem
 from rayal.service.creation import create_project
 from rayal.service.inbox import push_items, stage
@@ -280,3 +281,14 @@ def test_rounds_go_on_after_a_purge(tmp_path: Path) -> None:
             chosen = ledger.open_items("p")
             assert chosen and not {first, untouched} & set(chosen)
             ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in chosen])
+
+
+def test_texts_of_a_csv_file_are_pushed(tmp_path: Path) -> None:
+    file = tmp_path / "notes.csv"
+    file.write_text('key,said,more\na,"x, y",1\nb,,2\n')
+    assert list(items_of(file, "key", "said")) == [
+        {"id": "a", "text": "x, y"},
+        {"id": "b", "text": ""},
+    ]
+    with pytest.raises(PoolError, match="has no column 'text'"):
+        list(items_of(file, "key", "text"))
