@@ -179,9 +179,10 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
             raise LabelError(
                 f"{path} has columns {reader.fieldnames}; the columns id and label are needed"
             )
-        labels: dict[str, str] = {}
+        read, labels = project.task.labels.read, dict[str, Any]()
         for line, row in enumerate(reader, start=2):
-            if labels.setdefault(row["id"], row["label"]) != row["label"]:
+            value = read(row["label"] or "", row["id"])
+            if labels.setdefault(row["id"], value) != value:
                 raise LabelError(f"{path}, line {line}: item {row['id']!r} has two labels")
     results = project.tell(labels, annotator=annotator)
     statuses = [r.status for r in results]

@@ -30,7 +30,9 @@ BASELINE = "random"  # the strategy every run holds and every other is compared 
 class ModelSettings(Section):
     """The networks that are trained."""
 
-    network: Text | None = key(None, "registered, or module:factory; null: small_cnn, kim_cnn")
+    network: Text | None = key(
+        None, "registered, or module:factory; null: by task.kind small_cnn, kim_cnn, mlp"
+    )
     params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
     backbone: Text | None = key(
         None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory, frozen"

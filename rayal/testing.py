@@ -57,6 +57,7 @@ def make_columns(rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[A
         "view_accuracy": np.tile(np.linspace(0.3, 0.9, MEMBERS), (rows, 1)),
         "logit_mean": rng.normal(size=(rows, CLASSES)),
         "logit_variance": rng.gamma(2.0, size=(rows, CLASSES)),
+        "moments": rng.gamma(2.0, size=(rows, 3)),
         "adversarial_distance": rng.exponential(size=rows),
     }
 

@@ -97,8 +97,8 @@ def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
 
 
 def evaluating(pool: PoolShape, spec: ProjectSpec, net: NetworkShape) -> int:
-    """Return the bytes of evaluation: the test's log-probabilities, joined, and in float64."""
-    classes = len(pool.classes)
+    """Return the bytes of evaluation: the test's predictions, joined, and in float64."""
+    classes = len(pool.classes) or 3  # or the moments of a number
     batch = spec.scan.width * (4 * net.row + 2 * net.widest)
     return pool.tests * (classes * (4 + 4 + 3 * 8) + 200) + batch
 

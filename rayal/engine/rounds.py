@@ -28,6 +28,7 @@ from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.storage import present
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -94,15 +95,15 @@ class Stages:
         parts = () if known is None else self.inputs.pool.parts_of("test")
         job = Evaluation(self.inputs.pool, committee, self.options)
         made = dict(self._map("evaluate", job, parts, parts))
-        log_probs, targets = [], []
+        predictions, targets = [], []
         for part in parts:
             ids = self.pool.read(part).column("id").to_pylist()
-            log_probs.append(made[part.part])
+            predictions.append(made[part.part])
             targets.append(self.task.targets(list(known(ids)) if known else []))
         failpoint("evaluate")
         metrics: Mapping[str, float] = {}
         if targets:
-            metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
+            metrics = self.task.metrics(torch.cat(predictions), torch.cat(targets))
         items = sum(part.rows for part in parts)
         self.finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
 
@@ -139,7 +140,7 @@ class Stages:
         parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
-            return scan, [self.root / part.file for part in parts]
+            return scan, [present(self.root / part.file) for part in parts]
         hash, started = scan.columns_hash(), time.perf_counter()
         done = self.ledger.columns(hash)
         missing = [part for part in parts if part.part not in done]
@@ -193,7 +194,7 @@ class Stages:
             ]
             self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
             return
-        paths = [self.root / part.file for part in self.pool.parts_of("pool")]
+        paths = [present(self.root / part.file) for part in self.pool.parts_of("pool")]
         result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count + ready)
         picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)

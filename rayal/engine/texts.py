@@ -29,7 +29,7 @@ def text_rows(rows: Rows, texts: Sequence[str | bytes | None], missing: Missing)
     """
     kept, payloads, wrong = [], [], []
     for row, text in enumerate(texts):
-        payload, reason = _encoded(text)
+        payload, reason = encoded(text)
         if reason is None:
             kept.append(row)
             payloads.append(payload)
@@ -52,8 +52,8 @@ def text_lengths(sizes: npt.NDArray[np.int64]) -> dict[str, int]:
     return {n: int(np.quantile(sizes, q, method="higher")) for n, q in points.items()}
 
 
-def _encoded(text: str | bytes | None) -> tuple[bytes, str | None]:
-    """Return the payload of a text, or why there is none."""
+def encoded(text: str | bytes | None) -> tuple[bytes, str | None]:
+    """Return the payload of a text, its UTF-8 in composed form (NFC), or why there is none."""
     if text is None:
         return b"", "the text is missing"
     try:

@@ -22,6 +22,7 @@ from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
+from rayal.models.noise import ConstantNoise
 from rayal.selection.threads import torch_threads
 from rayal.types import FORMAT_VERSION, Columns, digest
 
@@ -52,6 +53,8 @@ class NetworkSpec:
             seed=seed,
             vocabulary=task.vocabulary,
         )
+        if task.target == "number" and not net.has_moments:
+            net.link = ConstantNoise()
         return net.to(device)
 
 
@@ -76,7 +79,7 @@ def model_hash(
     Args:
         learner: with its hyperparameters.
         network: with its parameters.
-        task: with its classes and input shape.
+        task: with its target and input shape.
         labels: the labeled items: id -> label and hash of the content, in any order.
         members: committee size.
         seed: the model seed.
@@ -166,7 +169,8 @@ def train_committee(
     lost: Sequence[int] = ()
     if waiting:
         everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
-        ctx = replace(ctx, statistics=task.fit(everything), columns=columns, scan=scan)
+        statistics = task.fit(everything) | task.fit_targets(data.labeled.targets)
+        ctx = replace(ctx, statistics=statistics, columns=columns, scan=scan)
         if weights is None:
             with torch_threads(threads_per_model):
                 weights = learner.prepare(ctx, data)

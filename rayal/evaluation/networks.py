@@ -24,7 +24,7 @@ def network_of(chosen: ModelSettings, kind: str | None = None) -> NetworkSpec:
     """
     if chosen.backbone is not None:
         return NetworkSpec("mlp", _HEADS[chosen.head or "linear"])
-    default = "kim_cnn" if kind == "text" else "small_cnn"
+    default = {"text": "kim_cnn", "table": "mlp"}.get(kind or "", "small_cnn")
     return NetworkSpec(chosen.network or default, chosen.params)
 
 

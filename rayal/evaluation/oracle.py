@@ -17,7 +17,7 @@ import pyarrow.ipc
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.errors import LabelError, SettingsError
-from rayal.labels import Label
+from rayal.labels import ClassLabel, Label, Labels
 from rayal.selection.draws import keyed_uniform
 from rayal.types import Keys
 
@@ -33,13 +33,22 @@ class Oracle:
             of the n items, each with a uniformly drawn other class.
         cost: what one label costs, in whatever unit the budget has.
         seed: seeds the noise.
+        labels: what the task predicts; None takes the labels as they are known.
 
     Raises:
-        LabelError: the pool has no known labels.
+        LabelError: the pool has no known labels, or one that the task does not allow.
         SettingsError: the noise is not in [0, 1], or the pool has fewer than two classes.
     """
 
-    def __init__(self, pool: Pool, *, noise: float = 0.0, cost: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        noise: float = 0.0,
+        cost: float = 1.0,
+        seed: int = 0,
+        labels: Labels | None = None,
+    ) -> None:
         file = pool.labels_file()
         if file is None:
             raise LabelError(
@@ -55,8 +64,12 @@ class Oracle:
         self._keys = self._keys[order]
         truth = np.asarray(table.column("label").to_pylist(), dtype=object)[order]
         self._rows = {i: r for r, i in enumerate(np.asarray(table.column("id"))[order].tolist())}
+        self._classes = pool.classes or () if labels is None else _classes_of(labels)
+        if labels is not None and not self._classes:
+            for item, row in self._rows.items():
+                truth[row] = labels.check(_number(truth[row]), item)
         self._truth = truth
-        self._answers = _with_noise(truth, self._keys, pool.classes or (), noise, seed)
+        self._answers = _with_noise(truth, self._keys, self._classes, noise, seed)
         self.cost = cost
 
     def check(self, pool: Pool) -> None:
@@ -85,11 +98,19 @@ class Oracle:
             pool: whose items to draw from.
             count: number of items; a remainder goes to the first classes.
             seed: seeds the draw.
+
+        Raises:
+            SettingsError: the labels are numbers.
         """
+        if not self._classes:
+            raise SettingsError(
+                "initial.balanced wants equally many items of each class, and the labels are "
+                "numbers; set it to false"
+            )
         ids = np.array(list(pool.ids("pool")), dtype=object)
         rows = np.array([self._row(i) for i in ids])
         order = np.argsort(keyed_uniform(self._keys[rows], seed, _BALANCED))
-        by_class: dict[Label, list[str]] = {c: [] for c in pool.classes or ()}
+        by_class: dict[Label, list[str]] = {c: [] for c in self._classes}
         for position in order.tolist():
             by_class[self._truth[rows[position]]].append(ids[position])
         turn = [items[depth] for depth in range(len(ids)) for items in by_class.values()
@@ -137,10 +158,25 @@ def _with_noise(truth: Any, keys: Keys, classes: Sequence[str], noise: float, se
     if count == 0:
         return truth
     if len(classes) < 2:
-        raise SettingsError(f"oracle noise {noise} needs at least two classes, got {classes}")
+        raise SettingsError(
+            f"oracle.noise is {noise}, the share of answers with a wrong class, and there are "
+            f"{len(classes)} classes; it needs two, so set it to 0"
+        )
     answers = truth.copy()
     flipped = np.argsort(keyed_uniform(keys, seed, _NOISY), kind="stable")[:count]
     step = keyed_uniform(keys[flipped], seed, _WRONG) * (len(classes) - 1)
     for row, by in zip(flipped.tolist(), step.astype(int).tolist(), strict=True):
         answers[row] = classes[(classes.index(truth[row]) + 1 + by) % len(classes)]
     return answers
+
+
+def _classes_of(labels: Labels) -> tuple[str, ...]:
+    return labels.classes if isinstance(labels, ClassLabel) else ()
+
+
+def _number(label: Label) -> Label:
+    """Return the number that a known label is, which a file holds as text."""
+    try:
+        return float(label)
+    except ValueError:
+        return label

@@ -18,6 +18,7 @@ from rayal.engine.driver import Project, RoundSummary
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
+from rayal.engine.targets import number_of
 from rayal.engine.trainset import check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
@@ -165,12 +166,10 @@ def _set_up(
     pools: dict[int, Pool] = {}
     for cell in cells:
         if cell.seeds.pool not in pools:
-            pools[cell.seeds.pool] = pool_of(
-                settings.pool, root, seed=cell.seeds.pool, progress=told.pool
-            )
+            pool = pool_of(settings.pool, root, seed=cell.seeds.pool, progress=told.pool)
+            pools[cell.seeds.pool] = pool
             if settings.oracle.name == "hidden":
-                oracle = Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
-                oracle.check(pools[cell.seeds.pool])
+                _check_oracle(settings, pool)
     for cell, spec in zip(cells, specs, strict=True):
         check_spec(pools[cell.seeds.pool], spec)
     refuse(settings, [(spec, pools[c.seeds.pool]) for c, spec in zip(cells, specs, strict=True)])
@@ -191,6 +190,16 @@ def _set_up(
     return ledger, projects
 
 
+def _check_oracle(settings: Settings, pool: Pool) -> None:
+    """Check that an oracle knows all labels, and that the task allows them."""
+    number = number_of(settings.task.model_dump(), pool.info.get("label_kind"))
+    Oracle(pool, noise=settings.oracle.noise, labels=number).check(pool)
+    if number is not None and settings.initial.balanced:
+        raise SettingsError(
+            "initial.balanced wants classes, and a number is predicted; set it to false"
+        )
+
+
 def _asked(settings: Settings, cell: Cell) -> bool:
     """Whether a strategy was asked for by name: people do not label for a baseline unasked."""
     return cell.label in {s.shown for s in settings.strategies} or not settings.strategies
@@ -203,6 +212,7 @@ def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) 
         noise=settings.oracle.noise,
         cost=settings.oracle.cost,
         seed=cell.seeds.pool,
+        labels=project.task.labels if project.task.target == "number" else None,
     )
     initial = settings.initial
     chosen = None

@@ -57,7 +57,7 @@ def pool_of(
         there = pool_there(settings, root)
         if there is not None:
             return there
-    sources = sources_of(settings)
+    sources = sources_of(settings, seed)
     name = name or pool_name(settings, seed)
     number = ingest(
         root,
@@ -87,21 +87,29 @@ def pool_there(settings: PoolSettings, root: Path) -> Pool | None:
     return Pool.open(root, settings.source)
 
 
-def sources_of(settings: PoolSettings) -> list[Source]:
-    """Return the sources with their roles, or raise PoolError saying what is accepted."""
+def sources_of(settings: PoolSettings, seed: int = 0) -> list[Source]:
+    """Return the sources with their roles, or raise PoolError saying what is accepted.
+
+    Args:
+        settings: the ``pool`` section.
+        seed: the pool seed, which draws the test where ``test_by_seed`` says so.
+    """
     made = _made(settings)
     if not settings.test_share:
         return made()
-    if settings.test is not None or settings.source in BUILTIN:
+    if any(source.role == "test" for source in made()):
         raise PoolError(
             f"pool.test_share is {settings.test_share}, but {settings.source!r} has test items "
             "already; leave test_share at 0"
         )
     kept, tested = made()[0], made()[0]  # each source is read once
-    share = settings.test_share
+    share, key = settings.test_share, _TEST
+    key += b"/%d" % seed if settings.test_by_seed else b""
     return [
-        replace(kept, read=lambda: _split(kept.read(), share, "pool"), total=None),
-        replace(tested, read=lambda: _split(tested.read(), share, "test"), role="test", total=None),
+        replace(kept, read=lambda: _split(kept.read(), share, "pool", key), total=None),
+        replace(
+            tested, read=lambda: _split(tested.read(), share, "test", key), role="test", total=None
+        ),
     ]
 
 
@@ -160,10 +168,10 @@ def _arrays(path: Path, role: Role, settings: PoolSettings) -> Source:
     )
 
 
-def _split(blocks: Iterable[Rows], share: float, role: Role) -> Iterator[Rows]:
-    """Yield the rows whose keyed hash puts them into a role."""
+def _split(blocks: Iterable[Rows], share: float, role: Role, key: bytes) -> Iterator[Rows]:
+    """Yield the rows whose hash under a key puts them into a role."""
     for block in blocks:
-        hashes = keyed_hashes(block.ids, _TEST).astype(np.float64) / 2.0**64
+        hashes = keyed_hashes(block.ids, key).astype(np.float64) / 2.0**64
         at = np.flatnonzero((hashes < share) == (role == "test")).tolist()
         labels = None if block.labels is None else [block.labels[i] for i in at]
         yield replace(
@@ -179,11 +187,15 @@ def pool_name(settings: PoolSettings, seed: int) -> str:
     """Return the name under which the settings' pool is ingested."""
     if settings.source in BUILTIN:
         name = settings.source
+        if settings.test_share:
+            name = f"{name}-{digest([settings.test_share, settings.data], 3)}"
     else:  # two files of one name are two pools
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
         chosen = settings.model_dump(exclude={"source", "subset"})
         name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
-    return name if settings.subset is None else f"{name}-{settings.subset}-s{seed}"
+    if settings.subset is not None:
+        return f"{name}-{settings.subset}-s{seed}"
+    return f"{name}-s{seed}" if settings.test_by_seed else name
 
 
 def read_columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list[str] | None]:

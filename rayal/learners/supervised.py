@@ -1,4 +1,4 @@
-"""The ordinary learner: the cross-entropy of labeled rows, with the usual regularisers."""
+"""The ordinary learner: cross-entropy or squared error of labeled rows, with regularisers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,10 +29,15 @@ from rayal.learners.base import (
     TrainData,
     TrainState,
 )
+from rayal.learners.data import balanced_weights
 from rayal.learners.loop import check_finite, plain_batches
+from rayal.learners.noise import check_supervised, fit_noise
 from rayal.learners.presets import PRESETS
 from rayal.registry import learners
 from rayal.types import id_keys
+
+if TYPE_CHECKING:
+    from rayal.tasks.base import Task
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
@@ -53,7 +58,7 @@ NO_KEYS = np.zeros(0, np.uint64)
 @learners.register("supervised")
 @dataclass(frozen=True)
 class Supervised(Learner):
-    """Train on the labeled rows alone.
+    """Train on the labeled rows alone: by cross-entropy, or numbers by their squared error.
 
     Args:
         optimizer: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
@@ -91,6 +96,7 @@ class Supervised(Learner):
     swa: Annotated[float, Ge(0), Le(1)] = 0.0
     precision: Precision = "fp32"
 
+    targets: ClassVar[tuple[str, ...]] = ("class", "number")
     #: named recipes
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     taxonomy: ClassVar[str] = "baseline"
@@ -112,6 +118,10 @@ class Supervised(Learner):
                 f"supervised: swa {self.swa} and early_stopping {self.early_stopping} both decide "
                 "which weights answer; set one of them to 0"
             )
+
+    def check(self, task: Task, networks: nn.ModuleDict) -> None:
+        """Raise NeedsError where nothing descends, or numbers are given what belongs to classes."""
+        check_supervised(task, networks["task"], self.class_weights, self.label_smoothing)
 
     #: the networks that answer, by their key; the first is the task's
     answers: ClassVar[tuple[str, ...]] = ("task",)
@@ -177,11 +187,13 @@ class Supervised(Learner):
         """Return the loss of each row, ``[B]``.
 
         Args:
-            logits: the network's output, ``[B, C]``.
-            y: targets ``[B]``.
+            logits: the network's output, ``[B, C]``; of numbers the moments ``[B, 3]``.
+            y: targets ``[B]``, int64 of classes.
             smoothing: mass moved from the label to all classes alike.
             done: the share of the training that is over; 1 where a trained network is judged.
         """
+        if y.is_floating_point():
+            return (logits[:, 0] - y).square()
         return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
 
     def penalty(self, net: nn.Module) -> Tensor | None:
@@ -211,11 +223,13 @@ class Supervised(Learner):
         state.stopped = state.scalars["waited"] >= self.patience
 
     def on_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
-        """Compute the BatchNorm statistics of averaged weights."""
+        """Compute the BatchNorm statistics of averaged weights, and the variance of the noise."""
+        rows, everything = data.labeled.rows, torch.arange(len(data.labeled))
         if self.swa:
-            rows = data.labeled.rows
-            everything = plain_batches(rows, torch.arange(len(rows)), ctx, size=self.batch)
-            refresh_batchnorm(averaged(state, "task"), everything)
+            batches = plain_batches(rows, everything, ctx, size=self.batch)
+            refresh_batchnorm(averaged(state, "task"), batches)
+        judged = state.tables.get("held", everything)
+        fit_noise(self.predictor(state)["task"], data, judged, ctx, size=self.batch)
 
     def predictor(self, state: TrainState) -> nn.ModuleDict:
         """Return the averaged weights, those of the best epoch, or the last ones."""
@@ -276,17 +290,11 @@ class Supervised(Learner):
         self, net: nn.Module, held: Tensor, ctx: TrainContext, data: TrainData
     ) -> float:
         net.eval()
+        targets = ctx.task.standardised(data.labeled.targets, ctx.statistics)
         total, done = 0.0, 0
         with torch.inference_mode():
             for x in plain_batches(data.labeled.rows, held, ctx, size=self.batch):
-                y = data.labeled.targets[held[done : done + len(x)]].to(ctx.device)
+                y = targets[held[done : done + len(x)]].to(ctx.device)
                 total += self._losses(net, LabeledBatch((), NO_KEYS, (x,), y), 1.0).sum().item()
                 done += len(x)
         return total / done
-
-
-def balanced_weights(targets: Tensor) -> Tensor:
-    """Return n / (classes present x rows of the own class) per row: float32 ``[n]``, mean 1."""
-    _, own, counts = torch.unique(targets, return_inverse=True, return_counts=True)
-    weights: Tensor = len(targets) / (len(counts) * counts[own])
-    return weights.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from rayal.models.dropout import evaluating, stochastic_modules
 
 class TaskNet(nn.Module):
     """Stages that run one after the other; ``forward`` gives logits ``[N, C]``.
+
+    Where a number is predicted, its output is the moments ``[N, 3]`` of the standardised number.
 
     Args:
         stages: name to module, in order. The last one is exactly the final ``nn.Linear``; what
@@ -30,6 +32,9 @@ class TaskNet(nn.Module):
         #: what makes logits of the last linear layer's output; a learner may set it
         self.link: nn.Module | None = None
         self._check_stages()
+
+    #: whether it gives moments of a number by itself, without a ``link``
+    has_moments: ClassVar[bool] = False
 
     @property
     def head(self) -> nn.Linear:

@@ -6,6 +6,7 @@ from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.gradients import GradientLength, WordGradientLength
+from rayal.signals.moments import Moments, prediction_of
 from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberMoments, MemberStats
 from rayal.signals.views import ViewLogProbs
 
@@ -15,6 +16,8 @@ __all__ = [
     "compute",
     "LogProbs",
     "Embedding",
+    "Moments",
+    "prediction_of",
     "MemberStats",
     "MemberLogProbs",
     "MemberMoments",

@@ -14,6 +14,7 @@ from rayal.strategies import (
     learning_loss,
     multicriteria,
     multiview,
+    pbp,
     random,
     uncertainty,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "learning_loss",
     "multicriteria",
     "multiview",
+    "pbp",
     "random",
     "uncertainty",
 ]

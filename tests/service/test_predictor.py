@@ -109,7 +109,12 @@ def test_versions_differ_and_the_active_one_is_the_default(predictor: Predictor)
     predictor.ledger.activate_model("p", last)
     assert told == {
         "model": first,
-        "predictions": [{"item": ids[0], "label": old[0].label, "probs": old[0].probs}],
+        "predictions": [
+            {
+                **{"item": ids[0], "label": old[0].label, "probs": old[0].probs},
+                **{"mean": None, "variance": None},
+            }
+        ],
     }
 
 

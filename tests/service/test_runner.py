@@ -27,7 +27,8 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
 from rayal.project import JobRow, LabelEntry, Ledger, Pick
-from rayal.service.creation import create_project, patch_project
+from rayal.service.changes import patch_project
+from rayal.service.creation import create_project
 from rayal.service.due import Due
 from rayal.service.inbox import PushedItem, push_items, stage
 from rayal.service.runner import Runner
