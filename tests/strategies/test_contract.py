@@ -35,6 +35,7 @@ NAMES = [
     "deal",
     "dfal",
     "learning_loss",
+    "pbp",
     "multiview",
     "ensemble_variation_ratio",
     "ensemble_entropy",
