@@ -38,7 +38,7 @@ def rectified(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     near, far = alpha.clamp_min(FAR), alpha.clamp_max(FAR)
     ratio = torch.exp(-0.5 * near.square() - torch.special.log_ndtr(near)) * NORMALISER
     gamma = torch.where(alpha < FAR, -far - 1.0 / far + 2.0 / far.pow(3), ratio)
-    above, below = torch.special.ndtr(alpha), torch.special.ndtr(-alpha)
+    above, below = (0.5 * torch.erfc(z * math.sqrt(0.5)) for z in (-alpha, alpha))  # Φ(±α)
     shifted = mean + deviation * gamma
     made = above * shifted
     spread = made * shifted * below + above * variance * (1.0 - gamma * (gamma + alpha))

@@ -38,6 +38,7 @@ NAMES = [
     "learning_loss",
     "multicriteria",
     "adaptive",
+    "pbp",
     "multiview",
     "ensemble_variation_ratio",
     "ensemble_entropy",
