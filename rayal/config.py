@@ -66,7 +66,8 @@ class ModelSettings(Section):
         elif not self.frozen:
             raise SettingsError(
                 "model.backbone trains a head on fixed embeddings, and its own weights are not "
-                "fine-tuned; set model.frozen to true, or train a network from scratch"
+                "fine-tuned; set model.frozen to true, or train a network: to fine-tune minilm, "
+                "model: {network: minilm, params: {weights: FILE}}"
             )
         elif self.weights is None:
             raise SettingsError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
+from rayal.models.weights import weights_digest
 from rayal.selection.threads import torch_threads
 from rayal.types import FORMAT_VERSION, Columns, digest
 
@@ -41,6 +43,15 @@ class NetworkSpec:
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters; of a file of weights its contents, wherever it lies."""
+        named = asdict(self)
+        weights = self.params.get("weights")
+        if isinstance(weights, str) and Path(weights).is_file():
+            named["params"] = {**self.params, "weights": weights_digest(weights)}
+        return named
 
     def build(self, task: Task, device: torch.device, seed: int) -> TaskNet:
         """Return a freshly initialised network for a task."""
@@ -89,7 +100,7 @@ def model_hash(
         {
             "version": FORMAT_VERSION,
             "learner": [kind.__module__, kind.__qualname__, asdict(learner)],
-            "network": asdict(network),
+            "network": network.identity,
             "task": task.to_json(),
             "labels": sorted(labels.items()),
             "members": members,

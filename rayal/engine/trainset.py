@@ -23,8 +23,9 @@ from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
-from rayal.models.build import checked_parameters, find_factory
+from rayal.models.build import factory_of
 from rayal.models.committee import Committee, home_of
+from rayal.models.weights import RANDOM
 from rayal.registry import strategies
 from rayal.tasks import Task, task_for
 from rayal.types import Keys, digest, id_keys, key_sum
@@ -85,7 +86,9 @@ def check_initial(spec: ProjectSpec) -> None:
 
 
 def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
-    """Raise SettingsError where a committee would have too many weights; none is allocated.
+    """Raise SettingsError where a committee would have too many weights, or read a file.
+
+    Nothing is allocated.
 
     Args:
         spec: with the network and the committee's size.
@@ -93,8 +96,14 @@ def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
         most: weights of all members.
     """
     network = spec.network
-    factory = find_factory(network.name)
-    arguments = checked_parameters(network.name, factory, network.params)
+    factory, arguments = factory_of(
+        network.name, network.params, input_shape=task.input_shape, vocabulary=task.vocabulary
+    )
+    if network.params.get("weights", RANDOM) != RANDOM:
+        raise SettingsError(
+            "model.params.weights names a file of the service's host, which a client may not read; "
+            "leave it out, or make the project on the command line"
+        )
     with torch.device("meta"):
         net = factory(tuple(task.input_shape), task.n_outputs, **arguments)
     weights = spec.committee_size * sum(p.numel() for p in net.parameters())
