@@ -16,6 +16,7 @@ from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
+from rayal.engine.shapes import NO_POOL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import context, model_hash
 from rayal.engine.vocabularies import vocabulary_of
@@ -23,7 +24,7 @@ from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData
 from rayal.learners.loop import FROM_POOL
-from rayal.models.build import factory_of
+from rayal.models.build import checked_parameters, find_factory
 from rayal.models.committee import Committee, home_of
 from rayal.models.weights import RANDOM
 from rayal.registry import strategies
@@ -88,7 +89,7 @@ def check_initial(spec: ProjectSpec) -> None:
 def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
     """Raise SettingsError where a committee would have too many weights, or read a file.
 
-    Nothing is allocated.
+    No weight is allocated.
 
     Args:
         spec: with the network and the committee's size.
@@ -96,12 +97,11 @@ def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
         most: weights of all members.
     """
     network = spec.network
-    factory, arguments = factory_of(
-        network.name, network.params, input_shape=task.input_shape, vocabulary=task.vocabulary
-    )
+    factory = find_factory(network.name)
+    arguments = checked_parameters(network.name, factory, network.params)
     if network.params.get("weights", RANDOM) != RANDOM:
         raise SettingsError(
-            "model.params.weights names a file of the service's host, which a client may not read; "
+            "model.params.weights names a file of the service's host, which no client may read; "
             "leave it out, or make the project on the command line"
         )
     with torch.device("meta"):
@@ -130,10 +130,14 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
-    Scan(
-        pool, untrained(spec, head_task(spec, items)), spec.strategy, spec.learner, spec.scan
-    ).check()
-    if not head_task(spec, items).has_views:
+    check_fits(items, spec)
+
+
+def check_fits(items: Task, spec: ProjectSpec) -> None:
+    """Raise NeedsError or SettingsError where network, learner and strategy do not fit the rows."""
+    task = head_task(spec, items)
+    Scan(NO_POOL, untrained(spec, task), spec.strategy, spec.learner, spec.scan).check()
+    if not task.has_views:
         _check_views(spec)
 
 

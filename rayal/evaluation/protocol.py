@@ -18,7 +18,7 @@ from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.trainset import check_spec
+from rayal.engine.trainset import check_fits, check_initial, check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
@@ -29,6 +29,7 @@ from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
 from rayal.evaluation.sources import pool_of
+from rayal.evaluation.unread import task_beforehand
 from rayal.learners import Learner
 from rayal.parameters import build
 from rayal.project import Ledger
@@ -157,6 +158,7 @@ def _set_up(
         )
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
     specs = [spec_of(settings, cell) for cell in cells]
+    _check_beforehand(settings, cells, specs)
     pools: dict[int, Pool] = {}
     for cell in cells:
         if cell.seeds.pool not in pools:
@@ -184,6 +186,19 @@ def _set_up(
         ledger.close()
         raise
     return ledger, projects
+
+
+def _check_beforehand(
+    settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
+) -> None:
+    """Check what needs no ingested pool: whether strategies get what they ask for."""
+    task = task_beforehand(settings, cells[0]) if cells else None
+    if task is None:
+        return
+    alike = dict(zip((cell.label for cell in cells), specs, strict=True))
+    for spec in alike.values():
+        check_initial(spec)
+        check_fits(task, spec)
 
 
 def _asked(settings: Settings, cell: Cell) -> bool:

@@ -44,7 +44,10 @@ def build_network(
         SettingsError: a parameter that the factory does not take, or of a wrong type or size; or
             a network that does not fit rows or classes.
     """
-    factory, arguments = factory_of(name, params, input_shape=input_shape, vocabulary=vocabulary)
+    factory = find_factory(name)
+    arguments = checked_parameters(name, factory, params)
+    if _reads_texts(name, factory, vocabulary, input_shape):
+        arguments["vocabulary"] = vocabulary
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = factory(tuple(input_shape), n_outputs, **arguments)
@@ -60,32 +63,6 @@ def build_network(
             "build its last layer with n_outputs"
         )
     return net
-
-
-def factory_of(
-    name: str,
-    params: Mapping[str, Any],
-    *,
-    input_shape: tuple[int, ...],
-    vocabulary: VocabularyLike | None,
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return a network's factory and its keyword arguments, as ``build_network`` gives them.
-
-    Args:
-        name: as there.
-        params: as there.
-        input_shape: shape of one row.
-        vocabulary: the tokeniser, where rows are token ids.
-
-    Raises:
-        UnknownNameError: there is no such network.
-        SettingsError: a parameter is refused, or rows are texts and it reads none, or the reverse.
-    """
-    factory = find_factory(name)
-    arguments = checked_parameters(name, factory, params)
-    if _reads_texts(name, factory, vocabulary, input_shape):
-        arguments["vocabulary"] = vocabulary
-    return factory, arguments
 
 
 def _reads_texts(
