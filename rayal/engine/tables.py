@@ -177,12 +177,14 @@ def _source(
             if name != current:
                 current, start = name, 0
             ids = _ids(batch, columns.id, f"{name}:", start)
-            known = (None, None) if columns.label is None else texts(batch.column(columns.label))
+            known, kind = None, None
+            if columns.label is not None:
+                known, kind = texts(batch.column(columns.label))
             sure = None
             if columns.confidence is not None:
                 given = batch.column(columns.confidence)
                 sure = confidences_of(given, ids, columns.confidence)
-            rows = Rows(ids, [], *known, confidences=sure)
+            rows = Rows(ids, [], known, kind, confidences=sure)
             start += batch.num_rows
             if columns.text is not None:
                 yield text_rows(rows, batch.column(columns.text).to_pylist(), columns.missing)
