@@ -43,7 +43,10 @@ def run_settings(
     if quiet:
         return outcome
     if outcome.points:
-        console.out.print(report.table(outcome.points, at=at, approximate=outcome.approximate))
+        shown = report.table(
+            outcome.points, at=at, approximate=outcome.approximate, remarks=outcome.remarks
+        )
+        console.out.print(shown)
         console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
         console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
     for name, count in outcome.waiting.items():
@@ -72,6 +75,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "folder": str(outcome.folder),
         "points": [dataclasses.asdict(p) for p in outcome.points],
         "waiting": outcome.waiting,
+        "remarks": list(outcome.remarks),
     }
 
 

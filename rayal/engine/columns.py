@@ -23,6 +23,7 @@ class TableColumns:
         missing: what a NaN, inf or null feature, or a missing text does, ``error`` or
             ``quarantine``.
         text: column of texts, which are then the items; there are no features beside it.
+        confidence: column of how sure the annotators of the labels were, numbers in [0, 1].
     """
 
     id: str | None = None
@@ -30,11 +31,16 @@ class TableColumns:
     features: tuple[str, ...] | None = None
     missing: Missing = "error"
     text: str | None = None
+    confidence: str | None = None
 
     def used(self) -> list[str]:
         """Return the columns to read, each once."""
-        named = (self.id, self.label, self.text, *(self.features or ()))
+        named = (self.id, self.label, self.text, self.confidence, *(self.features or ()))
         return list(dict.fromkeys(name for name in named if name is not None))
+
+    def numbers(self) -> tuple[str, ...]:
+        """Return the columns whose values are numbers."""
+        return (*(self.features or ()), *(() if self.confidence is None else (self.confidence,)))
 
     def fitted(self, schema: pa.Schema, where: str, *, typed: bool = True) -> TableColumns:
         """Return these columns with the features named, or raise PoolError if one does not fit.
@@ -50,9 +56,10 @@ class TableColumns:
         for name in self.used():
             if name not in names:
                 raise PoolError(f"{where} has no column {name!r}; {nearest(name, names)}")
+        self._check_confidence(schema, where)
         if self.text is not None:
             return self._of_texts(schema, where, typed=typed)
-        features = self.features or tuple(n for n in names if n not in (self.id, self.label))
+        features = self.features or tuple(n for n in names if n not in self._apart)
         wrong = [n for n in features if not is_numeric(schema.field(n).type)]
         if not features:
             raise PoolError(f"{where} has no numeric column left for the features, only {names}")
@@ -62,6 +69,25 @@ class TableColumns:
                 f"among {[n for n in names if n not in wrong]}, or name a column of texts: text=…"
             )
         return replace(self, features=features)
+
+    @property
+    def _apart(self) -> tuple[str | None, ...]:
+        """Columns that are no features unless they are listed."""
+        return (self.id, self.label, self.confidence)
+
+    def _check_confidence(self, schema: pa.Schema, where: str) -> None:
+        if self.confidence is None:
+            return
+        if self.label is None:
+            raise PoolError(
+                f"confidence is {self.confidence!r}, and no column of labels is named that it "
+                "could speak of; name one: label=…"
+            )
+        kind = schema.field(self.confidence).type
+        if not is_numeric(kind):
+            raise PoolError(
+                f"{where}: column {self.confidence!r} is {kind}; confidences are numbers in [0, 1]"
+            )
 
     def _of_texts(self, schema: pa.Schema, where: str, *, typed: bool) -> TableColumns:
         if self.features:

@@ -20,7 +20,7 @@ from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
 from rayal.types import TILE_ROWS
 
-INDEXED = 320  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
+INDEXED = 345  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
 LEDGER = 2_048  # bytes of a label on the driver: states, leases and labels as Python objects
 ENTRY = 1_500  # bytes of a pick with its lease and label in the ledger: rows, events, indices
 LEDGER_FILE = 160_000  # bytes of a ledger without rows

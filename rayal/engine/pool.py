@@ -289,6 +289,7 @@ class Pool:
             None if features is None else tuple(features),
             options.get("missing", "error"),
             options.get("text"),
+            options.get("confidence"),
         )
         sources = [make(given, columns, role=options.get("role", "pool"))]
         test = options.get("test")

@@ -23,7 +23,7 @@ from rayal.engine.executor import Executor, PartJob
 from rayal.engine.memory import keep_memory, recall
 from rayal.engine.pool import Part, Pool
 from rayal.engine.provenance import output_of, provenance_of
-from rayal.engine.reconcile import reconcile, spread
+from rayal.engine.reconcile import reconcile, spread, written_range
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
@@ -146,7 +146,9 @@ class Stages:
         missing = [part for part in parts if part.part not in done]
         results = list(self.commit_parts(round, "scan", scan, missing=missing, parts=parts))
         if self.ledger.stage(self.name, round, "scan") is None:
-            scores = spread(results) if len(results) == len(parts) else {}
+            before = [self.root / done[p.part].file for p in parts if p.part in done]
+            new = [(result.low, result.high) for result in results]
+            scores = spread([*map(written_range, before), *new])
             rows = sum(part.rows for part in parts)
             output = {"columns": hash, "rows": rows, **scores}
             self.finish(round, "scan", output, started)

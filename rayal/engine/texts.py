@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,7 @@ def text_rows(rows: Rows, texts: Sequence[str | bytes | None], missing: Missing)
                 "leaves such rows out and counts them"
             )
         wrong.append((rows.ids[row], reason))
-    labels = None if rows.labels is None else [rows.labels[row] for row in kept]
-    return Rows([rows.ids[row] for row in kept], payloads, labels, rows.kind, wrong)
+    return replace(rows.taken(kept), payloads=payloads, quarantined=wrong)
 
 
 def text_lengths(sizes: npt.NDArray[np.int64]) -> dict[str, int]:

@@ -13,14 +13,16 @@ from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.member import is_final
+from rayal.engine.model_hash import model_hash
 from rayal.engine.pool import Pool
 from rayal.engine.pool_rows import PoolRows
 from rayal.engine.pretrain import Pretraining, member_store
 from rayal.engine.reads import columns_read, hash_read
 from rayal.engine.scan import Scan
+from rayal.engine.shapes import NO_POOL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.targets import check_targets, number_of
-from rayal.engine.train import context, model_hash
+from rayal.engine.train import context
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
@@ -28,6 +30,7 @@ from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
 from rayal.learners.loop import FROM_POOL
 from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
+from rayal.models.weights import RANDOM
 from rayal.registry import strategies
 from rayal.tasks import Task, Vocabulary, task_for
 from rayal.tasks.text import SIZE
@@ -93,7 +96,9 @@ def check_initial(spec: ProjectSpec) -> None:
 
 
 def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
-    """Raise SettingsError where a committee would have too many weights; none is allocated.
+    """Raise SettingsError where a committee would have too many weights, or read a file.
+
+    No weight is allocated.
 
     Args:
         spec: with the network and the committee's size.
@@ -101,6 +106,11 @@ def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
         most: weights of all members.
     """
     network, words = spec.network, task.vocabulary
+    if network.params.get("weights", RANDOM) != RANDOM:
+        raise SettingsError(
+            "model.params.weights names a file of the service's host, which no client may read; "
+            "leave it out, or make the project on the command line"
+        )
     if words is not None:
         words = Vocabulary.imagined(max(words.size, spec.task.get("vocabulary", SIZE)))
     weights = spec.committee_size * weights_of(
@@ -133,11 +143,16 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
+    check_fits(items, spec)
+
+
+def check_fits(items: Task, spec: ProjectSpec) -> None:
+    """Raise NeedsError or SettingsError where network, learner and strategy do not fit the rows."""
     task = head_task(spec, items)
     check_targets(spec.strategy, spec.learner, task.target)
     committee = untrained(spec, task)
     spec.learner.check(task, committee.nets[0])
-    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+    Scan(NO_POOL, committee, spec.strategy, spec.learner, spec.scan).check()
     if not task.has_views:
         _check_views(spec)
 

@@ -125,7 +125,12 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
 
 def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
     columns = TableColumns(
-        settings.id, settings.label, settings.features, settings.missing, settings.text
+        settings.id,
+        settings.label,
+        settings.features,
+        settings.missing,
+        settings.text,
+        settings.confidence,
     )
     if path.is_dir():
         for suffix, make in _TABLES.items():
@@ -173,12 +178,9 @@ def _split(blocks: Iterable[Rows], share: float, role: Role, key: bytes) -> Iter
     for block in blocks:
         hashes = keyed_hashes(block.ids, key).astype(np.float64) / 2.0**64
         at = np.flatnonzero((hashes < share) == (role == "test")).tolist()
-        labels = None if block.labels is None else [block.labels[i] for i in at]
         yield replace(
-            block,
-            ids=[block.ids[i] for i in at],
+            block.taken(at),
             payloads=[block.payloads[i] for i in at],
-            labels=labels,
             quarantined=block.quarantined if role == "pool" else (),
         )
 
@@ -192,6 +194,8 @@ def pool_name(settings: PoolSettings, seed: int) -> str:
     else:  # two files of one name are two pools
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
         chosen = settings.model_dump(exclude={"source", "subset"})
+        if settings.confidence is None:
+            chosen.pop("confidence")
         name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
     if settings.subset is not None:
         return f"{name}-{settings.subset}-s{seed}"
