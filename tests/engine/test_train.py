@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rayal.engine.checkpoints import FolderStore
+from rayal.engine.model_hash import model_hash
 from rayal.engine.train import (
     NetworkSpec,
     load_committee,
