@@ -17,7 +17,6 @@ from rayal.engine.model_hash import model_hash
 from rayal.engine.train import (
     NetworkSpec,
     load_committee,
-    model_hash,
     train_committee,
 )
 from rayal.errors import StorageError
