@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet
 
 from rayal.config import BASELINE, Settings, load
+from rayal.evaluation.report import remarks
 
 read_parquet: Any = pyarrow.parquet.read_table  # Arrow carries no types
 Row = dict[str, Any]
@@ -108,7 +109,9 @@ def main() -> int:
         found = wrong(settings, cells, asked.metric)
         amiss += [f"{storage.name}: {line}" for line in found]
         if not any("is None" in line or "rounds of" in line for line in found):
-            sys.stdout.writelines(f"{line}\n" for line in lines(settings, cells, asked.metric))
+            shown = lines(settings, cells, asked.metric)
+            said = remarks([row for rows in cells.values() for row in rows])
+            sys.stdout.writelines(f"{line}\n" for line in (*shown, *said))
     sys.stdout.writelines(f"AMISS {line}\n" for line in amiss)
     return int(bool(amiss))
 

@@ -101,7 +101,6 @@ if wanted fashion; then
 fi
 if wanted tweets; then
   figures "tweets, labels as sure as the crowd" $began accuracy "$work/tweets"
-  grep -a "labels wrong" "$work/tweets.log" | sed 's/^/    /' | tee -a "$table" || failed=1
 fi
 echo; echo "figures: $table"
 exit $failed
