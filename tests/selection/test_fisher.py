@@ -204,7 +204,7 @@ def test_a_rank_of_all_classes_is_the_exact_form_bit_for_bit_and_a_lower_one_los
 
     lost = [left(bait(lp, h, 12, rank=r)) / left(exact.positions) for r in (1, 2, 4)]
     lost.append(left(bait(lp, h, 12, block_diagonal=True)) / left(exact.positions))
-    assert all(1.0 < ratio < 1.2 for ratio in lost)
+    assert all(1.0 < ratio < 1.3 for ratio in lost)
     assert left(range(12)) / left(exact.positions) > max(lost)  # of rows in no order
 
 
