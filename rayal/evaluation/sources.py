@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,19 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
     paths: list[tuple[str, Role]] = [(settings.source, "pool")]
     if settings.test is not None:
         paths.append((settings.test, "test"))
-    return lambda: [_source(Path(path), role, settings) for path, role in paths]
+    return lambda: _of_paths(paths, settings)
 
 
-def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
-    columns = TableColumns(
-        settings.id, settings.label, settings.features, settings.missing, settings.text
-    )
+def _of_paths(paths: Sequence[tuple[str, Role]], settings: PoolSettings) -> list[Source]:
+    """Return the sources; the first one's categories are those of all."""
+    columns, made = TableColumns.of(settings.model_dump()), list[Source]()
+    for path, role in paths:
+        made.append(_source(Path(path), role, settings, columns))
+        columns = columns.like(made[0].payload)
+    return made
+
+
+def _source(path: Path, role: Role, settings: PoolSettings, columns: TableColumns) -> Source:
     if path.is_dir():
         for suffix, make in _TABLES.items():
             if any(path.glob(f"*{suffix}")):

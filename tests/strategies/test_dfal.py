@@ -62,7 +62,7 @@ def test_a_pick_adds_its_twin_under_its_label_to_the_next_rounds_training(on: Pr
     assert before.attached is None and len(before.labeled) == 60
     assert after.attached is not None and len(after.labeled) == 80 and len(after.attached) == 20
     assert list(after.attached.rows.ids) == sorted(items(on))
-    names = on.task.labels.classes
+    names = on.task.classes
     assert [names[t] for t in after.attached.targets.tolist()] == [
         labels[i] for i in after.attached.rows.ids
     ]
