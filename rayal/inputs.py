@@ -20,6 +20,12 @@ class PoolSettings(Section):
     label: Text | None = key(None, "column of the labels that are known")
     labels: Text | None = key(None, "CSV or Parquet file with columns id and label")
     features: Texts | None = key(None, "numeric columns of a table; null: all but id and label")
+    categorical: Texts | None = key(
+        None, "columns of text, bool or whole numbers, each value of which is a feature of 0 and 1"
+    )
+    categories: dict[str, Texts] | None = key(
+        None, "column: its values; null: those of the source. Another one counts as missing"
+    )
     text: Text | None = key(None, "column of texts of a table, which are then the items")
     confidence: Text | None = key(None, "column of how sure annotators were of the labels, [0, 1]")
     test: Text | None = key(None, "second path, whose items get the role test")

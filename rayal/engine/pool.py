@@ -282,19 +282,12 @@ class Pool:
         given: Any,
         options: FileOptions,
     ) -> Self:
-        features = options.get("features")
-        columns = TableColumns(
-            options.get("id"),
-            options.get("label"),
-            None if features is None else tuple(features),
-            options.get("missing", "error"),
-            options.get("text"),
-            options.get("confidence"),
-        )
+        columns = TableColumns.of(options)
         sources = [make(given, columns, role=options.get("role", "pool"))]
         test = options.get("test")
         if test is not None:
-            sources.append(make(test, columns, role="test"))
+            alike = columns.like(sources[0].payload)
+            sources.append(make(test, alike, role="test"))
         own = set(FileOptions.__annotations__) - set(IngestOptions.__annotations__)
         rest = {name: value for name, value in options.items() if name not in own}
         return cls.ingest(root, name, sources, **cast(IngestOptions, rest))

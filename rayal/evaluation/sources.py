@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from rayal.types import digest
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
 _ARRAYS = (".npz", ".npy")
 _TEST = b"test share"
+#: settings that came later, where they say nothing: they leave a pool's name as it was
+_LATER = {"confidence": None, "categorical": None, "categories": None, "test_by_seed": False}
 
 
 def pool_of(
@@ -120,18 +122,19 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
     paths: list[tuple[str, Role]] = [(settings.source, "pool")]
     if settings.test is not None:
         paths.append((settings.test, "test"))
-    return lambda: [_source(Path(path), role, settings) for path, role in paths]
+    return lambda: _of_paths(paths, settings)
 
 
-def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
-    columns = TableColumns(
-        settings.id,
-        settings.label,
-        settings.features,
-        settings.missing,
-        settings.text,
-        settings.confidence,
-    )
+def _of_paths(paths: Sequence[tuple[str, Role]], settings: PoolSettings) -> list[Source]:
+    """Return the sources; the first one's categories are those of all."""
+    columns, made = TableColumns.of(settings.model_dump()), list[Source]()
+    for path, role in paths:
+        made.append(_source(Path(path), role, settings, columns))
+        columns = columns.like(made[0].payload)
+    return made
+
+
+def _source(path: Path, role: Role, settings: PoolSettings, columns: TableColumns) -> Source:
     if path.is_dir():
         for suffix, make in _TABLES.items():
             if any(path.glob(f"*{suffix}")):
@@ -194,8 +197,7 @@ def pool_name(settings: PoolSettings, seed: int) -> str:
     else:  # two files of one name are two pools
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
         chosen = settings.model_dump(exclude={"source", "subset"})
-        if settings.confidence is None:
-            chosen.pop("confidence")
+        chosen = {n: v for n, v in chosen.items() if n not in _LATER or v != _LATER[n]}
         name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
     if settings.subset is not None:
         return f"{name}-{settings.subset}-s{seed}"

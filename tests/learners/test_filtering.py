@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from scipy.stats import norm
 from rayal.learners.filtering import (
     LEAST,
     MOST,
+    Array,
     Posterior,
     PriorFactors,
     absorb,
@@ -41,8 +42,8 @@ def fresh(sizes: tuple[int, ...] = (3, 5, 1), seed: int = 0) -> tuple[Probabilis
         for v in net.variances:
             v.data.mul_(torch.rand_like(v) + 0.1)
 
-    def copies(held: object) -> list[np.ndarray]:  # type: ignore[type-arg]
-        return [t.detach().numpy().copy() for t in held]  # type: ignore[attr-defined]
+    def copies(held: Iterable[torch.Tensor]) -> list[Array]:
+        return [t.detach().numpy().copy() for t in held]
 
     return net, Posterior(copies(net.means), copies(net.variances), *copies([net.noise, net.prior]))
 

@@ -58,7 +58,7 @@ def trained(
 
 
 def variance_at(net: ProbabilisticNet, *row: float) -> float:
-    return net(torch.tensor([row]))[0, 1].item()
+    return float(net(torch.tensor([row]))[0, 1])
 
 
 def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
