@@ -18,13 +18,6 @@ _TASK_ONCE_TRAINED = ("size", "channels", "length", "vocabulary", "tokenizer", "
 _FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
 
 
-def patch_project(
-    ledger: Ledger, project: str, body: Mapping[str, Any], *, version: int
-) -> ProjectRow:
-    """Change a project's settings, and return it; see ``checked_patch``."""
-    return checked_patch(ledger, project, body, version=version)()
-
-
 def checked_patch(
     ledger: Ledger, project: str, body: Mapping[str, Any], *, version: int
 ) -> Callable[[], ProjectRow]:

@@ -16,7 +16,8 @@ from rayal.evaluation import protocol
 from rayal.registry import strategies
 
 # what a strategy asks of rows and network: words, that is texts and one table of word vectors;
-# dropout; an embedding before a last linear layer; a hidden layer, or two; rows to differentiate by
+# dropout; an embedding before a last linear layer; a hidden layer, or two; rows that differentiate;
+# layers through which means and variances go; a task that predicts a number
 NEEDS: dict[str, frozenset[str]] = {
     "random": frozenset(),
     "least_confidence": frozenset(),
@@ -41,6 +42,10 @@ NEEDS: dict[str, frozenset[str]] = {
     "dfal": frozenset({"smooth rows"}),
     "learning_loss": frozenset({"hidden"}),
     "multiview": frozenset({"two hidden"}),
+    "multicriteria": frozenset({"embedding"}),
+    "bait_regression": frozenset({"embedding"}),
+    "adaptive": frozenset({"moments"}),
+    "pbp": frozenset({"number"}),
 }
 REMEDY = {  # what an error says would work
     "dropout": r"use a network with dropout > 0 \(head: mlp .*members: 5",
@@ -49,6 +54,8 @@ REMEDY = {  # what an error says would work
     "smooth rows": r"differentiable in its rows.*(choose|use) ",
     "hidden": r"use a network with more hidden layers, such as small_cnn",
     "two hidden": r"use a network with more hidden layers, such as small_cnn",
+    "moments": r"such as small_cnn or mlp, or have them measured over members or dropout masks",
+    "number": r"the task predicts a class \(task.target\); strategies for it: ",
 }
 
 
@@ -85,16 +92,16 @@ PROJECTS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "no last linear layer": (
         "images",
         {"network": f"{__name__}:pooled"},
-        {"words", "dropout", "embedding", "hidden", "two hidden"},
+        {"words", "dropout", "embedding", "hidden", "two hidden", "moments"},
     ),
     "frozen, linear head": ("images", FROZEN, {"words", "dropout", "hidden", "two hidden"}),
     "frozen, perceptron": ("images", {**FROZEN, "head": "mlp"}, {"words", "two hidden"}),
     "counts of words": (
         "texts",
         {"network": "tfidf_linear"},
-        {"words", "dropout", "hidden", "two hidden", "smooth rows"},
+        {"words", "dropout", "hidden", "two hidden", "smooth rows", "moments"},
     ),
-    "texts": ("texts", {"network": "kim_cnn", "params": {"width": 4}}, {"smooth rows"}),
+    "texts": ("texts", {"network": "kim_cnn", "params": {"width": 4}}, {"smooth rows", "moments"}),
     "numbers": ("numbers", {"network": "mlp", "params": {"widths": [8, 8]}}, {"words", "dropout"}),
 }
 
@@ -155,7 +162,7 @@ def test_what_does_not_fit_is_refused_before_the_source_is_read(
     monkeypatch.setattr(protocol, "pool_of", start)
     kind, model, lacks = PROJECTS[project]
     asked = settings(sources[kind], model, name, tmp_path / "storage")
-    unmet = NEEDS[name] & lacks
+    unmet = NEEDS[name] & (lacks | {"number"})  # all of them predict a class
     if not unmet:
         with pytest.raises(Started):
             protocol.run(asked)

@@ -14,14 +14,13 @@ import httpx
 import numpy as np
 import pytest
 from api_cases import Service, key, offer, problem, service
-from service_cases import FEATURES, NOTHING, work
+from service_cases import FEATURES, NOTHING, patch_project, work
 
 import rayal
 from rayal.cli import main
 from rayal.errors import ConflictError, NeedsError
 from rayal.project import LabelEntry, Ledger
 from rayal.service.agreement import agreement_of
-from rayal.service.changes import patch_project
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items
 from rayal.service.predictor import Predictor

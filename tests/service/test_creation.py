@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from service_cases import CLASSES, FEATURES, NOTHING, answer, body, project, rows, table_pool, work
+from service_cases import (
+    CLASSES,
+    FEATURES,
+    NOTHING,
+    answer,
+    body,
+    patch_project,
+    project,
+    rows,
+    table_pool,
+    work,
+)
 
 from rayal.engine.driver import Project
 from rayal.engine.spec import ProjectSpec
@@ -25,7 +36,6 @@ from rayal.errors import (
 )
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
-from rayal.service.changes import patch_project
 from rayal.service.creation import create_project
 from rayal.service.uris import Prefixes
 
@@ -92,7 +102,7 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"model": {"network": "os:system"}}, "model.network"),
     ({"model": {"network": "torchvision:resnet18"}}, "model.network"),
     ({"model": {"network": "resnet"}}, "network 'resnet' does not exist"),
-    ({"model": {"network": "mlp", "params": {"weights": "/etc/passwd"}}}, "no parameter 'weights'"),
+    ({"model": {"network": "mlp", "params": {"weights": "/etc/passwd"}}}, "names a file"),
     ({"model": {"backbone": "efficientnet_lite0"}}, "model.backbone: unknown key"),
     ({"model": {"weights": "/etc/passwd"}}, "model.weights: unknown key"),
     ({"model": {"frozen": True}}, "model.frozen: unknown key"),
