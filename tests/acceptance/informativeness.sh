@@ -56,7 +56,8 @@ fi
 if wanted oracles; then # contracts, hand-computed cases, oracles, bugs of public code
   timed "contracts and oracles" "$python" -m pytest -q -m 'not slow and not ray and not processes' \
     tests/strategies tests/signals tests/acquisition tests/learners tests/engine/test_texts.py \
-    tests/engine/test_fine_tuning.py tests/evaluation/test_oracle.py tests/selection/test_fisher.py
+    tests/engine/test_fine_tuning.py tests/engine/test_memory.py tests/engine/test_pretrain.py \
+    tests/engine/test_numbers.py tests/engine/test_categories.py tests/evaluation/test_oracle.py tests/selection/test_fisher.py
 fi
 if wanted refused; then # every strategy on projects that cannot give what it asks for
   timed "bad input" "$python" -m pytest -q tests/evaluation/test_unfit.py
@@ -81,6 +82,8 @@ others() { # those with a learner or a committee of their own
     --set learner.name=evidential || done=1
   rounds "$of-loss" "$yaml" "${small[@]}" --set 'strategies=[learning_loss]' \
     --set learner.name=loss_prediction || done=1
+  rounds "$of-adaptive" "$yaml" "${small[@]}" --set 'strategies=[adaptive]' \
+    --set learner.name=moment_propagation || done=1
   rounds "$of-ensembles" "$yaml" "${small[@]}" --set model.members=5 \
     --set 'strategies=[ensemble_variation_ratio, ensemble_entropy, ensemble_bald]' || done=1
   return $done
@@ -97,7 +100,7 @@ if wanted tweets; then tweets || failed=1; fi
 if [ -n "$lane" ]; then wait "$lane" || failed=1; fi
 if wanted fashion; then
   figures "Fashion-MNIST, 100 to 500 labels" $began accuracy \
-    "$work"/fashion-{plain,deal,loss,ensembles}
+    "$work"/fashion-{plain,deal,loss,adaptive,ensembles}
 fi
 if wanted tweets; then
   figures "tweets, labels as sure as the crowd" $began accuracy "$work/tweets"
