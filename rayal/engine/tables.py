@@ -137,7 +137,9 @@ def feature_rows(
     finite = np.isfinite(features)
     good = finite.all(axis=1)
     bad = {int(r): int(np.flatnonzero(~finite[r])[0]) for r in np.flatnonzero(~good)}
-    said = {r: f"feature {names[c]!r} is {features[r, c]}" for r, c in bad.items()} | (wrong or {})
+    said = {r: f"feature {names[c]!r} is {features[r, c]}" for r, c in bad.items()} | dict(
+        wrong or {}
+    )
     reasons = [(rows.ids[r], reason) for r, reason in sorted(said.items())]
     if reasons and missing == "error":
         raise PoolError(

@@ -95,7 +95,11 @@ def test_rounds_on_categories_and_numbers_learn_a_number(tmp_path: Path) -> None
 def test_a_value_that_is_not_known_counts_as_missing(tmp_path: Path) -> None:
     columns = {n: v for n, v in people(20, 0).items() if n in ("id", "color", "age")}
     source = csv(tmp_path / "pool.csv", columns)
-    strange = {"id": ["a", "b", "c"], "color": ["red", "pink", ""], "age": [1.0, 2.0, 3.0]}
+    strange: dict[str, list[Any]] = {
+        "id": ["a", "b", "c"],
+        "color": ["red", "pink", ""],
+        "age": [1.0, 2.0, 3.0],
+    }
     test = csv(tmp_path / "test.csv", strange)
     given: Any = {"id": "id", "features": ["age"], "categorical": ["color"], "test": test}
     with pytest.raises(PoolError, match=r"row 'b': category 'color' is 'pink'.*quarantine"):
