@@ -147,8 +147,9 @@ class TableColumns:
     def _of_texts(self, schema: pa.Schema, where: str, *, typed: bool) -> TableColumns:
         if self.features or self.categorical:
             raise PoolError(
-                f"text is {self.text!r} and features are {list(self.features or ())}; items are texts or "
-                "rows of numbers: give one of them"
+                f"text is {self.text!r} and features are "
+                f"{[*(self.features or ()), *self.categorical]}; items are texts or rows of "
+                "numbers: give one of them"
             )
         kind = schema.field(self.text).type
         if typed and not is_text(kind):
