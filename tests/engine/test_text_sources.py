@@ -108,7 +108,7 @@ def test_what_is_no_column_of_texts_is_refused(tmp_path: Path) -> None:
         Pool.from_parquet(tmp_path, "p", parquet(tmp_path), text="n")
     with pytest.raises(PoolError, match="texts or rows of numbers"):
         Pool.from_csv(tmp_path, "p", csv(tmp_path), text="said", features=["n"])
-    with pytest.raises(PoolError, match=r"name a column of texts: text=…"):
+    with pytest.raises(PoolError, match=r"or a column of texts: text=…"):
         Pool.from_csv(tmp_path, "p", csv(tmp_path))
     Pool.from_csv(tmp_path, "p", csv(tmp_path), text="said")
     with pytest.raises(PoolError, match="ingest it into another pool"):

@@ -115,10 +115,11 @@ def test_key_columns_with_negative_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_metric_is_drawn_on_demand(tmp_path: Path) -> None:
-    points = [CurvePoint("random", "0", 0, 10, {"rmse": 0.3}, {})]
-    write(tmp_path, points=points, metric="rmse")
+    points = [CurvePoint("random", "0", 0, 10, {"rmse": 0.3, "nll": 1.0}, {})]
+    write(tmp_path, points=points, metric="nll")
+    write(tmp_path, points=points)  # the leading one, which is rmse here
     with pytest.raises(SettingsError, match="no point has the metric 'accuracy'"):
-        write(tmp_path, points=points)
+        write(tmp_path, points=points, metric="accuracy")
 
 
 def test_table_lists_random_first_with_differences() -> None:
