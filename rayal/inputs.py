@@ -27,6 +27,7 @@ class PoolSettings(Section):
         None, "column: its values; null: those of the source. Another one counts as missing"
     )
     text: Text | None = key(None, "column of texts of a table, which are then the items")
+    confidence: Text | None = key(None, "column of how sure annotators were of the labels, [0, 1]")
     test: Text | None = key(None, "second path, whose items get the role test")
     test_share: float = key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
     test_by_seed: bool = key(False, "draw test_share anew for each pool seed; false: for all alike")

@@ -27,6 +27,7 @@ class TableColumns:
         missing: what a NaN, inf or null feature, or a missing text does, ``error`` or
             ``quarantine``.
         text: column of texts, which are then the items; there are no features beside it.
+        confidence: column of how sure the annotators of the labels were, numbers in [0, 1].
         categorical: columns of text, bool or whole numbers, each value of which is a feature of 0
             and 1; a value that is not among the known ones counts as missing.
         categories: (column, its known values) of them; those that are not here have the values of
@@ -38,6 +39,7 @@ class TableColumns:
     features: tuple[str, ...] | None = None
     missing: Missing = "error"
     text: str | None = None
+    confidence: str | None = None
     categorical: tuple[str, ...] = ()
     categories: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -52,6 +54,7 @@ class TableColumns:
             None if features is None else tuple(features),
             options.get("missing", "error"),
             options.get("text"),
+            options.get("confidence"),
             tuple(dict.fromkeys(named)),
             tuple((name, tuple(map(str, values))) for name, values in given.items()),
         )
@@ -112,8 +115,13 @@ class TableColumns:
 
     def used(self) -> list[str]:
         """Return the columns to read, each once."""
-        named = (self.id, self.label, self.text, *(self.features or ()), *self.categorical)
+        apart = (self.id, self.label, self.text, self.confidence)
+        named = (*apart, *(self.features or ()), *self.categorical)
         return list(dict.fromkeys(name for name in named if name is not None))
+
+    def numbers(self) -> tuple[str, ...]:
+        """Return the columns whose values are numbers."""
+        return (*(self.features or ()), *(() if self.confidence is None else (self.confidence,)))
 
     def fitted(self, schema: pa.Schema, where: str, *, typed: bool = True) -> TableColumns:
         """Return these columns with the features named, or raise PoolError if one does not fit.
@@ -129,10 +137,10 @@ class TableColumns:
         for name in self.used():
             if name not in names:
                 raise PoolError(f"{where} has no column {name!r}; {nearest(name, names)}")
+        self._check_confidence(schema, where)
         if self.text is not None:
             return self._of_texts(schema, where, typed=typed)
-        rest = (self.id, self.label, *self.categorical)
-        features = self.features or tuple(n for n in names if n not in rest)
+        features = self.features or tuple(n for n in names if n not in self._apart)
         wrong = [n for n in features if not is_numeric(schema.field(n).type)]
         if not features and not self.categorical:
             raise PoolError(f"{where} has no numeric column left for the features, only {names}")
@@ -144,12 +152,31 @@ class TableColumns:
             )
         return replace(self, features=features)
 
-    def _of_texts(self, schema: pa.Schema, where: str, *, typed: bool) -> TableColumns:
-        if self.features or self.categorical:
+    @property
+    def _apart(self) -> tuple[str | None, ...]:
+        """Columns that are no features unless they are listed."""
+        return (self.id, self.label, self.confidence, *self.categorical)
+
+    def _check_confidence(self, schema: pa.Schema, where: str) -> None:
+        if self.confidence is None:
+            return
+        if self.label is None:
             raise PoolError(
-                f"text is {self.text!r} and features are "
-                f"{[*(self.features or ()), *self.categorical]}; items are texts or rows of "
-                "numbers: give one of them"
+                f"confidence is {self.confidence!r}, and no column of labels is named that it "
+                "could speak of; name one: label=…"
+            )
+        kind = schema.field(self.confidence).type
+        if not is_numeric(kind):
+            raise PoolError(
+                f"{where}: column {self.confidence!r} is {kind}; confidences are numbers in [0, 1]"
+            )
+
+    def _of_texts(self, schema: pa.Schema, where: str, *, typed: bool) -> TableColumns:
+        features = [*(self.features or ()), *self.categorical]
+        if features:
+            raise PoolError(
+                f"text is {self.text!r} and features are {features}; items are texts or "
+                "rows of numbers: give one of them"
             )
         kind = schema.field(self.text).type
         if typed and not is_text(kind):

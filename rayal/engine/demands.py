@@ -20,11 +20,12 @@ from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
 from rayal.types import TILE_ROWS
 
-INDEXED = 320  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
+INDEXED = 345  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
 LEDGER = 2_048  # bytes of a label on the driver: states, leases and labels as Python objects
 ENTRY = 1_500  # bytes of a pick with its lease and label in the ledger: rows, events, indices
 LEDGER_FILE = 160_000  # bytes of a ledger without rows
 OUTPUTS = 100_000  # bytes of curve.png and the tables
+ORDERS = 8  # passes over a stream whose order the training loop keeps
 HELD = 17  # bytes of a row in a shard: its key, whether it is eligible, and the mask's source
 
 
@@ -58,6 +59,19 @@ def training(spec: ProjectSpec, net: NetworkShape, labels: int) -> int:
     weights = net.weights * (2 * (1 + moments) + 1 + spare)
     step = spec.learner.batch * (2 * net.activations + 3 * net.row)
     return rows + max(5 * rows, weights + step)
+
+
+def pretraining(net: NetworkShape, rows: int) -> int:
+    """Return the bytes of a pre-training on all rows of the pool; 0 without one.
+
+    A row has a key and a position, and one more position in the order of each of the last passes.
+    A step holds what one of ``training`` does.
+    """
+    steps, batch = net.pretrained
+    if not steps:
+        return 0
+    passes = min(ORDERS, math.ceil(steps * batch / max(rows, 1)))
+    return rows * 8 * (2 + passes) + 7 * net.weights + batch * (2 * net.activations + 3 * net.row)
 
 
 def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from rayal.engine.embed import head_task
 from rayal.engine.executor import RayOptions
 from rayal.engine.pool import Pool
+from rayal.engine.pretrain import pretraining_of
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.selection.threads import torch_threads
@@ -62,12 +64,14 @@ class Speed:
         tail: one row through the stages from the first dropout module on, once a pass.
         step: one training step.
         classes: of the task.
+        pretraining: a whole pre-training, once a run and seed.
     """
 
     row: float
     tail: float
     step: float
     classes: int = 2
+    pretraining: float = 0.0
 
     def scanned(self, spec: ProjectSpec) -> float:
         """Return the seconds of one row and one member under a strategy's signals."""
@@ -88,6 +92,7 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
     cores = options.cpus or os.cpu_count() or 1
     times: dict[str, Speed] = {}
     embedded: set[tuple[str, str]] = set()
+    pretrained: set[tuple[str, int]] = set()
     local, ray = 0.0, RAY_START
     for spec, pool in cells:
         key = repr((spec.network, spec.backbone, spec.learner, spec.scan, spec.threads_per_model))
@@ -105,6 +110,10 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
         parts = max(1, len(pool.parts_of("pool")))
         shared = (scan + test) * math.ceil(parts / at_once) / parts
         ray += rounds * (train * waves + shared + RAY_ROUND)
+        if (key, spec.seeds.model) not in pretrained:
+            pretrained.add((key, spec.seeds.model))
+            local += speed.pretraining
+            ray += speed.pretraining
         if spec.backbone is not None and (pool.name, spec.backbone.hash) not in embedded:
             embedded.add((pool.name, spec.backbone.hash))
             seconds = (len(pool) + pool.rows("test")) * embedding_time(
@@ -128,12 +137,16 @@ def speed_of(spec: ProjectSpec, items: Task) -> Speed:
             tail = 0.0
             if start is not None:
                 tail = _seconds(lambda: net.run(trunk.clone(), start)) / spec.scan.batch
-        batch = torch.zeros((spec.learner.batch, *task.input_shape))
-        trained = any(p.requires_grad for p in net.parameters())
-        step = _seconds(
-            lambda: net.train()(batch).sum().backward() if trained else net.train()(batch)
-        )
-    return Speed(row, tail, step, task.n_outputs)
+        step = _step_seconds(net, spec.learner.batch, task)
+        before = pretraining_of(spec, task)
+        first = 0.0 if before is None else before.steps * _step_seconds(net, before.batch, task)
+    return Speed(row, tail, step, task.n_outputs, first)
+
+
+def _step_seconds(net: nn.Module, rows: int, task: Task) -> float:
+    batch = torch.zeros((rows, *task.input_shape))
+    trained = any(p.requires_grad for p in net.parameters())
+    return _seconds(lambda: net.train()(batch).sum().backward() if trained else net.train()(batch))
 
 
 def embedding_time(spec: ProjectSpec, items: Task) -> float:

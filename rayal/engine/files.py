@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayal.engine.ingest import remove_stray_files, stray_files
 from rayal.errors import PoolError
 from rayal.project import Ledger
+from rayal.project.records import StageRow
 
-FOLDERS = ("columns", "models", "attached")
+FOLDERS = ("columns", "models", "attached", "memory")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet
 
 
 def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False) -> dict[str, int]:
-    """Remove columns and weights that no later round of the project reads.
+    """Remove columns, weights and memories that no later round of the project reads.
 
     Weights of a model that the ledger knows by a version stay: it may be asked at any time.
 
@@ -33,12 +35,15 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     last = max((s.round for s in stages), default=-1)
     chosen = {s.round for s in stages if s.stage == "select"}
     versions = ledger.versioned([s.output["model"] for s in stages if s.stage == "train"])
-    files: list[str] = []
+    files = _spent_pretraining(ledger, stages)
     for stage in stages:
         old = stage.round < last
         spent = old or (keep == "picks" and stage.round in chosen)
         if stage.stage in ("scan", "auxiliary") and stage.output.get("columns") and spent:
             files += [p.file for p in ledger.columns(stage.output["columns"]).values()]
+        read = stage.round == max(chosen, default=-1)  # by the next round, whenever it comes
+        if stage.stage == "select" and stage.output.get("memory") and not read:
+            files += [p.file for p in ledger.columns(stage.output["memory"]).values()]
         spent = old and stage.round > 0  # round 0 is shared by strategies
         if stage.stage == "train" and spent and stage.output["model"] not in versions:
             for member in range(stage.output["members"]):
@@ -51,6 +56,14 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
         for path in paths.values():
             path.unlink(missing_ok=True)
     return sizes
+
+
+def _spent_pretraining(ledger: Ledger, stages: Sequence[StageRow]) -> list[str]:
+    """Return the weights of pre-trainings on a pool that has grown since."""
+    made = {s.round: str(s.output["model"]) for s in stages if s.stage == "pretrain"}
+    spent = set(made.values()) - {made[max(made)]} if made else ()
+    rows = [ledger.checkpoint(model, 0) for model in sorted(spent)]
+    return [row.file for row in rows if row is not None]
 
 
 def collect_files(ledger: Ledger, *, dry_run: bool, age: float = YOUNG) -> dict[str, int]:

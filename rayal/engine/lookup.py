@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.storage import open_random
+from rayal.engine.storage import open_random, present
 from rayal.errors import StorageError
 from rayal.project.records import PoolPart
 from rayal.types import TILE_ROWS, Keys, id_keys, key_sum
@@ -55,6 +55,36 @@ class Lookup:
         """Return the rows of ids that the parts hold, in the order of the ids."""
         return self._rows(self._find(ids), self._mapped[0].reader.schema.names)
 
+    def at(
+        self,
+        positions: npt.NDArray[np.int64],
+        *,
+        role: str,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
+        """Return rows by their positions in the parts of a role, one part after the other.
+
+        Args:
+            positions: ``[n]``, from 0.
+            role: ``pool`` or ``test``.
+            columns: names of those that are read; by default all.
+        """
+        number, starts = self._starts[role]
+        at = np.searchsorted(starts, positions, side="right") - 1
+        places = np.stack([number[at], positions - starts[at]], axis=1)
+        return self._rows(places, columns or self._mapped[0].reader.schema.names)
+
+    @cached_property
+    def _starts(self) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """The parts of each role, and the position of the first row of each."""
+        found = {}
+        for role in {part.role for part in self._parts}:
+            numbers = [i for i, part in enumerate(self._parts) if part.role == role]
+            rows = [self._parts[i].rows for i in numbers]
+            starts = np.concatenate([[0], np.cumsum(rows)])[:-1].astype(np.int64)
+            found[role] = (np.array(numbers, np.int64), starts)
+        return found
+
     def id_of(self, key: int) -> str | None:
         """Return the id of the item with a key, None if no part holds it."""
         places = self._places(np.array([key], np.uint64))
@@ -66,7 +96,7 @@ class Lookup:
     def _mapped(self) -> list[_Mapped]:
         mapped = []
         for part in self._parts:
-            path = self._root / part.file
+            path = present(self._root / part.file)
             reader = open_random(path)
             tiles = [reader.get_batch(tile) for tile in range(reader.num_record_batches)]
             keys = np.concatenate([tile.column("key").to_numpy() for tile in tiles])

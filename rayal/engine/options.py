@@ -29,9 +29,14 @@ class TableOptions(IngestOptions, total=False):
 
 
 class FileOptions(TableOptions, total=False):
-    """What ingest of files of tables takes besides: ``test``, a path of items for the test."""
+    """What ingest of files of tables takes besides.
+
+    ``test`` is a path of items for the test; ``confidence`` names a column of how sure the
+    annotators of the labels were, in [0, 1].
+    """
 
     test: StrPath | None
+    confidence: str | None
 
 
 class DatasetOptions(TableOptions, total=False):

@@ -63,7 +63,7 @@ class CellPlan:
         processes: kind of process to its peak of private bytes.
         peak: private bytes at the worst moment, all processes together.
         seconds: stage to seconds of one round, the last one in full.
-        total: seconds of all rounds.
+        total: seconds of all rounds, and of a pre-training, which cells that share one all count.
         disk: bytes of columns and weights at the worst moment.
         left: bytes of them once the run has ended.
         columns: bytes of one round's columns on disk.
@@ -128,6 +128,7 @@ def plan_cell(
         alone = _select_seconds(objective, made, 2.0 * chosen * wide * spec.batch, known)
         seconds["select"] = alone / (place.workers * place.threads)
     once = seconds.get("train", 0.0) + seconds.get("evaluate", 0.0)
+    once += 0.0 if speed is None else speed.pretraining
     return CellPlan(
         rows=pool.rows,
         chosen=chosen,
@@ -152,7 +153,7 @@ def _stages(spec: ProjectSpec, pool: PoolShape, net: NetworkShape, place: Place)
     return {
         "stay": place.base + demands.driving(pool, spec, net, labels),
         "ingest": 0 if pool.ingested else demands.ingesting(pool),
-        "train": demands.training(spec, net, labels),
+        "train": max(demands.training(spec, net, labels), demands.pretraining(net, pool.rows)),
         "evaluate": demands.evaluating(pool, spec, net),
         "scan": demands.scanning(spec, net, pool.part_rows),
     }

@@ -22,7 +22,7 @@ from rayal.engine.ingest import IngestOptions, PlainOptions, ingest
 from rayal.engine.lookup import Lookup, verify
 from rayal.engine.options import DatasetOptions, FileOptions, TableOptions
 from rayal.engine.rows import Role, Source, StrPath
-from rayal.engine.storage import read_mapped
+from rayal.engine.storage import present, read_mapped
 from rayal.engine.tables import (
     csv_source,
     jsonl_source,
@@ -126,7 +126,7 @@ class Pool:
         Raises:
             StorageError: the file is missing or damaged, or is not what the ledger holds.
         """
-        path = self.root / part.file
+        path = present(self.root / part.file)
         table = read_mapped(path)
         verify(part, path, table.column("key").to_numpy())
         return table

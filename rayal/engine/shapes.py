@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayal.engine.pretrain import pretraining_of
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import SelectionOptions
 from rayal.engine.spec import ProjectSpec
@@ -82,6 +83,7 @@ class NetworkShape:
         borrowed: those that the pool's parts hold already.
         narrow: those that are stored in bf16.
         rounding: those that ``selection.precision`` bf16 would store so.
+        pretrained: steps and batch of a pre-training on the pool; (0, 0) without one.
     """
 
     weights: int
@@ -92,6 +94,7 @@ class NetworkShape:
     borrowed: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ()
     rounding: tuple[str, ...] = ()
+    pretrained: tuple[int, int] = (0, 0)
 
     def under(self, options: SelectionOptions) -> NetworkShape:
         """Return the sizes where a joint choice holds its columns so."""
@@ -142,6 +145,7 @@ def network_shape(
         signals["embedding"] = ((width,), 4 * width)
     nets = committee.nets[0]
     tensors = [*nets.parameters(), *nets.buffers()]
+    before = pretraining_of(spec, task)
     return NetworkShape(
         weights=sum(t.numel() * t.element_size() for t in tensors),
         activations=sum(outputs),
@@ -150,6 +154,7 @@ def network_shape(
         signals=signals,
         borrowed=scan.borrowed,
         rounding=rounding,
+        pretrained=(0, 0) if before is None else (before.steps, before.batch),
     )
 
 

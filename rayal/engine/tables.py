@@ -24,6 +24,7 @@ from rayal.engine.rows import (
     Source,
     StrPath,
     Texts,
+    confidences_of,
     files_of,
     label_texts,
     written_labels,
@@ -60,7 +61,7 @@ def csv_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> 
 
     def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
         for name, file in files:
-            for batch in open_csv(file, columns.used(), columns.features or (), text=columns.text):
+            for batch in open_csv(file, columns.used(), columns.numbers(), text=columns.text):
                 yield name, batch
 
     return _source(batches, columns, role, None, written_labels)
@@ -137,9 +138,8 @@ def feature_rows(
     finite = np.isfinite(features)
     good = finite.all(axis=1)
     bad = {int(r): int(np.flatnonzero(~finite[r])[0]) for r in np.flatnonzero(~good)}
-    said = {r: f"feature {names[c]!r} is {features[r, c]}" for r, c in bad.items()} | dict(
-        wrong or {}
-    )
+    said = {r: f"feature {names[c]!r} is {features[r, c]}" for r, c in bad.items()}
+    said |= wrong or {}
     reasons = [(rows.ids[r], reason) for r, reason in sorted(said.items())]
     if reasons and missing == "error":
         raise PoolError(
@@ -147,9 +147,8 @@ def feature_rows(
             "features, or set missing: quarantine"
         )
     kept = np.flatnonzero(good).tolist()
-    labels = None if rows.labels is None else [rows.labels[r] for r in kept]
     payloads = [features[r].astype("<f8", copy=False).tobytes() for r in kept]
-    return Rows([rows.ids[r] for r in kept], payloads, labels, rows.kind, reasons)
+    return replace(rows.taken(kept), payloads=payloads, quarantined=reasons)
 
 
 def open_csv(
@@ -193,8 +192,15 @@ def _source(
             if name != current:
                 current, start = name, 0
             ids = _ids(batch, columns.id, f"{name}:", start)
-            known = (None, None) if columns.label is None else texts(batch.column(columns.label))
-            rows, start = Rows(ids, [], *known), start + batch.num_rows
+            known, kind = None, None
+            if columns.label is not None:
+                known, kind = texts(batch.column(columns.label))
+            sure = None
+            if columns.confidence is not None:
+                given = batch.column(columns.confidence)
+                sure = confidences_of(given, ids, columns.confidence)
+            rows = Rows(ids, [], known, kind, confidences=sure)
+            start += batch.num_rows
             if columns.text is not None:
                 yield text_rows(rows, batch.column(columns.text).to_pylist(), columns.missing)
                 continue

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
+from rayal.engine.member import is_final
+from rayal.engine.model_hash import model_hash
 from rayal.engine.pool import Pool
+from rayal.engine.pool_rows import PoolRows
+from rayal.engine.pretrain import Pretraining, member_store
+from rayal.engine.reads import columns_read, hash_read
 from rayal.engine.scan import Scan
+from rayal.engine.shapes import NO_POOL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.targets import check_targets, number_of
-from rayal.engine.train import context, model_hash
+from rayal.engine.train import context
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
-from rayal.learners.base import LabeledRows, TensorRows, TrainData
+from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
 from rayal.learners.loop import FROM_POOL
-from rayal.models.build import checked_parameters, find_factory
+from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
+from rayal.models.weights import RANDOM
 from rayal.registry import strategies
-from rayal.tasks import Task, task_for
-from rayal.types import Keys, digest, id_keys, key_sum
+from rayal.tasks import Task, Vocabulary, task_for
+from rayal.tasks.text import SIZE
+from rayal.types import Columns, Keys, id_keys
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -90,19 +96,30 @@ def check_initial(spec: ProjectSpec) -> None:
 
 
 def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
-    """Raise SettingsError where a committee would have too many weights; none is allocated.
+    """Raise SettingsError where a committee would have too many weights, or read a file.
+
+    No weight is allocated.
 
     Args:
         spec: with the network and the committee's size.
-        task: of its rows.
+        task: of its rows; its tokeniser may grow with the pool, to the size that is set.
         most: weights of all members.
     """
-    network = spec.network
-    factory = find_factory(network.name)
-    arguments = checked_parameters(network.name, factory, network.params)
-    with torch.device("meta"):
-        net = factory(tuple(task.input_shape), task.n_outputs, **arguments)
-    weights = spec.committee_size * sum(p.numel() for p in net.parameters())
+    network, words = spec.network, task.vocabulary
+    if network.params.get("weights", RANDOM) != RANDOM:
+        raise SettingsError(
+            "model.params.weights names a file of the service's host, which no client may read; "
+            "leave it out, or make the project on the command line"
+        )
+    if words is not None:
+        words = Vocabulary.imagined(max(words.size, spec.task.get("vocabulary", SIZE)))
+    weights = spec.committee_size * weights_of(
+        network.name,
+        network.params,
+        input_shape=task.input_shape,
+        n_outputs=task.n_outputs,
+        vocabulary=words,
+    )
     if weights > most:
         raise SettingsError(
             f"{spec.committee_size} x network {network.name!r} would have {weights} weights, at "
@@ -126,11 +143,16 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
+    check_fits(items, spec)
+
+
+def check_fits(items: Task, spec: ProjectSpec) -> None:
+    """Raise NeedsError or SettingsError where network, learner and strategy do not fit the rows."""
     task = head_task(spec, items)
     check_targets(spec.strategy, spec.learner, task.target)
     committee = untrained(spec, task)
     spec.learner.check(task, committee.nets[0])
-    Scan(pool, committee, spec.strategy, spec.learner, spec.scan).check()
+    Scan(NO_POOL, committee, spec.strategy, spec.learner, spec.scan).check()
     if not task.has_views:
         _check_views(spec)
 
@@ -167,6 +189,8 @@ class Training:
         ids: labeled pool items, sorted.
         hash: digest of everything the weights depend on.
         data: decoded rows and targets.
+        reads: hash of the columns of the last round's scan that the learner reads.
+        pretraining: what all members start from; None where they start afresh.
     """
 
     project: Project
@@ -174,6 +198,8 @@ class Training:
     ids: tuple[str, ...]
     hash: str
     data: TrainData
+    reads: str | None = None
+    pretraining: Pretraining | None = None
 
     @classmethod
     def of(cls, project: Project, labels: Mapping[str, Label], round: int) -> Training:
@@ -189,6 +215,8 @@ class Training:
         targets = task.targets([kept[i] for i in ids])
         unlabeled = _unlabeled(project, set(ids))
         attached, named = attached_rows(project, round, kept)
+        reads = hash_read(project, round)
+        pretraining = Pretraining.of(project)
         hash = model_hash(
             learner=spec.learner,
             network=spec.network,
@@ -200,10 +228,22 @@ class Training:
             threads_per_model=spec.threads_per_model,
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
             attached=named,
+            reads=reads,
+            pretrained=None if pretraining is None else pretraining.hash,
             device=spec.scan.device,
         )
         data = TrainData(LabeledRows(rows, targets), unlabeled, attached)
-        return cls(project, round, ids, hash, data)
+        return cls(project, round, ids, hash, data, reads, pretraining)
+
+    def columns(self) -> Columns | None:
+        """Return what the learner reads of the last round's scan; None where there is nothing."""
+        return columns_read(self.project, self.reads, set(self.ids))
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the prepare stage tells of it."""
+        told = {"reads": self.reads} if self.project.spec.learner.reads() else {}
+        return {"labels": len(self.ids), **told}
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``train_committee`` takes."""
@@ -222,57 +262,17 @@ class Training:
         }
 
     def store(self, member: int) -> FolderStore:
-        """Return a member's checkpoints; an epoch's file goes when the next one is recorded."""
-        ledger, name = self.project.ledger, self.project.name
+        """Return a member's checkpoints."""
+        return member_store(self.project, self.round, self.hash, member)
 
-        def committed() -> tuple[int, str] | None:
-            row = ledger.checkpoint(self.hash, member)
-            return None if row is None else (row.epoch, row.file)
-
-        def commit(epoch: int, file: str, final: bool) -> None:
-            before = ledger.checkpoint(self.hash, member)
-            ledger.commit_checkpoint(
-                name,
-                self.round,
-                model=self.hash,
-                member=member,
-                epoch=epoch,
-                file=file,
-                final=final,
-            )
-            if before is not None and before.epoch < epoch:
-                ledger.forget_files([before.file])
-                (self.project.root / before.file).unlink(missing_ok=True)
-
-        return FolderStore(Path(self.project.root), "models", self.hash, member, committed, commit)
-
-
-@dataclass(frozen=True)
-class PoolRows:
-    """Pool items whose rows are read and decoded when they are taken; no label is within reach.
-
-    Args:
-        pool: where they lie.
-        task: how they are decoded.
-        ids: their ids.
-    """
-
-    pool: Pool
-    task: Task
-    ids: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, positions: Tensor) -> Tensor:
-        """Return decoded rows ``[B, …]`` at int64 positions ``[B]``."""
-        return self.task.decode(self.pool.take([self.ids[i] for i in positions.tolist()]))
-
-    @property
-    def fingerprint(self) -> tuple[int, int]:
-        """Their number, and a digest of the parts (named by their content) and of their keys."""
-        parts = sorted(part.part for part in self.pool.parts_of("pool"))
-        return len(self.ids), int(digest([parts, key_sum(id_keys(self.ids))]), 16)
+    def weights(self) -> Weights | None:
+        """Return what members start from, where the learner is pre-trained and one is waiting."""
+        if self.pretraining is None:
+            return None
+        members = range(self.project.spec.committee_size)
+        if all(is_final(self.store(member)) for member in members):
+            return None
+        return self.pretraining.weights(self.round)
 
 
 def _unlabeled(project: Project, labeled: set[str]) -> PoolRows | None:

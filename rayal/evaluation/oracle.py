@@ -7,8 +7,8 @@ here and nowhere else; training, scanning and selecting cannot see it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,21 +30,24 @@ class Oracle:
     Args:
         pool: the pool whose labels file it reads.
         noise: share of items answered wrongly, the same ones each time: exactly round(noise * n)
-            of the n items, each with a uniformly drawn other class.
+            of the n items, each with a uniformly drawn other class. ``confidence`` answers each
+            item wrongly with the probability that its annotators' confidence leaves; an item of
+            which nobody said how sure he was is answered as it is labeled.
         cost: what one label costs, in whatever unit the budget has.
         seed: seeds the noise.
         labels: what the task predicts; None takes the labels as they are known.
 
     Raises:
         LabelError: the pool has no known labels, or one that the task does not allow.
-        SettingsError: the noise is not in [0, 1], or the pool has fewer than two classes.
+        SettingsError: the noise is not in [0, 1], no confidence is known of the pool's labels, or
+            the pool has fewer than two classes.
     """
 
     def __init__(
         self,
         pool: Pool,
         *,
-        noise: float = 0.0,
+        noise: float | Literal["confidence"] = 0.0,
         cost: float = 1.0,
         seed: int = 0,
         labels: Labels | None = None,
@@ -55,7 +58,7 @@ class Oracle:
                 f"pool {pool.name!r} came without labels, so no oracle can answer; ingest it with "
                 "a label column or a labels file, or set `oracle: none` and label it yourself"
             )
-        if not 0.0 <= noise <= 1.0:
+        if not isinstance(noise, str) and not 0.0 <= noise <= 1.0:
             raise SettingsError(f"oracle noise is {noise}; it must lie in [0, 1]")
         with pa.OSFile(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
@@ -69,7 +72,14 @@ class Oracle:
             for item, row in self._rows.items():
                 truth[row] = labels.check(_number(truth[row]), item)
         self._truth = truth
-        self._answers = _with_noise(truth, self._keys, self._classes, noise, seed)
+        if isinstance(noise, str):
+            doubt = 1.0 - _confidences(table, pool)[order]
+            flipped = np.flatnonzero(keyed_uniform(self._keys, seed, _NOISY) < doubt)
+        else:
+            count = round(noise * len(truth))
+            drawn = keyed_uniform(self._keys, seed, _NOISY)
+            flipped = np.argsort(drawn, kind="stable")[:count]
+        self._answers = _with_others(truth, self._keys, self._classes, flipped, seed)
         self.cost = cost
 
     def check(self, pool: Pool) -> None:
@@ -90,6 +100,10 @@ class Oracle:
     def answer(self, item: str) -> Label:
         """Return what this annotator says of an item."""
         return self._answers[self._row(item)]
+
+    def wrong(self, answers: Mapping[str, Label]) -> int:
+        """Return how many answers, by item id, are not the true labels."""
+        return sum(label != self._truth[self._row(item)] for item, label in answers.items())
 
     def balanced(self, pool: Pool, count: int, seed: int) -> list[str]:
         """Return ``count`` pool items, equally many of each class as far as they go.
@@ -152,18 +166,27 @@ class Oracle:
         return self._rows[item]
 
 
-def _with_noise(truth: Any, keys: Keys, classes: Sequence[str], noise: float, seed: int) -> Any:
-    """Return the answers: truth, with exactly round(noise * n) of them another class."""
-    count = round(noise * len(truth))
-    if count == 0:
+def _confidences(table: pa.Table, pool: Pool) -> Any:
+    """Return how sure annotators were, ``[N]``; 1 where nobody says."""
+    if "confidence" not in table.column_names:
+        raise SettingsError(
+            f"oracle noise is 'confidence', and of no label of pool {pool.name!r} it is known how "
+            "sure its annotators were; name the column that says so (pool: {confidence: COLUMN}) "
+            "in a new storage, or give the noise as a share"
+        )
+    return table.column("confidence").fill_null(1.0).to_numpy()
+
+
+def _with_others(truth: Any, keys: Keys, classes: Sequence[str], flipped: Any, seed: int) -> Any:
+    """Return the answers: truth, with another class, drawn uniformly, at ``flipped`` rows."""
+    if not len(flipped):
         return truth
     if len(classes) < 2:
         raise SettingsError(
-            f"oracle.noise is {noise}, the share of answers with a wrong class, and there are "
-            f"{len(classes)} classes; it needs two, so set it to 0"
+            f"oracle.noise gives some answers another class, and there are {len(classes)} classes; "
+            "it needs two, so set it to 0"
         )
     answers = truth.copy()
-    flipped = np.argsort(keyed_uniform(keys, seed, _NOISY), kind="stable")[:count]
     step = keyed_uniform(keys[flipped], seed, _WRONG) * (len(classes) - 1)
     for row, by in zip(flipped.tolist(), step.astype(int).tolist(), strict=True):
         answers[row] = classes[(classes.index(truth[row]) + 1 + by) % len(classes)]

@@ -30,6 +30,8 @@ from rayal.types import digest
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
 _ARRAYS = (".npz", ".npy")
 _TEST = b"test share"
+#: settings that came later, where they say nothing: they leave a pool's name as it was
+_LATER = {"confidence": None, "categorical": None, "categories": None, "test_by_seed": False}
 
 
 def pool_of(
@@ -179,12 +181,9 @@ def _split(blocks: Iterable[Rows], share: float, role: Role, key: bytes) -> Iter
     for block in blocks:
         hashes = keyed_hashes(block.ids, key).astype(np.float64) / 2.0**64
         at = np.flatnonzero((hashes < share) == (role == "test")).tolist()
-        labels = None if block.labels is None else [block.labels[i] for i in at]
         yield replace(
-            block,
-            ids=[block.ids[i] for i in at],
+            block.taken(at),
             payloads=[block.payloads[i] for i in at],
-            labels=labels,
             quarantined=block.quarantined if role == "pool" else (),
         )
 
@@ -198,6 +197,7 @@ def pool_name(settings: PoolSettings, seed: int) -> str:
     else:  # two files of one name are two pools
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
         chosen = settings.model_dump(exclude={"source", "subset"})
+        chosen = {n: v for n, v in chosen.items() if n not in _LATER or v != _LATER[n]}
         name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
     if settings.subset is not None:
         return f"{name}-{settings.subset}-s{seed}"

@@ -84,6 +84,27 @@ def pool_here(settings: Settings, cell: Cell) -> Pool | None:
     return Pool.open(root, name) if known else None
 
 
+def task_beforehand(settings: Settings, cell: Cell) -> Task | None:
+    """Return the task of a pool that no one has ingested yet, as far as its source tells at once.
+
+    Classes that nobody names are imagined, and so is a tokeniser that would be trained.
+
+    Returns:
+        None where the pool is there already.
+
+    Raises:
+        PoolError: the source does not exist or does not form a pool.
+        SettingsError: the task does not fit it.
+    """
+    if pool_here(settings, cell) is not None:
+        return None
+    source = sources_of(settings.pool.model_copy(update={"test_share": 0.0}))[0]
+    payload = dict(source.payload)
+    first = _first(source) if payload.get("encoding") == "file" else None
+    classes = settings.task.classes or ("class 0", "class 1")
+    return _task(settings, PoolShape(1, 0, 1.0, payload, classes), first)
+
+
 def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     pool = settings.pool
     try:

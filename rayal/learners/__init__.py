@@ -15,6 +15,7 @@ from rayal.learners.base import (
     UnlabeledBatch,
 )
 from rayal.learners.checkpoint import CheckpointStore
+from rayal.learners.layerwise import LayerwisePretrained
 from rayal.learners.loop import fit
 from rayal.learners.presets import PRESETS
 from rayal.learners.supervised import Supervised
@@ -22,6 +23,7 @@ from rayal.learners.supervised import Supervised
 __all__ = [
     "Learner",
     "Supervised",
+    "LayerwisePretrained",
     "PRESETS",
     "Stream",
     "LabeledBatch",

@@ -73,8 +73,10 @@ class TrainContext:
         device: where networks and batches are.
         dtype: type of weights and batches.
         scan: (networks, signals, limit) -> columns of the unlabeled rows; None where not offered.
-        columns: what ``reads`` asked of the previous round's scan; None in the first round.
-        weights: what ``prepare`` returned.
+        columns: what ``reads`` asked of the previous round's scan, of the items that are unlabeled
+            now, sorted by id; None in the first round, or where that round was scanned for another
+            learner.
+        weights: what ``pretraining`` left or ``prepare`` returned, that all members start from.
     """
 
     task: Task
@@ -192,8 +194,20 @@ class Learner(ABC):
         """Return the signals of the previous round's scan that training wants."""
         return ()
 
+    def pretraining(self, ctx: TrainContext) -> Learner | None:
+        """Return a learner that is trained first, on all rows of the pool and no label.
+
+        It is trained once per pool snapshot, network and model seed, like a member of its own,
+        with checkpoints and on the executor. What its predictor holds is in ``ctx.weights`` of
+        all members, under ``network.parameter``.
+        """
+        return None
+
     def prepare(self, ctx: TrainContext, data: TrainData) -> Weights | None:
-        """Return weights that all members start from (pre-training), in ``ctx.weights``."""
+        """Return weights that all members start from, in ``ctx.weights``; made anew each time.
+
+        What takes long, or needs the pool, is a ``pretraining``; then this is not asked.
+        """
         return None
 
     def networks(self, ctx: TrainContext) -> nn.ModuleDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,21 @@ class Rows(Protocol):
 
     def take(self, positions: Tensor) -> Tensor:
         """Return decoded, untransformed rows ``[B, …]`` at int64 positions ``[B]``."""
+
+
+@runtime_checkable
+class NamedRows(Protocol):
+    """Rows whose ids are read when they are asked for, since there are many of them."""
+
+    def names(self, positions: Tensor) -> tuple[str, ...]:
+        """Return the ids at int64 positions ``[B]``."""
+
+
+def names(rows: Rows, positions: Tensor) -> tuple[str, ...]:
+    """Return the ids of rows at int64 positions ``[B]``."""
+    if isinstance(rows, NamedRows):
+        return rows.names(positions)
+    return tuple(rows.ids[i] for i in positions.tolist())
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,30 @@ class TrainData:
             )
         if any(a >= b for a, b in pairwise(ids)):
             raise NeedsError("labeled rows must be distinct and sorted by id; sort them first")
+
+
+@dataclass(frozen=True)
+class PoolData(TrainData):
+    """What a pre-training is trained on: rows, and no label of any.
+
+    Args:
+        labeled: none.
+        unlabeled: all rows of the pool.
+        attached: none.
+
+    Raises:
+        NeedsError: there are labels, or no rows.
+    """
+
+    labeled: LabeledRows = LabeledRows(TensorRows((), torch.zeros(0)), torch.zeros(0))
+
+    def __post_init__(self) -> None:
+        if len(self.labeled) or self.attached is not None or not self.unlabeled:
+            rows = 0 if self.unlabeled is None else len(self.unlabeled)
+            raise NeedsError(
+                f"a pre-training was given {len(self.labeled)} labeled and {rows} unlabeled rows; "
+                "it takes unlabeled rows alone, at least one"
+            )
 
 
 @dataclass(frozen=True)

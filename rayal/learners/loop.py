@@ -32,6 +32,7 @@ from rayal.learners.base import (
     UnlabeledBatch,
 )
 from rayal.learners.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
+from rayal.learners.data import names
 from rayal.types import id_keys
 
 Progress = Callable[[str, int, int], None]
@@ -161,7 +162,7 @@ class _Feed:
         """Return the batch of a step."""
         here = self._places(step, ctx)
         positions = self.chosen[here]
-        ids = tuple(self.rows.ids[i] for i in positions.tolist())
+        ids = names(self.rows, positions)
         raw = self.rows.take(positions).to(ctx.device)
         views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
         moved = tuple(_moved(view, ctx) for view in views)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -13,7 +13,6 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -32,6 +31,7 @@ from rayal.learners.base import (
 from rayal.learners.data import balanced_weights
 from rayal.learners.loop import check_finite, plain_batches
 from rayal.learners.noise import check_supervised, fit_noise
+from rayal.learners.optimizers import OptimizerName, make_optimizer, trained_groups
 from rayal.learners.presets import PRESETS
 from rayal.registry import learners
 from rayal.types import id_keys
@@ -39,7 +39,6 @@ from rayal.types import id_keys
 if TYPE_CHECKING:
     from rayal.tasks.base import Task
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 ClassWeights = Literal["none", "balanced"]
 Precision = Literal["fp32", "bf16"]
@@ -77,6 +76,7 @@ class Supervised(Learner):
         swa: last share of the steps whose weights are averaged; BatchNorm statistics are then
             computed anew on the labeled rows.
         precision: bf16 runs forward passes under autocast.
+        encoder_lr: largest learning rate of an encoder whose published weights are trained on.
 
     Raises:
         SettingsError: an unknown choice, or early stopping together with averaging.
@@ -95,6 +95,7 @@ class Supervised(Learner):
     patience: Annotated[int, Gt(0)] = 5
     swa: Annotated[float, Ge(0), Le(1)] = 0.0
     precision: Precision = "fp32"
+    encoder_lr: Annotated[float, Gt(0)] = 5e-5
 
     targets: ClassVar[tuple[str, ...]] = ("class", "number")
     #: named recipes
@@ -102,7 +103,8 @@ class Supervised(Learner):
     taxonomy: ClassVar[str] = "baseline"
     source: ClassVar[str] = (
         "cosine schedule: Loshchilov & Hutter, ICLR 2017, equation 5; label smoothing: Szegedy et "
-        "al., CVPR 2016, section 7; weight averaging: Izmailov et al., UAI 2018, algorithm 1"
+        "al., CVPR 2016, section 7; weight averaging: Izmailov et al., UAI 2018, algorithm 1; the "
+        "encoder's learning rate: Devlin et al., NAACL 2019, appendix A.3"
     )
     departures: ClassVar[str] = "weights are averaged at every step, under the same schedule"
 
@@ -136,10 +138,16 @@ class Supervised(Learner):
         networks = self.networks(ctx)
         state = TrainState(networks)
         for name in networks:
-            trained = [p for p in networks[name].parameters() if p.requires_grad]
+            trained = trained_groups(networks[name], self.encoder_lr)
             if not trained:
                 continue
-            optimizer = self._optimizer(trained)
+            optimizer = make_optimizer(
+                self.optimizer,
+                trained,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+            )
             state.optimizers[name] = optimizer
             state.schedulers[name] = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
         for name in self.answers if self.swa else ():
@@ -247,14 +255,6 @@ class Supervised(Learner):
         if self.schedule == "constant":
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimiser; fused, which saves a tenth of a step of a small network."""
-        decay = self.weight_decay
-        if self.optimizer == "sgd":
-            return SGD(parameters, self.lr, momentum=self.momentum, weight_decay=decay, fused=True)
-        kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(parameters, self.lr, weight_decay=decay, fused=True)
 
     def _attach(
         self, state: TrainState, data: TrainData, attached: LabeledRows, train: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rayal.models import (  # noqa: F401 - they fill the table of networks
     image,
     probabilistic,
+    sentence,
     tabular,
     text,
     vision,

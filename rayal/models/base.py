@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from rayal.errors import NeedsError, SettingsError, nearest
 from rayal.models.dropout import evaluating, stochastic_modules
 
+ENCODER = "encoder"  # the stage whose weights come from elsewhere, and are trained on
+
 
 class TaskNet(nn.Module):
     """Stages that run one after the other; ``forward`` gives logits ``[N, C]``.
@@ -74,6 +76,12 @@ class TaskNet(nn.Module):
         """The layer that turns token ids into vectors; None unless there is exactly one."""
         found = [module for module in self.modules() if isinstance(module, nn.Embedding)]
         return found[0] if len(found) == 1 else None
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The stage named ``encoder``, whose weights come from elsewhere; None without one."""
+        named = dict(zip(self.stage_names, self.stages, strict=True))
+        return named.get(ENCODER)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""

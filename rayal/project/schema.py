@@ -31,7 +31,9 @@ from rayal.project.columns import (
 )
 
 SCHEMA_VERSION = "1"
-STAGES = ("prepare", "embed", "train", "evaluate", "scan", "auxiliary", "select", "label")
+STAGES = (
+    "prepare", "embed", "pretrain", "train", "evaluate", "scan", "auxiliary", "select", "label"
+)  # fmt: skip
 UNTOLD = ("meta", "events", "idempotency", "beats")
 
 metadata = MetaData()

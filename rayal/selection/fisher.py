@@ -57,7 +57,7 @@ class Fisher(Objective):
         ridge: multiple of the identity in M.
         labeled_weight: sum: labeled rows count as candidates do; mean: all of them together as
             one row; release: mean * L / (L + k), and candidates k / (L + k), as the authors' code.
-        rank: keep this many most probable labels of each row; 0 keeps all.
+        rank: keep this many most probable labels of each row; 0, and C or more, keep all.
         block_diagonal: leave out the information between classes.
         noise: standard deviation of the regression form.
     """

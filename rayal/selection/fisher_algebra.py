@@ -41,8 +41,8 @@ def class_factors(log_probs: Tensor, rank: int = 0, block_diagonal: bool = False
 
     Args:
         log_probs: ``[T, C]``, normalised again in float64; -inf is probability 0.
-        rank: keep the columns √p_y (p - e_y) of this many most probable labels; 0 keeps all, in
-            the closed Cholesky form of width C - 1.
+        rank: keep the columns √p_y (p - e_y) of this many most probable labels; 0, and C or more,
+            keep all, in the closed Cholesky form of width C - 1.
         block_diagonal: the diagonal p (1 - p) alone, not rotated; Q = w = C.
 
     Raises:
@@ -59,7 +59,8 @@ def class_factors(log_probs: Tensor, rank: int = 0, block_diagonal: bool = False
         rest = 1.0 - torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
         return torch.diag_embed((probs * (probs @ rest)).sqrt())  # 1 - p without cancellation
     basis = class_basis(probs.shape[1]).to(probs.device)
-    factor = _cholesky_factor(probs) if rank == 0 else _label_columns(probs, rank)
+    exact = rank == 0 or rank >= probs.shape[1]
+    factor = _cholesky_factor(probs) if exact else _label_columns(probs, rank)
     rows = factor.transpose(1, 2) @ basis  # [T, w, Q], the layout that Bᵀ times columns reads
     return rows.transpose(1, 2)
 

@@ -12,13 +12,13 @@ def sizes_of(classes: int, rank: int, block_diagonal: bool) -> tuple[int, int]:
 
     Args:
         classes: C.
-        rank: most probable labels that are kept; 0 keeps all.
+        rank: most probable labels that are kept; 0, and C or more, keep all.
         block_diagonal: the diagonal alone, which is not rotated.
     """
     if block_diagonal:
         return classes, classes
     size = max(classes - 1, 1)
-    return size, min(rank, classes) if rank else size
+    return size, rank if 0 < rank < classes else size
 
 
 def fisher_footprint(

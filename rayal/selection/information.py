@@ -21,6 +21,8 @@ def bait(
     labeled_weight: LabeledWeight = "release",
     oversample: int = 2,
     ridge: float = 1.0,
+    rank: int = 0,
+    block_diagonal: bool = False,
     device: str = "cpu",
     ids: Sequence[str] | None = None,
     seed: int = 0,
@@ -37,6 +39,9 @@ def bait(
         labeled_weight: how labeled rows count in M: sum, mean, or as the authors' code (release).
         oversample: forward picks per item of the batch; the surplus is removed backward.
         ridge: multiple of the identity in M, larger than 0.
+        rank: keep the information of this many most probable labels of a row; 0, and C or more,
+            keep all.
+        block_diagonal: leave out the information between classes.
         device: cpu or cuda.
         ids: N distinct ids, which break ties.
         seed: accepted for uniformity; nothing is drawn.
@@ -49,7 +54,7 @@ def bait(
         NeedsError: one of the two labeled columns is missing, or has rows of another shape.
         ScoreError: a column holds NaN or +inf, or a row is -inf for every class.
         BudgetError: k is negative or larger than N.
-        ValueError: oversample is less than 1, or ridge not positive.
+        ValueError: oversample is less than 1, ridge not positive, or rank negative.
     """
     if (labeled_log_probs is None) != (labeled_embeddings is None):
         raise NeedsError(
@@ -59,8 +64,14 @@ def bait(
     context: dict[str, Array] = {}
     if labeled_log_probs is not None and labeled_embeddings is not None:
         context = {"log_probs": labeled_log_probs, "embedding": labeled_embeddings}
-    _check(oversample, ridge)
-    objective = Fisher(oversample=oversample, ridge=ridge, labeled_weight=labeled_weight)
+    _check(oversample, ridge, rank=rank)
+    objective = Fisher(
+        oversample=oversample,
+        ridge=ridge,
+        labeled_weight=labeled_weight,
+        rank=rank,
+        block_diagonal=block_diagonal,
+    )
     columns = {"log_probs": log_probs, "embedding": embeddings}
     more: Any = {"ids": ids, "seed": seed, "shards": shards, "device": device}
     return select_rows(objective, columns, k, context=context, **more).positions
@@ -111,9 +122,9 @@ def bait_regression(
     return select_rows(objective, {"embedding": embeddings}, k, context=context, **more).positions
 
 
-def _check(oversample: int, ridge: float, noise: float = 1.0) -> None:
-    if oversample < 1 or not ridge > 0 or not noise > 0:
+def _check(oversample: int, ridge: float, noise: float = 1.0, *, rank: int = 0) -> None:
+    if oversample < 1 or not ridge > 0 or not noise > 0 or rank < 0:
         raise ValueError(
-            f"got {oversample=}, {ridge=}, {noise=}; oversample must be at least 1, ridge and "
-            "noise larger than 0"
+            f"got {oversample=}, {ridge=}, {noise=}, {rank=}; oversample must be at least 1, ridge "
+            "and noise larger than 0, rank at least 0"
         )

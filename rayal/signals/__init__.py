@@ -7,7 +7,7 @@ from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.gradients import GradientLength, WordGradientLength
 from rayal.signals.moments import Moments, prediction_of
-from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
+from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberMoments, MemberStats
 from rayal.signals.views import ViewLogProbs
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "prediction_of",
     "MemberStats",
     "MemberLogProbs",
+    "MemberMoments",
     "ViewLogProbs",
     "Extra",
     "GradientLength",

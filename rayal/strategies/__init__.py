@@ -1,6 +1,7 @@
 """Strategies, one file per paper; importing this package fills the registry."""
 
 from rayal.strategies import (
+    adaptive,
     badge,
     bait,
     batchbald,
@@ -11,6 +12,7 @@ from rayal.strategies import (
     egl,
     ensembles,
     learning_loss,
+    multicriteria,
     multiview,
     pbp,
     random,
@@ -24,6 +26,7 @@ __all__ = [
     "Joint",
     "Ctx",
     "select",
+    "adaptive",
     "badge",
     "bait",
     "batchbald",
@@ -34,6 +37,7 @@ __all__ = [
     "egl",
     "ensembles",
     "learning_loss",
+    "multicriteria",
     "multiview",
     "pbp",
     "random",

@@ -34,7 +34,8 @@ class BAIT(Strategy):
         ridge: multiple of the identity in M; not transferable between labeled_weight's values.
         labeled_weight: sum: a labeled item counts as a candidate does; mean: all of them together
             as one; release: mean * L / (L + k), and candidates k / (L + k), as the authors' code.
-        rank: keep the information of this many most probable labels of an item; 0 keeps all.
+        rank: keep the information of this many most probable labels of an item; 0, and C or
+            more, keep all.
         block_diagonal: leave out the information between classes.
     """
 
@@ -54,6 +55,10 @@ class BAIT(Strategy):
         "carries no bias column unless the network's has one, as in the authors' code"
     )
     approximations: ClassVar[str] = (
+        "rank and block_diagonal; the exact trace after 50 of 2,000 mixture rows (D = 32, C = 10, "
+        "three seeds, mean confidence 0.89 and 0.99) was higher than the exact choice's by 16 and "
+        "4 % (rank 1, 0.3 of the time), 17 and 3 % (rank 2), 5 and 0.01 % (rank 5, 0.6 of the "
+        "time), 0.2 and 0.3 % (block_diagonal, the same time), by 94 and 253 % for random rows. "
         "selection.precision bf16 rounds the embedding; what that costs was not measured here"
     )
 
@@ -76,4 +81,56 @@ class BAIT(Strategy):
             labeled_weight=self.labeled_weight,
             rank=self.rank,
             block_diagonal=self.block_diagonal,
+        )
+
+
+@strategies.register("bait_regression")
+@dataclass(frozen=True)
+class BAITRegression(Strategy):
+    """Label the items that together lower a linear regression's variance over the pool the most.
+
+    The targets are Gaussian around a linear function of the embedding, so that the information is
+    h hᵀ / noise², the same for every output and whatever is predicted. Pending items count as
+    labeled ones.
+
+    Args:
+        members: trained networks; the embedding is that of the first.
+        oversample: forward picks per item of the batch; the surplus is removed backward.
+        ridge: multiple of the identity in M; not transferable between labeled_weight's values.
+        labeled_weight: as of ``bait``.
+        noise: standard deviation of the targets around the mean.
+    """
+
+    oversample: Annotated[int, Ge(1)] = 2
+    ridge: Annotated[float, Gt(0)] = 1.0
+    labeled_weight: LabeledWeight = "sum"
+    noise: Annotated[float, Gt(0)] = 1.0
+
+    carry: ClassVar[tuple[str, ...]] = ("embedding",)
+    context: ClassVar[tuple[str, ...]] = ("embedding",)
+    taxonomy: ClassVar[str] = "informativeness"
+    source: ClassVar[str] = "Ash et al., NeurIPS 2021, section 3 (regression)"
+    departures: ClassVar[str] = (
+        "labeled items count as candidates do, all with weight 1; pending items count as labeled"
+    )
+    approximations: ClassVar[str] = (
+        "selection.precision bf16 rounds the embedding; what that costs was not measured here"
+    )
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Return the embedding of one member."""
+        return (Embedding(member=0),)
+
+    def score(self, s: Columns) -> Tensor:
+        """Return the trace of the item's information, |h|² / noise²."""
+        return (s["embedding"].double() ** 2).sum(dim=1) / self.noise**2
+
+    def objective(self, ctx: Ctx) -> Fisher:
+        """Return the greedy on the trace, with labeled and pending items as information held."""
+        return Fisher(
+            log_probs=None,
+            oversample=self.oversample,
+            ridge=self.ridge,
+            labeled_weight=self.labeled_weight,
+            noise=self.noise,
         )

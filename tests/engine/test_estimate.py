@@ -17,7 +17,7 @@ from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
-from rayal.learners import Supervised
+from rayal.learners import LayerwisePretrained, Supervised
 from rayal.registry import strategies
 
 
@@ -50,6 +50,19 @@ def test_threads_of_a_model_leave_fewer_models_at_once(pool: Pool) -> None:
     wide = dataclasses.replace(spec(10_000_000, 8), threads_per_model=4)
     made = estimate([(wide, pool)], RayOptions(cpus=8))
     assert made.local / (made.ray - RAY_START) == pytest.approx(2, rel=0.1)
+
+
+def test_a_pretraining_counts_once_a_seed(pool: Pool) -> None:
+    learner = LayerwisePretrained(steps=1, pretrain_steps=100_000)
+    one = dataclasses.replace(spec(1, 1), learner=learner)
+    other = dataclasses.replace(one, strategy=strategies["margin"]())
+    seeded = dataclasses.replace(one, seeds=dataclasses.replace(one.seeds, model=5))
+    alone, shared, twice = (
+        estimate([(s, pool) for s in cells], RayOptions(cpus=1)).local
+        for cells in ([one], [one, other], [one, seeded])
+    )
+    assert alone > 5.0
+    assert shared < 1.8 * alone < twice * 1.8
 
 
 def test_it_says_which_and_why() -> None:

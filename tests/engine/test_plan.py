@@ -28,7 +28,7 @@ from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import untrained
 from rayal.evaluation.feasible import shape_of
 from rayal.evaluation.oracle import Oracle
-from rayal.learners import Supervised
+from rayal.learners import LayerwisePretrained, Supervised
 from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.selection.footprint import Footprint
@@ -239,6 +239,31 @@ def test_a_pool_that_is_not_there_is_counted_as_large_as_it_becomes(tmp_path: Pa
     imagined = pool(20_000, tests=0)
     assert imagined.bytes_on_disk == pytest.approx(there.bytes_on_disk, rel=0.2)
     assert there.rows == 20_000 and there.ingested
+
+
+def test_a_pretraining_by_hand() -> None:
+    net = NetworkShape(weights=1_000, activations=500, widest=300, row=40, signals={})
+    assert demands.pretraining(net, 10_000) == 0
+    some = replace(net, pretrained=(50, 30))  # 1,500 rows: less than one pass
+    step = 7 * 1_000 + 30 * (2 * 500 + 3 * 40)
+    assert demands.pretraining(some, 10_000) == 10_000 * 8 * 3 + step
+    assert demands.pretraining(some, 100) == 100 * 8 * (2 + 8) + step
+    given = spec()
+    wide = replace(network(given), pretrained=(10**8, 100))
+    more = plan_cell(given, pool(10**8), wide, Place("ray", 4)).processes["member"]
+    assert more > 10**8 * 8 * 10 > plan_cell(given, pool(), wide, Place("ray", 4)).peak / 4
+
+
+def test_a_pretraining_is_read_from_the_learner_and_timed_once() -> None:
+    learner = LayerwisePretrained(steps=10, batch=4, pretrain_steps=20, pretrain_batch=7)
+    given = replace(spec(), learner=learner, network=NetworkSpec("mlp", {"widths": (8, 8, 8)}))
+    assert network(given).pretrained == (60, 7)
+    assert network(spec()).pretrained == (0, 0)
+    plain, more = (
+        plan_cell(given, pool(), network(given), Place(), speed=Speed(1e-3, 1e-4, 0.01, 2, first))
+        for first in (0.0, 77.0)
+    )
+    assert more.total == pytest.approx(plain.total + 77.0)
 
 
 # ---- seconds -------------------------------------------------------------------------------------

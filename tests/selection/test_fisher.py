@@ -158,9 +158,72 @@ def test_the_low_rank_columns_are_those_of_the_most_probable_labels() -> None:
     columns = {"log_probs": lp, "embedding": h}
     assert select_rows(Fisher(rank=2), columns, 5).positions.tolist() == kept
     full = select_rows(Fisher(), columns, 5)
-    every = select_rows(Fisher(rank=5), columns, 5)
-    assert every.ids == full.ids
-    np.testing.assert_allclose(every.scores, full.scores, rtol=1e-10)
+    v = naive_factors(lp, h, 4)  # all but one: not yet exact
+    v, m, fisher = problem(v, np.zeros((0, 1, 1)), "sum", 5, 1.0)
+    four = select_rows(Fisher(rank=4), columns, 5)
+    assert four.positions.tolist() == naive_bait(v, m, fisher, 10, 5)[1]
+    assert not np.allclose(four.scores, full.scores, rtol=1e-6)
+
+
+def naive_of_many(v: Floats, forward: int, k: int) -> list[int]:
+    """Return what ``naive_bait`` keeps, all candidates' inverses at once; ridge 1, no labels."""
+    information = v @ v.transpose(0, 2, 1)  # [N, Q, Q]
+    fisher, m = information.mean(axis=0), np.eye(v.shape[1])
+    chosen: list[int] = []
+    for _ in range(forward):
+        costs = np.einsum("nab,ba->n", np.linalg.inv(m + information), fisher)
+        costs[chosen] = np.inf
+        chosen.append(int(costs.argmin()))
+        m = m + information[chosen[-1]]
+    while len(chosen) > k:
+        costs = np.array([trace(m - information[i], fisher) for i in chosen])
+        m = m - information[chosen.pop(int(costs.argmin()))]
+    return chosen
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_picks_are_those_of_explicit_inverses_for_1_2_and_7_shards(rank: int) -> None:
+    lp, h = made(7 * 4096 + 5, 2, 3)  # eight tiles
+    v = naive_factors(lp, h, rank or None)
+    kept = naive_of_many(v, 6, 3)
+    for shards in (1, 2, 7):
+        assert bait(lp, h, 3, rank=rank, shards=shards).tolist() == kept
+
+
+def test_a_rank_of_all_classes_is_the_exact_form_bit_for_bit_and_a_lower_one_loses() -> None:
+    lp, h = made(200, 3, 5)
+    columns = {"log_probs": lp, "embedding": h}
+    exact = select_rows(Fisher(), columns, 12)
+    for rank in (5, 9):
+        whole = select_rows(Fisher(rank=rank), columns, 12)
+        assert whole.ids == exact.ids and whole.scores.tobytes() == exact.scores.tobytes()
+    v, m, fisher = problem(naive_factors(lp, h), np.zeros((0, 1, 1)), "sum", 12, 1.0)
+
+    def left(rows: Any) -> float:
+        return trace(m + sum(v[i] @ v[i].T for i in rows), fisher)
+
+    lost = [left(bait(lp, h, 12, rank=r)) / left(exact.positions) for r in (1, 2, 4)]
+    lost.append(left(bait(lp, h, 12, block_diagonal=True)) / left(exact.positions))
+    assert all(1.0 < ratio < 1.3 for ratio in lost)
+    assert left(range(12)) / left(exact.positions) > max(lost)  # of rows in no order
+
+
+def test_traces_never_rise_forward_and_never_fall_backward() -> None:
+    lp, h = (torch.from_numpy(a) for a in made(40, 3, 4))
+    factor = class_factors(lp)
+    fisher = from_blocks(fisher_blocks(factor, h), 3) / 40
+    information = Information(torch.eye(9, dtype=torch.float64), fisher)
+    traces = [information.trace]
+    for row in range(12):
+        information.step(factor[row], h[row], 1.0)
+        traces.append(information.trace)
+    assert (np.diff(traces) < 0).all()
+    assert information.refactor() < 1e-12
+    assert traces[-1] == pytest.approx(trace(information.matrix.numpy(), fisher.numpy()))
+    for row in range(12):
+        information.step(factor[row], h[row], -1.0)
+        traces.append(information.trace)
+    assert (np.diff(traces[12:]) > 0).all()
 
 
 def test_the_block_diagonal_form_is_one_problem_per_class() -> None:
@@ -347,6 +410,8 @@ def test_what_cannot_be_is_refused() -> None:
         bait(lp, h, 1, labeled_log_probs=lp, labeled_embeddings=h[:2])
     with pytest.raises(ValueError, match="oversample must be at least 1"):
         bait(lp, h, 1, oversample=0)
+    with pytest.raises(ValueError, match="rank at least 0"):
+        bait(lp, h, 1, rank=-1)
     with pytest.raises(ValueError, match="ridge"):
         bait_regression(h, 1, ridge=0.0)
     with pytest.raises(ScoreError, match="-inf for every class"):

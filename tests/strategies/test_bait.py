@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from digit_cases import items, rounds_of
 
 import rayal
 from rayal.errors import NeedsError, SettingsError
 from rayal.registry import strategies
-from rayal.selection import bait
+from rayal.selection import bait, bait_regression
 from rayal.testing import STRATEGY_CHECKS, make_columns
 from rayal.types import Columns
 
@@ -65,6 +68,33 @@ def test_what_is_labeled_or_pending_already_is_not_asked_for_again() -> None:
 )
 def test_contract_of_its_forms(check: str, params: dict[str, object]) -> None:
     STRATEGY_CHECKS[check](strategies["bait"](**params))
+
+
+def test_the_regression_form_is_the_function_on_the_same_columns() -> None:
+    made = make_columns(80, np.random.default_rng(0))
+    known = make_columns(7, np.random.default_rng(1))["embedding"]
+    columns = {"embedding": made["embedding"]}
+    alone = rayal.select("bait_regression", columns, 9, params={"noise": 0.5})
+    assert alone.positions.tolist() == bait_regression(made["embedding"], 9, noise=0.5).tolist()
+    picks = rayal.select(
+        "bait_regression", columns, 9, labeled={"embedding": 5.0 * known}, params={"noise": 0.5}
+    )
+    expected = bait_regression(
+        made["embedding"], 9, labeled_embeddings=5.0 * known, noise=0.5, oversample=2
+    )
+    assert picks.positions.tolist() == expected.tolist() and picks.ids != alone.ids
+    strategy = strategies["bait_regression"](noise=2.0)
+    score = strategy.score(Columns({"embedding": torch.tensor([[3.0, 4.0]])}, ["a"]))
+    assert score is not None and score.item() == pytest.approx(6.25)  # 25 / 4
+
+
+def test_the_regression_form_runs_on_digits_and_asks_another_choice(tmp_path: Path) -> None:
+    made = {}
+    for name in ("bait_regression", "bait"):
+        project = rounds_of(tmp_path / name, strategies[name]())
+        made[name] = items(project)
+        assert len(set(made[name])) == 20
+    assert set(made["bait"]) != set(made["bait_regression"])
 
 
 def test_parameters_have_bounds() -> None:

@@ -1,0 +1,147 @@
+"""Pre-training: what a learner trains on the whole pool first, once, for all rounds.
+
+It is trained as a member is: on the executor, from its last checkpoint on, and never again where
+its hash is known. Strategies and projects of a storage root share it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayal.engine.checkpoints import FolderStore
+from rayal.engine.member import Fit, is_final
+from rayal.engine.pool_rows import EveryRow
+from rayal.engine.train import context
+from rayal.errors import StorageError, WorkerError
+from rayal.learners.base import Learner, TrainContext, Weights
+from rayal.learners.checkpoint import read_checkpoint
+from rayal.learners.data import PoolData
+from rayal.models.committee import home_of
+from rayal.types import FORMAT_VERSION, digest
+
+if TYPE_CHECKING:
+    from rayal.engine.rounds import Stages
+    from rayal.engine.spec import ProjectSpec
+    from rayal.tasks import Task
+
+STAGE = "pretrain"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What is trained before the members of a round are.
+
+    Attributes:
+        stages: of the project.
+        learner: how it is trained.
+        ctx: of its only member; the same for all rounds.
+        rows: what it is trained on.
+        hash: digest of everything its weights depend on.
+    """
+
+    stages: Stages
+    learner: Learner
+    ctx: TrainContext
+    rows: EveryRow
+    hash: str
+
+    @classmethod
+    def of(cls, stages: Stages) -> Pretraining | None:
+        """Return the pre-training that a project's learner wants; None where it wants none."""
+        spec, task = stages.spec, stages.inputs.task
+        learner = pretraining_of(spec, task)
+        if learner is None:
+            return None
+        seed, device = spec.seeds.model, spec.scan.device
+        ctx = context(learner, spec.network, task, seed=seed, device=device)
+        rows = EveryRow(stages.inputs)
+        kind = type(learner)
+        hash = digest(
+            {
+                "version": FORMAT_VERSION,
+                "pretraining": [kind.__module__, kind.__qualname__, asdict(learner)],
+                "network": asdict(spec.network),
+                "task": task.to_json(),
+                "rows": rows.parts,
+                "seed": seed,
+                "threads": spec.threads_per_model,
+                **({} if device == "cpu" else {"device": device}),
+            }
+        )
+        return cls(stages, learner, ctx, rows, hash)
+
+    def weights(self, round: int) -> Weights:
+        """Return its weights: read as far as they are committed, else trained.
+
+        Raises:
+            WorkerError: its worker was lost again and again.
+        """
+        stages, started = self.stages, time.perf_counter()
+        store = member_store(stages, round, self.hash, 0)
+        cached = is_final(store)
+        if not cached:
+            self._train(store)
+        weights = _read(store)
+        if stages.ledger.stage(stages.name, round, STAGE) is None:
+            counts = {"rows": len(self.rows), "steps": 0 if cached else self.learner.steps}
+            stages.finish(round, STAGE, {"model": self.hash, **counts}, started)
+        return weights
+
+    def _train(self, store: FolderStore) -> None:
+        report = self.stages._report
+        fit = Fit(
+            self.learner, PoolData(unlabeled=self.rows), self.ctx, 1,
+            self.stages.spec.threads_per_model,
+        )  # fmt: skip
+        lost = self.stages.executor.train_members(
+            fit,
+            [0],
+            {0: store},
+            quorum=1,
+            progress=lambda _, done, total: report(STAGE, done, total),
+        )
+        if lost:
+            raise WorkerError(
+                "the pre-training was lost with its workers; look at the memory of the nodes, and "
+                "run the same command again: it goes on from its last checkpoint"
+            )
+
+
+def pretraining_of(spec: ProjectSpec, task: Task) -> Learner | None:
+    """Return the pre-training that a learner wants for a network; None where it wants none."""
+    place = home_of(spec.scan.device)
+    return spec.learner.pretraining(context(spec.learner, spec.network, task, device=place))
+
+
+def member_store(stages: Stages, round: int, hash: str, member: int) -> FolderStore:
+    """Return a member's checkpoints; an epoch's file goes when the next one is recorded."""
+    ledger, root = stages.ledger, Path(stages.root)
+
+    def committed() -> tuple[int, str] | None:
+        row = ledger.checkpoint(hash, member)
+        return None if row is None else (row.epoch, row.file)
+
+    def commit(epoch: int, file: str, final: bool) -> None:
+        before = ledger.checkpoint(hash, member)
+        ledger.commit_checkpoint(
+            stages.name, round, model=hash, member=member, epoch=epoch, file=file, final=final
+        )
+        if before is not None and before.epoch < epoch:
+            ledger.forget_files([before.file])
+            (root / before.file).unlink(missing_ok=True)
+
+    return FolderStore(root, "models", hash, member, committed, commit)
+
+
+def _read(store: FolderStore) -> Weights:
+    latest = store.latest()
+    stored = None if latest is None else read_checkpoint(latest[1])
+    if stored is None or stored.kind != "predictor":
+        raise StorageError(
+            f"pre-training {store.model} is not there to its end; run the same command again"
+        )
+    nets = stored.tree["nets"]
+    return {f"{net}.{name}": t for net, held in nets.items() for name, t in held.items()}
