@@ -97,7 +97,7 @@ def test_the_target_follows_the_labels_or_the_settings(tmp_path: Path) -> None:
         task_of(pool, {"classes": ["a", "b"], "low": 0.0})
     with pytest.raises(LabelError, match="is out of bounds; give a finite number from 0 to 5"):
         Oracle(pool, labels=NumberLabel(0.0, 5.0))
-    with pytest.raises(SettingsError, match="oracle.noise gives some answers another class"):
+    with pytest.raises(SettingsError, match=r"oracle\.noise gives some answers another class"):
         Oracle(pool, labels=NumberLabel(), noise=0.1)
     with pytest.raises(SettingsError, match="equally many items of each class"):
         Oracle(pool, labels=NumberLabel()).balanced(pool, 4, 0)
