@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -30,11 +31,12 @@ from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
 from rayal.evaluation.sources import pool_of
-from rayal.evaluation.unread import task_beforehand
+from rayal.evaluation.unread import tasks_beforehand
 from rayal.learners import Learner
 from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
+from rayal.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,24 @@ def _check_beforehand(
     settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
 ) -> None:
     """Check what needs no ingested pool: whether strategies get what they ask for."""
-    task = task_beforehand(settings, cells[0]) if cells else None
-    if task is None:
+    tasks = tasks_beforehand(settings, cells[0]) if cells else []
+    if not tasks:
         return
     alike = dict(zip((cell.label for cell in cells), specs, strict=True))
     for spec in alike.values():
         check_initial(spec)
-        check_fits(task, spec)
+        _check_fits_one(tasks, spec)
+
+
+def _check_fits_one(tasks: Sequence[Task], spec: ProjectSpec) -> None:
+    """Raise what the first task refuses, unless one of the others takes the project."""
+    try:
+        check_fits(tasks[0], spec)
+    except RayalError:
+        for task in tasks[1:]:
+            with suppress(RayalError):
+                return check_fits(task, spec)
+        raise
 
 
 def _asked(settings: Settings, cell: Cell) -> bool:

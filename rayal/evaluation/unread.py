@@ -84,25 +84,29 @@ def pool_here(settings: Settings, cell: Cell) -> Pool | None:
     return Pool.open(root, name) if known else None
 
 
-def task_beforehand(settings: Settings, cell: Cell) -> Task | None:
-    """Return the task of a pool that no one has ingested yet, as far as its source tells at once.
+def tasks_beforehand(settings: Settings, cell: Cell) -> list[Task]:
+    """Return what a pool's task may be that no one has ingested yet, from the settings alone.
 
-    Classes that nobody names are imagined, and so is a tokeniser that would be trained.
+    Classes that nobody names are imagined, and so is a tokeniser that would be trained. Where the
+    settings leave the target to the labels, which are not read, it is a class, else a number.
 
     Returns:
-        None where the pool is there already.
+        None of them where the pool is there already.
 
     Raises:
         PoolError: the source does not exist or does not form a pool.
         SettingsError: the task does not fit it.
     """
     if pool_here(settings, cell) is not None:
-        return None
+        return []
     source = sources_of(settings.pool.model_copy(update={"test_share": 0.0}))[0]
     payload = dict(source.payload)
     first = _first(source) if payload.get("encoding") == "file" else None
-    classes = settings.task.classes or ("class 0", "class 1")
-    return _task(settings, PoolShape(1, 0, 1.0, payload, classes), first)
+    chosen, asked = settings.task, settings.task.target
+    classes = chosen.classes or ("class 0", "class 1")
+    kinds = [asked] if asked else ["class"] if chosen.classes else ["class", "number"]
+    open_to: list[tuple[str, ...]] = [classes if kind == "class" else () for kind in kinds]
+    return [_task(settings, PoolShape(1, 0, 1.0, payload, c), first) for c in open_to]
 
 
 def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:

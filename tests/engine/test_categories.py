@@ -12,7 +12,7 @@ import pytest
 
 from rayal.config import load
 from rayal.engine.pool import Pool
-from rayal.errors import PoolError
+from rayal.errors import NeedsError, PoolError
 from rayal.evaluation.protocol import run
 from rayal.evaluation.sources import pool_of
 from rayal.inputs import PoolSettings
@@ -90,6 +90,28 @@ def test_rounds_on_categories_and_numbers_learn_a_number(tmp_path: Path) -> None
     spread = float(np.std(people(200, 1)["pays"]))
     last = {p.strategy: p.metrics["rmse"] for p in outcome.points if p.labels == 70}
     assert set(last) == {"random", "coreset"} and max(last.values()) < 0.4 * spread
+
+
+@pytest.mark.parametrize("target", ["number", None])
+def test_a_strategy_of_numbers_starts_on_a_source_that_nobody_has_read(
+    target: str | None, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "strategies": ["pbp"],
+        "task": {"kind": "table", "target": target},
+        "model": {"network": "pbp", "params": {"hidden": [4]}},
+        "learner": {"name": "pbp", "steps": 3},
+        "rounds": 1,
+    }
+    made = settings(tmp_path, **changes)
+    with pytest.raises(NeedsError, match=r"predict a class.*task\.target"):
+        run(load({**made, "task": {"kind": "table", "target": "class"}}))
+    if target is None:  # the labels decide, once they are read
+        with pytest.raises(NeedsError, match=r"predict a class.*task\.target"):
+            run(load(made))
+        assert not (tmp_path / "run").exists()
+    made["pool"] |= {"label": "pays"}
+    assert {p.strategy for p in run(load(made)).points} == {"random", "pbp"}
 
 
 def test_a_value_that_is_not_known_counts_as_missing(tmp_path: Path) -> None:
