@@ -138,8 +138,11 @@ class LayerTraining(Learner):
             return Adam([layer.linear.weight, *both], rate)
         units = "gaussian" if at == 0 and self.inputs == "standard" else "bernoulli"
         rate = _RATES[units] if self.lr is None else self.lr
-        decayed = {"params": [layer.linear.weight], "weight_decay": self.weight_decay}
-        return SGD([decayed, {"params": both}], rate, momentum=self.momentum)
+        groups: list[dict[str, Any]] = [
+            {"params": [layer.linear.weight], "weight_decay": self.weight_decay},
+            {"params": both},
+        ]
+        return SGD(groups, rate, momentum=self.momentum)
 
     def _reconstruction(
         self, layer: DenseLayer, bias: Tensor, x: Tensor, *, bounded: bool

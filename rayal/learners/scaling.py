@@ -57,8 +57,8 @@ def measure(scale: Scale, rows: Rows, inputs: Inputs) -> None:
 
 
 def _chunks(rows: Rows) -> Iterator[Tensor]:
-    for part in torch.arange(len(rows)).split(ROWS):
-        yield rows.take(part).double()
+    for start in range(0, len(rows), ROWS):
+        yield rows.take(torch.arange(start, min(start + ROWS, len(rows)))).double()
 
 
 def _range(rows: Rows) -> tuple[Tensor, Tensor, torch.Size]:

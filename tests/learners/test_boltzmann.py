@@ -15,8 +15,8 @@ from rayal.learners.boltzmann import Machine, Units, contrastive_divergence
 def machine(units: Units = "bernoulli", *, h: int = 3, v: int = 4, size: float = 1.0) -> Machine:
     draw = torch.Generator().manual_seed(0)
     shapes = ((h, v), (h,), (v,))
-    made = (size * torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
-    return Machine(*made, units)
+    w, b, c = (size * torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
+    return Machine(w, b, c, units)
 
 
 def states(n: int) -> Tensor:

@@ -29,7 +29,7 @@ from rayal.tasks import TableTask
 
 PIXELS = TableTask(ClassLabel(tuple("0123456789")), tuple(f"p{i}" for i in range(64)))
 SIGMOID = NetworkSpec("mlp", {"widths": [24, 12], "activation": "sigmoid", "dropout": 0.2})
-KINDS: Any = pytest.mark.parametrize("kind", ["autoencoder", "rbm"])
+KINDS = pytest.mark.parametrize("kind", ["autoencoder", "rbm"])
 
 
 def digit_rows(n: int = 600) -> TensorRows:
@@ -77,7 +77,7 @@ def test_one_layer_moves_at_a_time_and_the_head_never(kind: Any, tmp_path: Path)
         tree = read_checkpoint(store.rows[epoch][0]).tree
         nets.append(tree["nets" if epoch == 4 else "networks"])
     held = [{n.removeprefix("task."): t for n, t in net.items()} for net in nets[:-1]]
-    held.append(nets[-1]["task"])  # type: ignore[arg-type]
+    held.append(nets[-1]["task"])
     moved = [{n for n in before if not torch.equal(a[n], b[n])} for a, b in pairwise(held)]
     first, second = (
         {"stages.1.0.weight", "stages.1.0.bias"},
@@ -219,7 +219,7 @@ def test_the_batches_hold_no_label_and_a_pretraining_takes_none() -> None:
         {"unlabeled": digit_rows(0)},
     ):
         with pytest.raises(NeedsError, match="takes unlabeled rows alone"):
-            PoolData(**given)  # type: ignore[arg-type]
+            PoolData(**given)
 
 
 def test_a_missing_pretraining_is_refused() -> None:
@@ -275,8 +275,9 @@ def test_machines_want_sigmoid_units() -> None:
 
 def test_choices_are_checked() -> None:
     for name in ("kind", "inputs"):
+        wrong: dict[str, Any] = {name: "x"}
         with pytest.raises(SettingsError, match=f"layerwise_pretrained.{name}: 'x'"):
-            LayerwisePretrained(**{name: "x"})
+            replace(LayerwisePretrained(), **wrong)
 
 
 def test_machines_start_as_published_and_binary_units_get_the_larger_rate() -> None:
