@@ -24,7 +24,7 @@ from rayal.engine.trainset import task_of
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
-from rayal.learners.layerwise import LayerTraining
+from rayal.learners.layers import LayerTraining
 from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.types import id_keys
