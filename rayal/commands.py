@@ -43,7 +43,10 @@ def run_settings(
     if quiet:
         return outcome
     if outcome.points:
-        console.out.print(report.table(outcome.points, at=at, approximate=outcome.approximate))
+        shown = report.table(
+            outcome.points, at=at, approximate=outcome.approximate, remarks=outcome.remarks
+        )
+        console.out.print(shown)
         console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
         console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
     for name, count in outcome.waiting.items():
@@ -72,6 +75,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "folder": str(outcome.folder),
         "points": [dataclasses.asdict(p) for p in outcome.points],
         "waiting": outcome.waiting,
+        "remarks": list(outcome.remarks),
     }
 
 
@@ -179,9 +183,10 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
             raise LabelError(
                 f"{path} has columns {reader.fieldnames}; the columns id and label are needed"
             )
-        labels: dict[str, str] = {}
+        read, labels = project.task.labels.read, dict[str, Any]()
         for line, row in enumerate(reader, start=2):
-            if labels.setdefault(row["id"], row["label"]) != row["label"]:
+            value = read(row["label"] or "", row["id"])
+            if labels.setdefault(row["id"], value) != value:
                 raise LabelError(f"{path}, line {line}: item {row['id']!r} has two labels")
     results = project.tell(labels, annotator=annotator)
     statuses = [r.status for r in results]

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic import SerializerFunctionWrapHandler as Handler
 
 from rayal.errors import SettingsError
@@ -30,7 +37,9 @@ BASELINE = "random"  # the strategy every run holds and every other is compared 
 class ModelSettings(Section):
     """The networks that are trained."""
 
-    network: Text | None = key(None, "registered, or module:factory; null: small_cnn, kim_cnn")
+    network: Text | None = key(
+        None, "registered, or module:factory; null: by task.kind small_cnn, kim_cnn, mlp"
+    )
     params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
     backbone: Text | None = key(
         None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory, frozen"
@@ -59,7 +68,8 @@ class ModelSettings(Section):
         elif not self.frozen:
             raise SettingsError(
                 "model.backbone trains a head on fixed embeddings, and its own weights are not "
-                "fine-tuned; set model.frozen to true, or train a network from scratch"
+                "fine-tuned; set model.frozen to true, or train a network: to fine-tune minilm, "
+                "model: {network: minilm, params: {weights: FILE}}"
             )
         elif self.weights is None:
             raise SettingsError(
@@ -101,8 +111,19 @@ class OracleSettings(Named):
     """Who answers: the labels that the pool hides (a simulation), or people."""
 
     name: Literal["hidden", "none"] = key("hidden", "hidden (a simulation) | none (people)")
-    noise: float = key(0.0, "share of answers with a wrong class", ge=0, le=1)
+    noise: float | Literal["confidence"] = key(
+        0.0, "share of answers with a wrong class; confidence: by each label's own"
+    )
     cost: float = key(1.0, "budget that one label costs", gt=0)
+
+    @field_validator("noise", mode="plain")
+    @classmethod
+    def _share(cls, given: Any) -> float | str:
+        if given == "confidence":
+            return "confidence"
+        if type(given) in (int, float) and 0 <= given <= 1:
+            return float(given)
+        raise SettingsError(f"given {given!r}, allowed: a share from 0 to 1, or confidence")
 
 
 class SeedSettings(Section):

@@ -27,7 +27,7 @@ from rayal.display import plain_table
 from rayal.display import show as show
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.observer import Observer
-from rayal.evaluation.protocol import seeds_text
+from rayal.evaluation.outcomes import seeds_text
 from rayal.parameters import ParameterInfo, parameters
 from rayal.registry import learners, networks, strategies
 from rayal.strategies.base import TAXONOMY

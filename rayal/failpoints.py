@@ -20,6 +20,7 @@ NAMES = (
     "scan.write",
     "scan.commit",
     "select",
+    "memory",
     "select.insert",
     "label.insert",
     "evaluate",

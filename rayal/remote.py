@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayal.errors import LabelError, SettingsError
-from rayal.remote_files import answers_of, items_of
-from rayal.remote_lines import job_line, lease_line, line, round_line
+from rayal.remote_files import answers_of, answers_to, items_of
+from rayal.remote_lines import job_line, lease_line, line, prediction_line, round_line
 
 if TYPE_CHECKING:
     from rayal.client import Client
@@ -54,11 +54,12 @@ def push(
     project: Name,
     source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE", help="Images, .csv or .jsonl.")],
     id_: Annotated[str, typer.Option("--id", help="Column of the ids in a .csv file.")] = "id",
+    text: Annotated[str | None, typer.Option(help="Column of texts in a .csv file.")] = None,
     url: Url = HERE,
     token: Token = None,
     json_: Json = False,
 ) -> None:
-    """Add the images of a folder, the rows of a table, or the items of JSON lines.
+    """Add the images of a folder, the rows or texts of a table, or the items of JSON lines.
 
     What is there already stays as it is.
     """
@@ -66,7 +67,7 @@ def push(
         if source.suffix == ".jsonl" and source.is_file():
             pushed = client.push_file(project, source)
         else:
-            pushed = client.push(project, items_of(source, id_))
+            pushed = client.push(project, items_of(source, id_, text))
         _show(pushed, json_)
 
 
@@ -103,17 +104,18 @@ def label(
     json_: Json = False,
 ) -> None:
     """Label an item, or all items of a CSV file; a label that does not fit is named."""
-    answers: dict[str, str] = {}
+    texts: dict[str, str] = {}
     if from_ is not None and item is None:
-        answers = answers_of(from_)
+        texts = answers_of(from_)
     elif from_ is None and item is not None and value is not None:
-        answers = {item: value}
+        texts = {item: value}
     else:
         raise SettingsError(
             "say which item has which label (rayal remote label PROJECT ITEM LABEL), or give "
             "--from LABELS.csv with the columns id and label"
         )
     with _client(url, token) as client:
+        answers = answers_to(client.project(project), texts)
         outcomes = client.label(project, annotator, answers)
     _show(outcomes, json_)
     refused = sum(row["status"] == "rejected" for row in outcomes)
@@ -189,11 +191,7 @@ def predict(
     """Show what a model says of items."""
     with _client(url, token) as client:
         rows = client.predict(project, items=items, model=model)
-    plain = [
-        {"item": row["item"], "label": row["label"], "probability": f"{max(row['probs']):.4f}"}
-        for row in rows
-    ]
-    _show(rows if json_ else plain, json_)
+    _show(rows if json_ else [prediction_line(row) for row in rows], json_)
 
 
 @remote.command()

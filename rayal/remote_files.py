@@ -9,16 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from rayal.errors import LabelError, PoolError
+from rayal.labels import ClassLabel, label_kind
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
-def items_of(source: Path, id_: str) -> Iterator[dict[str, Any]]:
-    """Yield what a folder of images or a CSV file of numbers holds, as items to push."""
+def items_of(source: Path, id_: str, text: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield what a folder of images or a CSV file holds, as items to push.
+
+    Args:
+        source: the folder or file.
+        id_: column of the ids.
+        text: column of the texts; all columns but the ids are numbers where it is None.
+    """
     if source.is_dir():
         for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES):
             data = base64.b64encode(path.read_bytes()).decode()
             yield {"id": path.relative_to(source).as_posix(), "data": data}
+    elif source.suffix == ".csv" and text is not None:
+        for row in _rows(source, id_, text):
+            yield {"id": row[id_], "text": row[text] or ""}
     elif source.suffix == ".csv":
         for number, row in enumerate(_rows(source, id_), start=2):
             yield {"id": row.pop(id_), "features": _numbers(row, f"{source}, line {number}")}
@@ -34,6 +44,14 @@ def answers_of(path: Path) -> dict[str, str]:
             raise LabelError(f"{path} labels item {row['id']!r} twice; give one label")
         answers[row["id"]] = row["label"]
     return answers
+
+
+def answers_to(project: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return labels that were written as texts as a project wants them: its numbers as numbers."""
+    kind = label_kind(dict(project["labels"]))
+    if isinstance(kind, ClassLabel):
+        return dict(texts)  # what is no class is named by the service, label by label
+    return {item: kind.read(text, item) for item, text in texts.items()}
 
 
 def _rows(path: Path, *needed: str) -> Iterator[dict[str, str]]:

@@ -54,3 +54,11 @@ def round_line(row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("n", "stage", "wanted", "labeled", "labels", "model")
     failed = {} if row["error"] is None else {"error": row["error"]}
     return {**{name: row[name] for name in names}, **_metrics(row["metrics"]), **failed}
+
+
+def prediction_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prediction: a class with its probability, or a number with its deviation."""
+    shown = {"item": row["item"], "label": row["label"]}
+    if row["probs"] is not None:
+        return {**shown, "probability": f"{max(row['probs']):.4f}"}
+    return {**shown, "mean": f"{row['mean']:.6g}", "deviation": f"{row['variance'] ** 0.5:.4g}"}

@@ -55,6 +55,9 @@ def make_columns(rows: int, rng: np.random.Generator) -> dict[str, npt.NDArray[A
         "predicted_loss": rng.normal(size=rows),
         "hidden_log_probs": np.log(probs),
         "view_accuracy": np.tile(np.linspace(0.3, 0.9, MEMBERS), (rows, 1)),
+        "logit_mean": rng.normal(size=(rows, CLASSES)),
+        "logit_variance": rng.gamma(2.0, size=(rows, CLASSES)),
+        "moments": rng.gamma(2.0, size=(rows, 3)),
         "adversarial_distance": rng.exponential(size=rows),
     }
 

@@ -143,7 +143,10 @@ def test_unknown_key_lists_all_of_its_level() -> None:
         ("ray={adress: auto}", "ray.adress: unknown key; did you mean 'address'?"),
         ("keep=none", "keep: given 'none', allowed: 'last', 'all' or 'picks'"),
         ("oracle=me", "oracle.name: given 'me', allowed: 'hidden' or 'none'"),
-        ("oracle.noise=1.5", "oracle.noise: given 1.5, allowed: less than or equal to 1"),
+        (
+            "oracle.noise=1.5",
+            "oracle.noise: given 1.5, allowed: a share from 0 to 1, or confidence",
+        ),
         ("oracle.cost=.inf", "oracle.cost: given inf, allowed: a finite number"),
         ("strategies=margin", "strategies: given 'margin', allowed: a list"),
         ("strategies=[{label: a}]", "strategies.0.name: missing, and there is no default"),

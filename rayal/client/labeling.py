@@ -37,9 +37,9 @@ class LabelingCalls(Connection):
 
         Args:
             project: its name.
-            items: each with ``id`` and one of ``data`` (an encoded image, base64), ``uri`` or
-                ``features``, and ``role: test`` if it is only measured on; sent in bodies of a
-                bounded size.
+            items: each with ``id`` and one of ``data`` (an encoded image, base64), ``uri``,
+                ``text`` or ``features``, and ``role: test`` if it is only measured on; sent in
+                bodies of a bounded size.
 
         Returns:
             How many were created and unchanged, and which were refused and why.
@@ -82,7 +82,7 @@ class LabelingCalls(Connection):
         self.call("DELETE", f"{of(project)}/items/{item_key(item)}")
 
     def content(self, project: str, item: str) -> bytes:
-        """Return an item as its annotator sees it: an image file, or a table row as JSON."""
+        """Return an item as its annotator sees it: an image file, a text, or a row as JSON."""
         return self.fetch(self.item(project, item)["content"])
 
     def fetch(self, content: str) -> bytes:

@@ -22,6 +22,7 @@ class ProjectInfo(ProjectSummary):
     pool: str
     items: int
     settings: dict[str, Any]
+    labels: dict[str, Any]
     counts: dict[str, int]
     ready: int
     model: str | None
@@ -68,10 +69,12 @@ class Pushed(TypedDict):
 
 
 class Suggestion(TypedDict):
-    """What the active model says of an item."""
+    """What the active model says of an item; see ``Prediction``."""
 
     label: Any
     probs: list[float] | None
+    mean: float | None
+    variance: float | None
     model_version: str
 
 
@@ -177,11 +180,17 @@ class ModelInfo(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What a model says of an item or input; ``probs`` are by class, in their order."""
+    """What a model says of an item or input.
+
+    ``probs`` are by class, in their order, and None of a number, which has ``mean`` and
+    ``variance``; its label is the mean, within the bounds.
+    """
 
     item: str | None
     label: Any
-    probs: list[float]
+    probs: list[float] | None
+    mean: float | None
+    variance: float | None
 
 
 class ColumnPick(TypedDict):

@@ -52,19 +52,28 @@ class FolderStore:
     def save(self, epoch: int, write: Callable[[Path], None], final: bool) -> None:
         """Write a file under a unique name, durably, then record it."""
         name = f"{self.model}-{self.member}-{epoch}-{uuid4().hex}.safetensors"
-        path = self.root / self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY}{name}")
-        try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        write_durably(self.root / self.folder / name, write)
         failpoint("train.epoch")
         self.commit(epoch, f"{self.folder}/{name}", final)
+
+
+def write_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` write a file, so that its name always stands for a complete one.
+
+    Args:
+        path: its name; the folder is made.
+        write: writes a file under the path that it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
 from rayal.types import TILE_ROWS
 
-INDEXED = 320  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
+INDEXED = 345  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
 LEDGER = 2_048  # bytes of a label on the driver: states, leases and labels as Python objects
 ENTRY = 1_500  # bytes of a pick with its lease and label in the ledger: rows, events, indices
 LEDGER_FILE = 160_000  # bytes of a ledger without rows
@@ -97,8 +97,8 @@ def scanning(spec: ProjectSpec, net: NetworkShape, rows: int) -> int:
 
 
 def evaluating(pool: PoolShape, spec: ProjectSpec, net: NetworkShape) -> int:
-    """Return the bytes of evaluation: the test's log-probabilities, joined, and in float64."""
-    classes = len(pool.classes)
+    """Return the bytes of evaluation: the test's predictions, joined, and in float64."""
+    classes = len(pool.classes) or 3  # or the moments of a number
     batch = spec.scan.width * (4 * net.row + 2 * net.widest)
     return pool.tests * (classes * (4 + 4 + 3 * 8) + 200) + batch
 

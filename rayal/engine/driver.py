@@ -270,12 +270,13 @@ class Project(Stages):
         if self.spec.backbone is not None:
             self.inputs = embedded(self, round)
         training = Training.of(self, labels, round)
-        self._stage_once(round, "prepare", {"labels": len(training.ids), **self.noted})
+        self._stage_once(round, "prepare", {**training.noted, **self.noted})
         weights = training.weights()
         started = time.perf_counter()
         done = self.ledger.stage(self.name, round, "train")
         committee = train_committee(
             **training.arguments(),
+            columns=training.columns() if done is None else None,
             weights=weights,
             threads_per_model=self.spec.threads_per_model,
             progress=self._report,

@@ -145,7 +145,8 @@ def speed_of(spec: ProjectSpec, items: Task) -> Speed:
 
 def _step_seconds(net: nn.Module, rows: int, task: Task) -> float:
     batch = torch.zeros((rows, *task.input_shape))
-    return _seconds(lambda: net.train()(batch).sum().backward())
+    trained = any(p.requires_grad for p in net.parameters())
+    return _seconds(lambda: net.train()(batch).sum().backward() if trained else net.train()(batch))
 
 
 def embedding_time(spec: ProjectSpec, items: Task) -> float:

@@ -1,4 +1,4 @@
-"""Evaluation: the log-probabilities of a committee on the test items, part by part."""
+"""Evaluation: the predictions of a committee on the test items, part by part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayal.engine.forward import run_signals
 from rayal.engine.pool import Part, Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.models.committee import Committee
-from rayal.signals import LogProbs
+from rayal.signals import prediction_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Evaluation:
     options: ScanOptions
 
     def part(self, part: Part, report: Callable[[int], None] | None = None) -> tuple[str, Tensor]:
-        """Return the part's name and its log-probabilities ``[N, C]``."""
+        """Return the part's name, and log-probabilities ``[N, C]`` or moments ``[N, 3]``."""
         table = self.pool.read(part)
         keys = table.column("key").to_numpy()
         self.committee.move(self.options.device)
+        signal = prediction_of(self.committee.task.target)
         made = run_signals(
-            self.committee, (LogProbs(),), table, keys=keys, options=self.options, report=report
+            self.committee, (signal,), table, keys=keys, options=self.options, report=report
         )
-        return part.part, made["log_probs"]
+        return part.part, made[signal.names()[0]]

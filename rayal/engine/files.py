@@ -11,12 +11,12 @@ from rayal.errors import PoolError
 from rayal.project import Ledger
 from rayal.project.records import StageRow
 
-FOLDERS = ("columns", "models", "attached")
+FOLDERS = ("columns", "models", "attached", "memory")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet
 
 
 def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False) -> dict[str, int]:
-    """Remove columns and weights that no later round of the project reads.
+    """Remove columns, weights and memories that no later round of the project reads.
 
     Weights of a model that the ledger knows by a version stay: it may be asked at any time.
 
@@ -41,6 +41,9 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
         spent = old or (keep == "picks" and stage.round in chosen)
         if stage.stage in ("scan", "auxiliary") and stage.output.get("columns") and spent:
             files += [p.file for p in ledger.columns(stage.output["columns"]).values()]
+        read = stage.round == max(chosen, default=-1)  # by the next round, whenever it comes
+        if stage.stage == "select" and stage.output.get("memory") and not read:
+            files += [p.file for p in ledger.columns(stage.output["memory"]).values()]
         spent = old and stage.round > 0  # round 0 is shared by strategies
         if stage.stage == "train" and spent and stage.output["model"] not in versions:
             for member in range(stage.output["members"]):

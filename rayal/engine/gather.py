@@ -82,6 +82,7 @@ class Index:
         offsets: int64 ``[N]``, bytes into the spill.
         sizes: int64 ``[N]``, bytes.
         labels: large_string ``[N]``, null where none is known.
+        confidences: float64 ``[N]``, how sure annotators were of the labels; NaN where none says.
     """
 
     ids: pa.Array
@@ -91,6 +92,7 @@ class Index:
     offsets: Integers
     sizes: Integers
     labels: pa.Array
+    confidences: npt.NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -169,6 +171,7 @@ def _index(rows: Rows, role: int, spill: Spill) -> Index:
         raise PoolError(f"item {large[0]!r} has 2 GiB or more; cut it into smaller items")
     digests = b"".join(hashlib.blake2b(p, digest_size=16).digest() for p in rows.payloads)
     labels = [None] * count if rows.labels is None else rows.labels
+    sure = [None] * count if rows.confidences is None else rows.confidences
     return Index(
         pa.array(rows.ids, pa.large_string()),
         id_keys(rows.ids),
@@ -176,6 +179,7 @@ def _index(rows: Rows, role: int, spill: Spill) -> Index:
         np.full(count, role, np.uint8),
         *spill.append(rows.payloads),
         pa.array(labels, pa.large_string()),
+        np.array(sure, np.float64),
     )
 
 

@@ -100,6 +100,9 @@ def label_info(
 def write_known(index: Index, folder: Path, before: Path | None) -> Path | None:
     """Write the labels of rows, with those of the file before, and return their file.
 
+    How sure annotators were of them stands beside them where anybody said so. A label that is
+    there keeps the confidence it came with.
+
     Returns:
         The file before if it holds all of them; None if there are no labels.
 
@@ -109,17 +112,21 @@ def write_known(index: Index, folder: Path, before: Path | None) -> Path | None:
     rows = index.take(np.asarray(index.labels.is_valid()))
     table = pa.table({"id": rows.ids, "key": rows.keys, "label": rows.labels})
     table = table.cast(_SCHEMA)
+    if not np.isnan(rows.confidences).all():
+        sure = pa.array(rows.confidences, from_pandas=True)  # NaN is null
+        table = table.append_column("confidence", sure)
     if before is not None:
         old = read_mapped(before).replace_schema_metadata(None)
         fresh = _fresh(table, old)
         if not len(fresh):
             return before
-        table = pa.concat_tables([old, fresh]).sort_by("key")
+        table = pa.concat_tables([old, fresh], promote_options="default").sort_by("key")
     if not len(table):
         return None
-    path = folder / f"labels-{digest([table.column(n).to_pylist() for n in _COLUMNS])}.arrow"
+    named = [name for name in table.column_names if name != "key"]
+    path = folder / f"labels-{digest([table.column(n).to_pylist() for n in named])}.arrow"
     if not path.exists():
-        write_part(path, table, {"columns": json.dumps(_SCHEMA.names)})
+        write_part(path, table, {"columns": json.dumps(table.column_names)})
     return path
 
 

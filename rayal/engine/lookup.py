@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.storage import open_random
+from rayal.engine.storage import open_random, present
 from rayal.errors import StorageError
 from rayal.project.records import PoolPart
 from rayal.types import TILE_ROWS, Keys, id_keys, key_sum
@@ -96,7 +96,7 @@ class Lookup:
     def _mapped(self) -> list[_Mapped]:
         mapped = []
         for part in self._parts:
-            path = self._root / part.file
+            path = present(self._root / part.file)
             reader = open_random(path)
             tiles = [reader.get_batch(tile) for tile in range(reader.num_record_batches)]
             keys = np.concatenate([tile.column("key").to_numpy() for tile in tiles])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rayal.engine.columns import Missing
 from rayal.engine.ingest import IngestOptions
@@ -12,23 +12,31 @@ from rayal.engine.rows import Role, StrPath
 class TableOptions(IngestOptions, total=False):
     """What ingest of tables takes besides.
 
-    ``id``, ``label`` and ``features`` name columns, ``text`` one of texts; ``missing`` is what
-    a NaN, inf or null feature or a missing text does, ``error`` or ``quarantine``; ``role`` is
-    that of the items.
+    ``id``, ``label`` and ``features`` name columns, ``text`` one of texts, ``categorical`` those
+    of categories, with the values that ``categories`` gives or the source has; ``missing`` is what
+    a NaN, inf or null feature, another category or a missing text does, ``error`` or
+    ``quarantine``; ``role`` is that of the items.
     """
 
     id: str | None
     label: str | None
     features: Sequence[str] | None
+    categorical: Sequence[str] | None
+    categories: Mapping[str, Sequence[str]] | None
     text: str | None
     missing: Missing
     role: Role
 
 
 class FileOptions(TableOptions, total=False):
-    """What ingest of files of tables takes besides: ``test``, a path of items for the test."""
+    """What ingest of files of tables takes besides.
+
+    ``test`` is a path of items for the test; ``confidence`` names a column of how sure the
+    annotators of the labels were, in [0, 1].
+    """
 
     test: StrPath | None
+    confidence: str | None
 
 
 class DatasetOptions(TableOptions, total=False):

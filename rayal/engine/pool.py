@@ -22,7 +22,7 @@ from rayal.engine.ingest import IngestOptions, PlainOptions, ingest
 from rayal.engine.lookup import Lookup, verify
 from rayal.engine.options import DatasetOptions, FileOptions, TableOptions
 from rayal.engine.rows import Role, Source, StrPath
-from rayal.engine.storage import read_mapped
+from rayal.engine.storage import present, read_mapped
 from rayal.engine.tables import (
     csv_source,
     jsonl_source,
@@ -126,7 +126,7 @@ class Pool:
         Raises:
             StorageError: the file is missing or damaged, or is not what the ledger holds.
         """
-        path = self.root / part.file
+        path = present(self.root / part.file)
         table = read_mapped(path)
         verify(part, path, table.column("key").to_numpy())
         return table
@@ -282,18 +282,12 @@ class Pool:
         given: Any,
         options: FileOptions,
     ) -> Self:
-        features = options.get("features")
-        columns = TableColumns(
-            options.get("id"),
-            options.get("label"),
-            None if features is None else tuple(features),
-            options.get("missing", "error"),
-            options.get("text"),
-        )
+        columns = TableColumns.of(options)
         sources = [make(given, columns, role=options.get("role", "pool"))]
         test = options.get("test")
         if test is not None:
-            sources.append(make(test, columns, role="test"))
+            alike = columns.like(sources[0].payload)
+            sources.append(make(test, alike, role="test"))
         own = set(FileOptions.__annotations__) - set(IngestOptions.__annotations__)
         rest = {name: value for name, value in options.items() if name not in own}
         return cls.ingest(root, name, sources, **cast(IngestOptions, rest))

@@ -32,5 +32,5 @@ def output_of(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) 
     """Return the output of the select stage; the initial choice has none."""
     if round == INITIAL:
         return {}
-    made = provenance["approximation"]
-    return {"picks": len(picks)} | ({} if made is None else {"approximation": made})
+    found = {name: provenance.get(name) for name in ("approximation", "memory")}
+    return {"picks": len(picks)} | {n: made for n, made in found.items() if made is not None}

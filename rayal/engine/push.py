@@ -21,7 +21,7 @@ from rayal.engine.ingest import locked
 from rayal.engine.place import place
 from rayal.engine.rows import ROLES, Source
 from rayal.engine.settle import refuse_changed
-from rayal.engine.storage import open_random
+from rayal.engine.storage import open_random, present
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
 from rayal.project.ledger import Ledger
@@ -57,16 +57,19 @@ class Pushed:
     snapshot: int
 
 
-def create_empty(ledger: Ledger, name: str, payload: dict[str, Any], classes: Sequence[str]) -> int:
+def create_empty(
+    ledger: Ledger, name: str, payload: dict[str, Any], classes: Sequence[str] | None
+) -> int:
     """Make a pool without items and return its snapshot's number.
 
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
         payload: what the bytes of a row will be.
-        classes: the names of the labels.
+        classes: the names of the labels; None where they are numbers.
     """
-    info = {"payload": payload, "label_kind": "class", "classes": list(classes)}
+    kind = {"label_kind": "number"} if classes is None else {"label_kind": "class"}
+    info = {"payload": payload, **kind, **({} if classes is None else {"classes": list(classes)})}
     return ledger.commit_snapshot(name, [], info)
 
 
@@ -142,7 +145,7 @@ def _known(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows whose key is in a part, with what stands there."""
     for part in parts if len(rows) else ():
-        reader = open_random(root / part.file)
+        reader = open_random(present(root / part.file))
         for number in range(reader.num_record_batches):
             tile = reader.get_batch(number)
             keys = tile.column("key").to_numpy()
@@ -155,6 +158,9 @@ def _known(
 
 
 def _conflict(rows: Index, row: int, old: dict[str, Any]) -> list[Refused]:
+    if not str(old["content_hash"]).strip("0"):
+        item = rows.ids[row].as_py()
+        return [Refused(item, f"item {item!r} was forgotten, and its id is not free again")]
     try:
         refuse_changed(rows, row, old)
     except PoolError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rayal.engine.pool import Part
 from rayal.engine.scan import ScannedPart
+from rayal.engine.shards import column_tensor
+from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
 
 
@@ -20,10 +23,24 @@ def reconcile(part: Part, result: ScannedPart) -> None:
         )
 
 
-def spread(results: Sequence[ScannedPart]) -> dict[str, Any]:
-    """Return the scores' range, with a warning where all are equal."""
-    low = min((r.low for r in results if not math.isnan(r.low)), default=None)
-    high = max((r.high for r in results if not math.isnan(r.high)), default=None)
+def written_range(file: Path) -> tuple[float, float]:
+    """Return the smallest and the largest score of a written column part; nan without scores."""
+    table = read_mapped(file)
+    if "score" not in table.column_names or not table.num_rows:
+        return math.nan, math.nan
+    lows, highs = [], []
+    for chunk in table.column("score").chunks:
+        lead = column_tensor(chunk).reshape(len(chunk), -1)[:, 0]
+        lows.append(lead.min().item())
+        highs.append(lead.max().item())
+    return min(lows), max(highs)
+
+
+def spread(ranges: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """Return the scores' range over all parts, with a warning where all are equal."""
+    known = [(low, high) for low, high in ranges if not math.isnan(low)]
+    low = min((low for low, _ in known), default=None)
+    high = max((high for _, high in known), default=None)
     if low is None or high is None:
         return {}
     scores = {"score_low": low, "score_high": high}

@@ -20,13 +20,15 @@ from rayal.engine.choice import Request, choose_items
 from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
+from rayal.engine.memory import keep_memory, recall
 from rayal.engine.pool import Part, Pool
 from rayal.engine.provenance import output_of, provenance_of
-from rayal.engine.reconcile import reconcile, spread
+from rayal.engine.reconcile import reconcile, spread, written_range
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
+from rayal.engine.storage import present
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -93,15 +95,15 @@ class Stages:
         parts = () if known is None else self.inputs.pool.parts_of("test")
         job = Evaluation(self.inputs.pool, committee, self.options)
         made = dict(self._map("evaluate", job, parts, parts))
-        log_probs, targets = [], []
+        predictions, targets = [], []
         for part in parts:
             ids = self.pool.read(part).column("id").to_pylist()
-            log_probs.append(made[part.part])
+            predictions.append(made[part.part])
             targets.append(self.task.targets(list(known(ids)) if known else []))
         failpoint("evaluate")
         metrics: Mapping[str, float] = {}
         if targets:
-            metrics = self.task.metrics(torch.cat(log_probs), torch.cat(targets))
+            metrics = self.task.metrics(torch.cat(predictions), torch.cat(targets))
         items = sum(part.rows for part in parts)
         self.finish(round, "evaluate", {"metrics": dict(metrics), "items": items}, started)
 
@@ -138,13 +140,15 @@ class Stages:
         parts = pool.parts_of("pool")
         if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
             self._stage_once(round, "scan", {"columns": None, "rows": 0})
-            return scan, [self.root / part.file for part in parts]
+            return scan, [present(self.root / part.file) for part in parts]
         hash, started = scan.columns_hash(), time.perf_counter()
         done = self.ledger.columns(hash)
         missing = [part for part in parts if part.part not in done]
         results = list(self.commit_parts(round, "scan", scan, missing=missing, parts=parts))
         if self.ledger.stage(self.name, round, "scan") is None:
-            scores = spread(results) if len(results) == len(parts) else {}
+            before = [self.root / done[p.part].file for p in parts if p.part in done]
+            new = [(result.low, result.high) for result in results]
+            scores = spread([*map(written_range, before), *new])
             rows = sum(part.rows for part in parts)
             output = {"columns": hash, "rows": rows, **scores}
             self.finish(round, "scan", output, started)
@@ -192,8 +196,8 @@ class Stages:
             ]
             self._commit_selection(INITIAL, picks, [], {**provenance, "given": True}, started)
             return
-        paths = [self.root / part.file for part in self.pool.parts_of("pool")]
-        result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count + ready, {})
+        paths = [present(self.root / part.file) for part in self.pool.parts_of("pool")]
+        result, n, _ = self._greedy(INITIAL, strategy, paths, initial.count + ready)
         picks, others = self._named(result, len(result.keys) / n if n else None)
         self._commit_selection(INITIAL, picks, others, {**provenance, "candidates": n}, started)
 
@@ -207,13 +211,16 @@ class Stages:
         context = {}
         if strategy.context:
             context = rows_by_key(paths, strategy.context, self.excluded())
-        result, n, approximation = self._greedy(round, strategy, paths, self.spec.batch, context)
+        recalled = recall(self, round, scan.committee)
+        known = {"context": context, "memory": recalled.memory}
+        result, n, approximation = self._greedy(round, strategy, paths, self.spec.batch, **known)
         chance = len(result.keys) / n if n and not strategy.signals() else None
         picks, others = self._named(result, chance)
         failpoint("select")
         found: dict[str, Any] = {"candidates": n, "approximation": approximation}
         found |= {"drawn": dict(result.drawn)} if result.drawn else {}
         found |= attached_to(self, round, scan.committee, picks)
+        found |= keep_memory(self, round, scan.committee, picks, recalled, result.notes)
         provenance = provenance_of(self.spec, round, scan, self.pool.snapshot) | found
         self._commit_selection(round, picks, others, provenance, started)
 
@@ -223,12 +230,12 @@ class Stages:
         strategy: Strategy,
         paths: Sequence[Path],
         k: int,
-        context: Mapping[str, Any],
+        **known: Mapping[str, Any],
     ) -> tuple[Chosen, int, dict[str, Any] | None]:
         excluded, seed = self.excluded(), self.spec.query_seed(round)
         n = sum(part.rows for part in self.pool.parts_of("pool")) - len(excluded)
         labels = self.ledger.resolved(self.name)
-        ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, context=context)
+        ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, **known)
         request = Request(
             self.executor,
             paths,
@@ -238,7 +245,7 @@ class Stages:
             seed,
             shards=self.spec.shards,
             threads=self.spec.threads_per_model,
-            context=context,
+            context=known.get("context"),
             device=self.spec.selection.device,
         )
         chosen, approximation = choose_items(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ ROLES: tuple[Role, ...] = ("pool", "test")
 Kind = Literal["class", "integer", "number"]
 StrPath = str | PathLike[str]
 Texts = Sequence[str | None]
+Confidences = Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Rows:
         labels: the known label of each row as text, None where there is none.
         kind: what the labels are; ``integer`` is read as a class or as a number.
         quarantined: rows that cannot be used, as (id, reason); they are not among the others.
+        confidences: how sure annotators were of each label, in [0, 1]; None where nobody says.
     """
 
     ids: Sequence[str]
@@ -40,6 +42,16 @@ class Rows:
     labels: Texts | None = None
     kind: Kind | None = None
     quarantined: Sequence[tuple[str, str]] = ()
+    confidences: Confidences | None = None
+
+    def taken(self, at: Sequence[int]) -> Rows:
+        """Return the ids, labels and confidences at positions; payloads stay behind."""
+        labels, sure = (
+            None if column is None else [column[row] for row in at]
+            for column in (self.labels, self.confidences)
+        )
+        ids = [self.ids[row] for row in at]
+        return Rows(ids, [], cast(Texts | None, labels), self.kind, (), cast(Any, sure))
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,28 @@ def label_texts(values: pa.Array) -> tuple[Texts, Kind | None]:
     if pa.types.is_floating(kind):
         return [None if v is None or v != v else repr(v) for v in values.to_pylist()], "number"
     raise PoolError(f"labels of type {kind} are not known; give text, whole numbers or floats")
+
+
+def confidences_of(values: pa.Array, ids: Sequence[str], column: str) -> Confidences:
+    """Return confidences as numbers; null and NaN are none.
+
+    Args:
+        values: numeric, ``[N]``.
+        ids: of the rows, for the message.
+        column: whose values they are.
+
+    Raises:
+        PoolError: one lies outside of [0, 1].
+    """
+    numbers = values.cast(pa.float64()).to_pylist()
+    made = [None if v is None or v != v else float(v) for v in numbers]
+    for item, value in zip(ids, made, strict=True):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise PoolError(
+                f"item {item!r} has {column} {value}; confidences are shares in [0, 1]: divide "
+                "percentages by 100"
+            )
+    return made
 
 
 def written_labels(values: pa.Array) -> tuple[Texts, Kind | None]:

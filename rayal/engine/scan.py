@@ -217,7 +217,7 @@ class Scan:
 
 def check_learner(strategy: Strategy, learner: Learner) -> None:
     """Raise NeedsError unless the learner is what the strategy prescribes and trains its rows."""
-    own = strategy.learner
+    own = strategy.prescribed
     if own is not None and not isinstance(learner, type(own)):
         raise NeedsError(
             f"{type(strategy).__name__} is defined with the learner {type(own).__name__}, and "

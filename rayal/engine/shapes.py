@@ -35,7 +35,7 @@ class PoolShape:
         tests: items of the test.
         item: bytes of an item's payload.
         payload: what the bytes of a row are, as ingest records it.
-        classes: names of the classes.
+        classes: names of the classes; none where a number is predicted.
         disk: bytes of the pool's files, where they are there; None counts them.
         ingested: whether it is there.
         resident: bytes that its source holds in memory while it is ingested.

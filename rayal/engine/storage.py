@@ -65,6 +65,25 @@ def write_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None
     sync_folder(path.parent)
 
 
+def successors(path: Path) -> list[Path]:
+    """Return the files that a purge has written in the place of one, the latest last.
+
+    They have the name of the part, and are told apart by a suffix of their own.
+    """
+    found = path.parent.glob(f"{path.name.partition('.')[0]}.purged-*.arrow")
+    return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def present(path: Path) -> Path:
+    """Return the path of a file, or of that which a purge has put in its place by now.
+
+    Whoever holds a snapshot from before a purge finds the part by this, without the ledger.
+    """
+    if path.exists():
+        return path
+    return next(reversed(successors(path)), path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

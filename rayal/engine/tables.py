@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from rayal.engine.rows import (
     Source,
     StrPath,
     Texts,
+    confidences_of,
     files_of,
     label_texts,
     written_labels,
@@ -60,7 +61,7 @@ def csv_source(path: StrPath, columns: TableColumns, *, role: Role = "pool") -> 
 
     def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
         for name, file in files:
-            for batch in open_csv(file, columns.used(), columns.features or (), text=columns.text):
+            for batch in open_csv(file, columns.used(), columns.numbers(), text=columns.text):
                 yield name, batch
 
     return _source(batches, columns, role, None, written_labels)
@@ -96,9 +97,16 @@ def table_source(
     if first is None:
         raise PoolError("no table was given; give at least one pyarrow Table or RecordBatch")
     columns = columns.fitted(first.schema, "the first table")
+    unknown = sorted(set(columns.categorical) - {name for name, _ in columns.categories})
+    if unknown and not isinstance(tables, pa.Table | pa.RecordBatch):
+        raise PoolError(
+            f"tables are read once, so that the values of {unknown} are not known beforehand; give "
+            "them: categories={column: [value, …]}"
+        )
+    several = [] if isinstance(tables, pa.Table | pa.RecordBatch) else rest
 
     def batches(columns: TableColumns) -> Iterator[tuple[str, pa.RecordBatch]]:
-        for number, table in enumerate(chain([first], rest)):
+        for number, table in enumerate(chain([first], several)):
             columns.fitted(table.schema, f"table {number}")
             whole = pa.table(table) if isinstance(table, pa.RecordBatch) else table
             for batch in whole.select(columns.used()).to_batches(TILE_ROWS):
@@ -108,7 +116,12 @@ def table_source(
 
 
 def feature_rows(
-    rows: Rows, features: npt.NDArray[np.float64], names: Sequence[str], missing: Missing
+    rows: Rows,
+    features: npt.NDArray[np.float64],
+    names: Sequence[str],
+    missing: Missing,
+    *,
+    wrong: Mapping[int, str] | None = None,
 ) -> Rows:
     """Return rows with their features as payload.
 
@@ -117,23 +130,25 @@ def feature_rows(
         features: ``[N, D]``, in C order.
         names: the D columns.
         missing: what a row with a NaN or inf does, ``error`` or ``quarantine``.
+        wrong: row to what is wrong with it, where that is known better.
 
     Raises:
         PoolError: a feature is NaN or inf, and ``missing`` is ``error``.
     """
     finite = np.isfinite(features)
     good = finite.all(axis=1)
-    wrong = {int(r): int(np.flatnonzero(~finite[r])[0]) for r in np.flatnonzero(~good)}
-    reasons = [(rows.ids[r], f"feature {names[c]!r} is {features[r, c]}") for r, c in wrong.items()]
+    bad = {int(r): int(np.flatnonzero(~finite[r])[0]) for r in np.flatnonzero(~good)}
+    said = {r: f"feature {names[c]!r} is {features[r, c]}" for r, c in bad.items()}
+    said |= wrong or {}
+    reasons = [(rows.ids[r], reason) for r, reason in sorted(said.items())]
     if reasons and missing == "error":
         raise PoolError(
             f"row {reasons[0][0]!r}: {reasons[0][1]}; fill it in, leave the column out of "
             "features, or set missing: quarantine"
         )
     kept = np.flatnonzero(good).tolist()
-    labels = None if rows.labels is None else [rows.labels[r] for r in kept]
     payloads = [features[r].astype("<f8", copy=False).tobytes() for r in kept]
-    return Rows([rows.ids[r] for r in kept], payloads, labels, rows.kind, reasons)
+    return replace(rows.taken(kept), payloads=payloads, quarantined=reasons)
 
 
 def open_csv(
@@ -169,7 +184,7 @@ def _source(
     total: int | None,
     texts: Callable[[pa.Array], tuple[Texts, Kind | None]] = label_texts,
 ) -> Source:
-    features = columns.features or ()
+    columns = columns.learned(batch for _, batch in batches(columns))
 
     def read() -> Iterator[Rows]:
         current, start = "", 0
@@ -177,18 +192,22 @@ def _source(
             if name != current:
                 current, start = name, 0
             ids = _ids(batch, columns.id, f"{name}:", start)
-            known = (None, None) if columns.label is None else texts(batch.column(columns.label))
-            rows, start = Rows(ids, [], *known), start + batch.num_rows
+            known, kind = None, None
+            if columns.label is not None:
+                known, kind = texts(batch.column(columns.label))
+            sure = None
+            if columns.confidence is not None:
+                given = batch.column(columns.confidence)
+                sure = confidences_of(given, ids, columns.confidence)
+            rows = Rows(ids, [], known, kind, confidences=sure)
+            start += batch.num_rows
             if columns.text is not None:
                 yield text_rows(rows, batch.column(columns.text).to_pylist(), columns.missing)
                 continue
-            values = np.empty((batch.num_rows, len(features)))
-            for i, feature in enumerate(features):
-                values[:, i] = batch.column(feature).cast(pa.float64()).to_numpy(False)
-            yield feature_rows(rows, values, features, columns.missing)
+            values, wrong = columns.values(batch)
+            yield feature_rows(rows, values, columns.expanded, columns.missing, wrong=wrong)
 
-    payload = {"kind": "table", "features": list(features)} if columns.text is None else PAYLOAD
-    return Source(payload, read, role, total)
+    return Source(columns.payload if columns.text is None else PAYLOAD, read, role, total)
 
 
 def _ids(batch: pa.RecordBatch, column: str | None, prefix: str, start: int) -> list[str]:

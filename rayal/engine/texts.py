@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ def text_rows(rows: Rows, texts: Sequence[str | bytes | None], missing: Missing)
     """
     kept, payloads, wrong = [], [], []
     for row, text in enumerate(texts):
-        payload, reason = _encoded(text)
+        payload, reason = encoded(text)
         if reason is None:
             kept.append(row)
             payloads.append(payload)
@@ -40,8 +41,7 @@ def text_rows(rows: Rows, texts: Sequence[str | bytes | None], missing: Missing)
                 "leaves such rows out and counts them"
             )
         wrong.append((rows.ids[row], reason))
-    labels = None if rows.labels is None else [rows.labels[row] for row in kept]
-    return Rows([rows.ids[row] for row in kept], payloads, labels, rows.kind, wrong)
+    return replace(rows.taken(kept), payloads=payloads, quarantined=wrong)
 
 
 def text_lengths(sizes: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -52,8 +52,8 @@ def text_lengths(sizes: npt.NDArray[np.int64]) -> dict[str, int]:
     return {n: int(np.quantile(sizes, q, method="higher")) for n, q in points.items()}
 
 
-def _encoded(text: str | bytes | None) -> tuple[bytes, str | None]:
-    """Return the payload of a text, or why there is none."""
+def encoded(text: str | bytes | None) -> tuple[bytes, str | None]:
+    """Return the payload of a text, its UTF-8 in composed form (NFC), or why there is none."""
     if text is None:
         return b"", "the text is missing"
     try:

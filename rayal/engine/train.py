@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,10 @@ from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
+from rayal.models.noise import ConstantNoise
+from rayal.models.weights import weights_digest
 from rayal.selection.threads import torch_threads
-from rayal.types import FORMAT_VERSION, Columns, digest
+from rayal.types import Columns, digest
 
 if TYPE_CHECKING:
     from rayal.models.base import TaskNet
@@ -42,6 +45,15 @@ class NetworkSpec:
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters; of a file of weights its contents, wherever it lies."""
+        named = asdict(self)
+        weights = self.params.get("weights")
+        if isinstance(weights, str) and Path(weights).is_file():
+            named["params"] = {**self.params, "weights": weights_digest(weights)}
+        return named
+
     def build(self, task: Task, device: torch.device, seed: int) -> TaskNet:
         """Return a freshly initialised network for a task."""
         net = build_network(
@@ -52,58 +64,9 @@ class NetworkSpec:
             seed=seed,
             vocabulary=task.vocabulary,
         )
+        if task.target == "number" and not net.has_moments:
+            net.link = ConstantNoise()
         return net.to(device)
-
-
-def model_hash(
-    *,
-    learner: Learner,
-    network: NetworkSpec,
-    task: Task,
-    labels: Mapping[str, Any],
-    members: int,
-    seed: int,
-    round: int,
-    threads_per_model: int = 1,
-    unlabeled: tuple[int, int] | None = None,
-    attached: Sequence[Any] | None = None,
-    pretrained: str | None = None,
-    device: str = "cpu",
-) -> str:
-    """Return the digest of everything that a committee's weights depend on.
-
-    Args:
-        learner: with its hyperparameters.
-        network: with its parameters.
-        task: with its classes and input shape.
-        labels: the labeled items: id -> label and hash of the content, in any order.
-        members: committee size.
-        seed: the model seed.
-        round: the round.
-        threads_per_model: torch threads, which decide the order of sums.
-        unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
-        attached: what names the rows that strategies attached to labeled items; None without any.
-        pretrained: hash of the pre-training that members start from; None without one.
-        device: type of the device, whose sums differ.
-    """
-    kind = type(learner)
-    return digest(
-        {
-            "version": FORMAT_VERSION,
-            "learner": [kind.__module__, kind.__qualname__, asdict(learner)],
-            "network": asdict(network),
-            "task": task.to_json(),
-            "labels": sorted(labels.items()),
-            "members": members,
-            "seed": seed,
-            "round": round,
-            "threads": threads_per_model,
-            "unlabeled": unlabeled,
-            **({} if attached is None else {"attached": attached}),
-            **({} if pretrained is None else {"pretrained": pretrained}),
-            **({} if device == "cpu" else {"device": device}),
-        }
-    )
 
 
 def train_committee(
@@ -163,7 +126,8 @@ def train_committee(
     lost: Sequence[int] = ()
     if waiting:
         everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
-        ctx = replace(ctx, statistics=task.fit(everything), columns=columns, scan=scan)
+        statistics = task.fit(everything) | task.fit_targets(data.labeled.targets)
+        ctx = replace(ctx, statistics=statistics, columns=columns, scan=scan)
         if weights is None:
             with torch_threads(threads_per_model):
                 weights = learner.prepare(ctx, data)

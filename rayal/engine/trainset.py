@@ -13,22 +13,28 @@ from rayal.engine.attached import attached_rows
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.member import is_final
+from rayal.engine.model_hash import model_hash
 from rayal.engine.pool import Pool
 from rayal.engine.pool_rows import PoolRows
 from rayal.engine.pretrain import Pretraining, member_store
+from rayal.engine.reads import columns_read, hash_read
 from rayal.engine.scan import Scan
+from rayal.engine.shapes import NO_POOL
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import context, model_hash
+from rayal.engine.targets import check_targets, number_of
+from rayal.engine.train import context
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
 from rayal.learners.loop import FROM_POOL
-from rayal.models.build import checked_parameters, find_factory
+from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
+from rayal.models.weights import RANDOM
 from rayal.registry import strategies
-from rayal.tasks import Task, task_for
-from rayal.types import Keys, id_keys
+from rayal.tasks import Task, Vocabulary, task_for
+from rayal.tasks.text import SIZE
+from rayal.types import Columns, Keys, id_keys
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -38,21 +44,25 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     """Return the task of a pool's items.
 
     Raises:
-        SettingsError: the pool has no classes and none are given, or the kind does not fit.
+        SettingsError: the pool has no classes and none are given, or kind or target do not fit.
     """
     given = dict(settings)
     kind = given.pop("kind", None)
-    classes = given.pop("classes", None) or pool.classes
-    if not classes:
+    number = number_of(given, pool.info.get("label_kind"))
+    classes = given.pop("classes", None) or pool.classes or ()
+    for name in ("target", "low", "high"):
+        given.pop(name, None)
+    if not classes and number is None:
         raise SettingsError(
-            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}"
+            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}, "
+            "or predict a number: task: {target: number}"
         )
     payload = pool.payload
     if payload.get("encoding") == "file" and "size" not in given:
         given["example"] = pool.read(pool.parts[0]).slice(0, 1)
     if payload["kind"] == "text":
         given["words"] = vocabulary_of(pool, given)
-    return task_for(payload, kind=kind, classes=tuple(classes), **given)
+    return task_for(payload, kind=kind, classes=tuple(classes), number=number, **given)
 
 
 def check_spec(pool: Pool, spec: ProjectSpec) -> None:
@@ -86,19 +96,30 @@ def check_initial(spec: ProjectSpec) -> None:
 
 
 def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
-    """Raise SettingsError where a committee would have too many weights; none is allocated.
+    """Raise SettingsError where a committee would have too many weights, or read a file.
+
+    No weight is allocated.
 
     Args:
         spec: with the network and the committee's size.
-        task: of its rows.
+        task: of its rows; its tokeniser may grow with the pool, to the size that is set.
         most: weights of all members.
     """
-    network = spec.network
-    factory = find_factory(network.name)
-    arguments = checked_parameters(network.name, factory, network.params)
-    with torch.device("meta"):
-        net = factory(tuple(task.input_shape), task.n_outputs, **arguments)
-    weights = spec.committee_size * sum(p.numel() for p in net.parameters())
+    network, words = spec.network, task.vocabulary
+    if network.params.get("weights", RANDOM) != RANDOM:
+        raise SettingsError(
+            "model.params.weights names a file of the service's host, which no client may read; "
+            "leave it out, or make the project on the command line"
+        )
+    if words is not None:
+        words = Vocabulary.imagined(max(words.size, spec.task.get("vocabulary", SIZE)))
+    weights = spec.committee_size * weights_of(
+        network.name,
+        network.params,
+        input_shape=task.input_shape,
+        n_outputs=task.n_outputs,
+        vocabulary=words,
+    )
     if weights > most:
         raise SettingsError(
             f"{spec.committee_size} x network {network.name!r} would have {weights} weights, at "
@@ -115,17 +136,24 @@ def check_needs(pool: Pool, spec: ProjectSpec) -> None:
         LabelError: a known label is not among the given classes.
     """
     items = task_of(pool, spec.task)
-    classes = items.labels.classes
+    classes = items.classes
     strange = [c for c in pool.classes or () if c not in classes]
-    if strange:
+    if strange and items.target == "class":
         raise LabelError(
             f"label {strange[0]!r} of pool {pool.name!r} is not among the {len(classes)} classes "
             f"{list(classes)[:20]}; name all of them in task.classes, or leave it out"
         )
-    Scan(
-        pool, untrained(spec, head_task(spec, items)), spec.strategy, spec.learner, spec.scan
-    ).check()
-    if not head_task(spec, items).has_views:
+    check_fits(items, spec)
+
+
+def check_fits(items: Task, spec: ProjectSpec) -> None:
+    """Raise NeedsError or SettingsError where network, learner and strategy do not fit the rows."""
+    task = head_task(spec, items)
+    check_targets(spec.strategy, spec.learner, task.target)
+    committee = untrained(spec, task)
+    spec.learner.check(task, committee.nets[0])
+    Scan(NO_POOL, committee, spec.strategy, spec.learner, spec.scan).check()
+    if not task.has_views:
         _check_views(spec)
 
 
@@ -146,6 +174,7 @@ def untrained(spec: ProjectSpec, task: Task) -> Committee:
     place = torch.device(home_of(spec.scan.device))
     made = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
     statistics = task.fit(torch.zeros((1, *task.input_shape)))
+    statistics |= task.fit_targets(torch.zeros(1))
     nets = (made,) * spec.committee_size
     return Committee(nets, task, statistics, "", 0, 0, spec.learner.extras)
 
@@ -160,6 +189,7 @@ class Training:
         ids: labeled pool items, sorted.
         hash: digest of everything the weights depend on.
         data: decoded rows and targets.
+        reads: hash of the columns of the last round's scan that the learner reads.
         pretraining: what all members start from; None where they start afresh.
     """
 
@@ -168,6 +198,7 @@ class Training:
     ids: tuple[str, ...]
     hash: str
     data: TrainData
+    reads: str | None = None
     pretraining: Pretraining | None = None
 
     @classmethod
@@ -184,6 +215,7 @@ class Training:
         targets = task.targets([kept[i] for i in ids])
         unlabeled = _unlabeled(project, set(ids))
         attached, named = attached_rows(project, round, kept)
+        reads = hash_read(project, round)
         pretraining = Pretraining.of(project)
         hash = model_hash(
             learner=spec.learner,
@@ -196,11 +228,22 @@ class Training:
             threads_per_model=spec.threads_per_model,
             unlabeled=None if unlabeled is None else unlabeled.fingerprint,
             attached=named,
+            reads=reads,
             pretrained=None if pretraining is None else pretraining.hash,
             device=spec.scan.device,
         )
         data = TrainData(LabeledRows(rows, targets), unlabeled, attached)
-        return cls(project, round, ids, hash, data, pretraining)
+        return cls(project, round, ids, hash, data, reads, pretraining)
+
+    def columns(self) -> Columns | None:
+        """Return what the learner reads of the last round's scan; None where there is nothing."""
+        return columns_read(self.project, self.reads, set(self.ids))
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the prepare stage tells of it."""
+        told = {"reads": self.reads} if self.project.spec.learner.reads() else {}
+        return {"labels": len(self.ids), **told}
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``train_committee`` takes."""

@@ -16,12 +16,13 @@ from rayal.engine.forward import run_signals
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.train import NetworkSpec, committee_hash, load_committee
 from rayal.errors import NeedsError, StorageError
+from rayal.labels import Label
 from rayal.models.committee import Committee
 from rayal.parameters import build
 from rayal.project import Ledger, ModelRow
 from rayal.registry import learners
 from rayal.selection.threads import torch_threads
-from rayal.signals import LogProbs
+from rayal.signals import prediction_of
 from rayal.tasks import task_from_json
 
 if TYPE_CHECKING:
@@ -32,10 +33,17 @@ _DIGITS = 6  # of probabilities
 
 @dataclass(frozen=True)
 class Answer:
-    """What a committee says of a row: its class, and the probability of each."""
+    """What a committee says of a row.
 
-    label: str
-    probs: tuple[float, ...]
+    Attributes:
+        label: the most probable class, or the mean of the number.
+        probs: the probability of each class; none of a number.
+        variance: of the number about the mean: that of the model and of the noise; else None.
+    """
+
+    label: Label
+    probs: tuple[float, ...] = ()
+    variance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,13 @@ def answers(
     if not rows.num_rows:
         return []
     keys = rows.column("key").to_numpy()
+    signal = prediction_of(committee.task.target)
     with torch_threads(threads):
-        made = run_signals(committee, (LogProbs(),), rows, keys=keys, options=options)
-    probs = made["log_probs"].double().exp()
-    classes = committee.task.labels.classes
+        (made,) = run_signals(committee, (signal,), rows, keys=keys, options=options).values()
+    if committee.task.target == "number":
+        return [Answer(mean, variance=v + noise) for mean, v, noise in made.tolist()]
+    probs = made.double().exp()
+    classes = committee.task.classes
     best = probs.argmax(dim=1).tolist()
     rounded = [tuple(round(p, _DIGITS) for p in row) for row in probs.tolist()]
     return [Answer(classes[at], row) for at, row in zip(best, rounded, strict=True)]

@@ -25,6 +25,8 @@ TRAINED_ON = 200_000  # texts: the first of the snapshot, whose order is that of
 def vocabulary_of(pool: Pool, given: Mapping[str, Any]) -> Vocabulary:
     """Return the tokeniser of a pool's texts; it is trained, and kept, where it is not there yet.
 
+    A pool without items has an imagined one, of the size that is set, for plans and checks.
+
     Test items are not among what it is trained on, and of more than 200,000 texts only the first
     are: parts are in id-key order, so these are a draw of them.
 
@@ -36,6 +38,8 @@ def vocabulary_of(pool: Pool, given: Mapping[str, Any]) -> Vocabulary:
         SettingsError: a setting does not fit, or there is no such tokeniser.
     """
     kind, model = tokenizer_of(given)
+    if not pool.parts_of("pool"):
+        return Vocabulary.imagined(given.get("vocabulary", SIZE))
     settings = {"size": given.get("vocabulary", SIZE), "lowercase": given.get("lowercase", True)}
     made_of = {
         "version": FORMAT_VERSION,

@@ -23,6 +23,10 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # 
 _RANDOM = {"color": "#444444", "linestyle": "--", "linewidth": 2.2, "marker": ".", "zorder": 2.4}
 _MARKERS = "os^DvPX"  # 7 to 6 colors, so that no pair comes back within 42 curves
 
+#: metrics of which less is better
+LOWER = frozenset({"rmse", "nll", "ece"})
+LEADING = ("accuracy", "rmse")  # what curves show, the first of them that there is
+
 Curve = Mapping[int, float]  # label count -> metric, in the order of rounds
 
 
@@ -58,7 +62,8 @@ class SummaryRow:
         mean: mean over seeds of the mean over the curve.
         sd: standard deviation of the latter over seeds (n - 1); nan for one seed.
         difference: to random, of the mean over the curve, paired by seed, with its 90 % interval;
-            None for random itself and without a common seed.
+            above 0 where the strategy is better, also where less of the metric is. None for random
+            itself and without a common seed.
     """
 
     label: str
@@ -150,16 +155,28 @@ def curves(points: Iterable[CurvePoint], metric: str) -> dict[str, dict[str, Cur
     return {label: dict(by_seed) for label, by_seed in table.items() if by_seed}
 
 
+def leading(points: Iterable[CurvePoint]) -> str:
+    """Return the metric that curves show: accuracy, or rmse where numbers are predicted."""
+    known = dict.fromkeys(name for p in points for name in p.metrics)
+    return next((name for name in LEADING if name in known), next(iter(known), LEADING[0]))
+
+
 def summary(
     points: Sequence[CurvePoint],
-    metric: str = "accuracy",
+    metric: str | None = None,
     at: Sequence[int] = (50, 100, 200, 300),
 ) -> list[SummaryRow]:
     """Return one row per strategy, random first. Nothing is interpolated.
 
     A difference to random is taken over the label counts that both curves of a pair have, so that
     an unfinished curve is compared with the same stretch of the baseline's.
+
+    Args:
+        points: the learning curves.
+        metric: what is compared; None for the leading one.
+        at: label counts whose mean over the seeds is given.
     """
+    metric = metric or leading(points)
     by_label = curves(points, metric)
     baseline = by_label.get(BASELINE, {})
     rows = []
@@ -173,13 +190,18 @@ def summary(
                 at={n: fmean(c[n] for c in by_seed.values()) for n in at if n in shared},
                 mean=fmean(means),
                 sd=stdev(means) if len(means) > 1 else math.nan,
-                difference=None if label == BASELINE else _difference(by_seed, baseline),
+                difference=None
+                if label == BASELINE
+                else _difference(by_seed, baseline, lower=metric in LOWER),
             )
         )
     return rows
 
 
-def _difference(ours: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> Interval | None:
+def _difference(
+    ours: Mapping[str, Curve], baseline: Mapping[str, Curve], *, lower: bool
+) -> Interval | None:
+    """Return by how much ours is better, over the pairs that both have."""
     pairs = []
     for seed in sorted(ours.keys() & baseline.keys()):
         stretch = _shared([ours[seed], baseline[seed]])
@@ -187,7 +209,10 @@ def _difference(ours: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> Int
             pairs.append(
                 [curve_mean([c[n] for n in stretch]) for c in (ours[seed], baseline[seed])]
             )
-    return paired_bootstrap([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+    if not pairs:
+        return None
+    means, others = ([pair[i] for pair in pairs] for i in (0, 1))
+    return paired_bootstrap(others, means) if lower else paired_bootstrap(means, others)
 
 
 def _shared(all_curves: Iterable[Curve]) -> list[int]:
@@ -196,7 +221,7 @@ def _shared(all_curves: Iterable[Curve]) -> list[int]:
 
 
 def plot(
-    path: str | Path, points: Sequence[CurvePoint], metric: str = "accuracy", title: str = ""
+    path: str | Path, points: Sequence[CurvePoint], metric: str | None = None, title: str = ""
 ) -> None:
     """Draw the curves into an image file of 150 dpi, whose suffix names the format.
 
@@ -205,13 +230,14 @@ def plot(
     """
     from matplotlib.figure import Figure  # 0.3 s, which a command without a picture need not wait
 
+    metric = metric or leading(points)
     by_label = curves(points, metric)
     figure = Figure(figsize=(8.0, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     others = [label for label in by_label if label != BASELINE]
     for label, by_seed in by_label.items():
         _draw(axes, label, by_seed, _RANDOM if label == BASELINE else _style(others.index(label)))
-    axes.set(xlabel="labels", ylabel=metric.replace("_", " "), title=title)
+    axes.set(xlabel="labels", ylabel=shown(metric), title=title)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -224,6 +250,12 @@ def plot(
         loc="outside right upper", frameon=False, fontsize=9, title=heading, title_fontsize=8
     )
     figure.savefig(path)
+
+
+def shown(metric: str) -> str:
+    """Return a metric's name, with its direction where less of it is better."""
+    name = metric.replace("_", " ")
+    return f"{name} (lower is better)" if metric in LOWER else name
 
 
 def _style(i: int) -> dict[str, Any]:

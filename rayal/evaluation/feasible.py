@@ -53,7 +53,7 @@ def _refused(spec: ProjectSpec, pool: Pool, place: Place) -> str | None:
     items = task_of(pool, spec.task)
     task = head_task(spec, items)
     net = network_shape(spec, task, untrained(spec, task))
-    shape = shape_of(pool, items.labels.classes)
+    shape = shape_of(pool, items.classes)
     embedding = embedding_shape(spec, items, shape, lambda hash: embedded_rows(pool, hash))
     plan = plan_cell(spec, shape, net, place, embedding=embedding)
     return refusal(spec, shape, net, place, plan=plan, embedding=embedding)
@@ -98,7 +98,7 @@ def base_now() -> int:
 
 
 def shape_of(pool: Pool, classes: tuple[str, ...]) -> PoolShape:
-    """Return the sizes of a pool that is there."""
+    """Return the sizes of a pool that is there; it has no classes where a number is predicted."""
     files = sum(part.bytes for part in pool.parts)
     rows = sum(part.rows for part in pool.parts)
     return PoolShape(

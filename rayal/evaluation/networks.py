@@ -8,7 +8,9 @@ from typing import Any
 from rayal.config import ModelSettings, Settings
 from rayal.engine.train import NetworkSpec
 from rayal.models.backbone import BackboneSpec
+from rayal.models.weights import RANDOM
 
+_ENCODER = "minilm"
 _HEADS: dict[str, dict[str, Any]] = {
     "linear": {"widths": []},
     "mlp": {"widths": [256], "dropout": 0.5},  # dropout, which some strategies ask for
@@ -24,7 +26,7 @@ def network_of(chosen: ModelSettings, kind: str | None = None) -> NetworkSpec:
     """
     if chosen.backbone is not None:
         return NetworkSpec("mlp", _HEADS[chosen.head or "linear"])
-    default = "kim_cnn" if kind == "text" else "small_cnn"
+    default = {"text": "kim_cnn", "table": "mlp"}.get(kind or "", "small_cnn")
     return NetworkSpec(chosen.network or default, chosen.params)
 
 
@@ -38,12 +40,19 @@ def backbone_of(chosen: ModelSettings) -> BackboneSpec | None:
 def task_settings(settings: Settings) -> dict[str, Any]:
     """Return the ``task`` section without what is not set, and with the tokeniser of an encoder.
 
-    A frozen sentence encoder reads the token ids of its own ``tokenizer.json``, which lies beside
-    its weights.
+    A sentence encoder with published weights, frozen or trained on, reads the token ids of its own
+    ``tokenizer.json``, which lies beside them.
     """
     given = {k: v for k, v in settings.task.model_dump().items() if v is not None}
-    chosen = settings.model
-    if chosen.backbone == "minilm" and chosen.weights is not None and "tokenizer" not in given:
-        beside = Path(chosen.weights).with_name("tokenizer.json")
-        given["tokenizer"] = str(beside)
+    weights = _encoder_weights(settings.model)
+    if weights is not None and "tokenizer" not in given:
+        given["tokenizer"] = str(Path(weights).with_name("tokenizer.json"))
     return given
+
+
+def _encoder_weights(chosen: ModelSettings) -> str | None:
+    """Return the file of a sentence encoder's published weights."""
+    if chosen.backbone == _ENCODER:
+        return chosen.weights
+    weights = chosen.params.get("weights", RANDOM) if chosen.network == _ENCODER else RANDOM
+    return None if weights == RANDOM else str(weights)

@@ -7,8 +7,8 @@ here and nowhere else; training, scanning and selecting cannot see it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.ipc
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.errors import LabelError, SettingsError
-from rayal.labels import Label
+from rayal.labels import ClassLabel, Label, Labels
 from rayal.selection.draws import keyed_uniform
 from rayal.types import Keys
 
@@ -30,23 +30,35 @@ class Oracle:
     Args:
         pool: the pool whose labels file it reads.
         noise: share of items answered wrongly, the same ones each time: exactly round(noise * n)
-            of the n items, each with a uniformly drawn other class.
+            of the n items, each with a uniformly drawn other class. ``confidence`` answers each
+            item wrongly with the probability that its annotators' confidence leaves; an item of
+            which nobody said how sure he was is answered as it is labeled.
         cost: what one label costs, in whatever unit the budget has.
         seed: seeds the noise.
+        labels: what the task predicts; None takes the labels as they are known.
 
     Raises:
-        LabelError: the pool has no known labels.
-        SettingsError: the noise is not in [0, 1], or the pool has fewer than two classes.
+        LabelError: the pool has no known labels, or one that the task does not allow.
+        SettingsError: the noise is not in [0, 1], no confidence is known of the pool's labels, or
+            the pool has fewer than two classes.
     """
 
-    def __init__(self, pool: Pool, *, noise: float = 0.0, cost: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        noise: float | Literal["confidence"] = 0.0,
+        cost: float = 1.0,
+        seed: int = 0,
+        labels: Labels | None = None,
+    ) -> None:
         file = pool.labels_file()
         if file is None:
             raise LabelError(
                 f"pool {pool.name!r} came without labels, so no oracle can answer; ingest it with "
                 "a label column or a labels file, or set `oracle: none` and label it yourself"
             )
-        if not 0.0 <= noise <= 1.0:
+        if not isinstance(noise, str) and not 0.0 <= noise <= 1.0:
             raise SettingsError(f"oracle noise is {noise}; it must lie in [0, 1]")
         with pa.OSFile(str(file)) as source:
             table = pa.ipc.open_file(source).read_all()
@@ -55,8 +67,19 @@ class Oracle:
         self._keys = self._keys[order]
         truth = np.asarray(table.column("label").to_pylist(), dtype=object)[order]
         self._rows = {i: r for r, i in enumerate(np.asarray(table.column("id"))[order].tolist())}
+        self._classes = pool.classes or () if labels is None else _classes_of(labels)
+        if labels is not None and not self._classes:
+            for item, row in self._rows.items():
+                truth[row] = labels.check(_number(truth[row]), item)
         self._truth = truth
-        self._answers = _with_noise(truth, self._keys, pool.classes or (), noise, seed)
+        if isinstance(noise, str):
+            doubt = 1.0 - _confidences(table, pool)[order]
+            flipped = np.flatnonzero(keyed_uniform(self._keys, seed, _NOISY) < doubt)
+        else:
+            count = round(noise * len(truth))
+            drawn = keyed_uniform(self._keys, seed, _NOISY)
+            flipped = np.argsort(drawn, kind="stable")[:count]
+        self._answers = _with_others(truth, self._keys, self._classes, flipped, seed)
         self.cost = cost
 
     def check(self, pool: Pool) -> None:
@@ -78,6 +101,10 @@ class Oracle:
         """Return what this annotator says of an item."""
         return self._answers[self._row(item)]
 
+    def wrong(self, answers: Mapping[str, Label]) -> int:
+        """Return how many answers, by item id, are not the true labels."""
+        return sum(label != self._truth[self._row(item)] for item, label in answers.items())
+
     def balanced(self, pool: Pool, count: int, seed: int) -> list[str]:
         """Return ``count`` pool items, equally many of each class as far as they go.
 
@@ -85,11 +112,19 @@ class Oracle:
             pool: whose items to draw from.
             count: number of items; a remainder goes to the first classes.
             seed: seeds the draw.
+
+        Raises:
+            SettingsError: the labels are numbers.
         """
+        if not self._classes:
+            raise SettingsError(
+                "initial.balanced wants equally many items of each class, and the labels are "
+                "numbers; set it to false"
+            )
         ids = np.array(list(pool.ids("pool")), dtype=object)
         rows = np.array([self._row(i) for i in ids])
         order = np.argsort(keyed_uniform(self._keys[rows], seed, _BALANCED))
-        by_class: dict[Label, list[str]] = {c: [] for c in pool.classes or ()}
+        by_class: dict[Label, list[str]] = {c: [] for c in self._classes}
         for position in order.tolist():
             by_class[self._truth[rows[position]]].append(ids[position])
         turn = [items[depth] for depth in range(len(ids)) for items in by_class.values()
@@ -131,16 +166,40 @@ class Oracle:
         return self._rows[item]
 
 
-def _with_noise(truth: Any, keys: Keys, classes: Sequence[str], noise: float, seed: int) -> Any:
-    """Return the answers: truth, with exactly round(noise * n) of them another class."""
-    count = round(noise * len(truth))
-    if count == 0:
+def _confidences(table: pa.Table, pool: Pool) -> Any:
+    """Return how sure annotators were, ``[N]``; 1 where nobody says."""
+    if "confidence" not in table.column_names:
+        raise SettingsError(
+            f"oracle noise is 'confidence', and of no label of pool {pool.name!r} it is known how "
+            "sure its annotators were; name the column that says so (pool: {confidence: COLUMN}) "
+            "in a new storage, or give the noise as a share"
+        )
+    return table.column("confidence").fill_null(1.0).to_numpy()
+
+
+def _with_others(truth: Any, keys: Keys, classes: Sequence[str], flipped: Any, seed: int) -> Any:
+    """Return the answers: truth, with another class, drawn uniformly, at ``flipped`` rows."""
+    if not len(flipped):
         return truth
     if len(classes) < 2:
-        raise SettingsError(f"oracle noise {noise} needs at least two classes, got {classes}")
+        raise SettingsError(
+            f"oracle.noise gives some answers another class, and there are {len(classes)} classes; "
+            "it needs two, so set it to 0"
+        )
     answers = truth.copy()
-    flipped = np.argsort(keyed_uniform(keys, seed, _NOISY), kind="stable")[:count]
     step = keyed_uniform(keys[flipped], seed, _WRONG) * (len(classes) - 1)
     for row, by in zip(flipped.tolist(), step.astype(int).tolist(), strict=True):
         answers[row] = classes[(classes.index(truth[row]) + 1 + by) % len(classes)]
     return answers
+
+
+def _classes_of(labels: Labels) -> tuple[str, ...]:
+    return labels.classes if isinstance(labels, ClassLabel) else ()
+
+
+def _number(label: Label) -> Label:
+    """Return the number that a known label is, which a file holds as text."""
+    try:
+        return float(label)
+    except ValueError:
+        return label

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rayal.config import Cell, LearnerSettings, Settings
-from rayal.engine.driver import Project, RoundSummary
+from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.trainset import check_spec
+from rayal.engine.targets import number_of
+from rayal.engine.trainset import check_fits, check_initial, check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
@@ -26,13 +27,14 @@ from rayal.evaluation.feasible import refuse
 from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
-from rayal.evaluation.report import approximations, versions, write_outputs
+from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
+from rayal.evaluation.report import approximations, remarks, versions, write_outputs
 from rayal.evaluation.sources import pool_of
+from rayal.evaluation.unread import task_beforehand
 from rayal.learners import Learner
 from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
-from rayal.types import Seeds
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Outcome:
         points: every evaluated round.
         waiting: projects that want labels from people, with the number of items.
         approximate: label of each strategy that chose approximately, to how and with what loss.
+        remarks: what to know of the figures, such as equal scores, or wrong labels.
     """
 
     folder: Path
     points: list[CurvePoint]
     waiting: dict[str, int] = field(default_factory=dict)
     approximate: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def run(
@@ -87,30 +91,23 @@ def _run(
 ) -> Outcome:
     """Run cell after cell, and write the outputs after each."""
     waiting: dict[str, int] = {}
-    tables = [_tables(project, cell, settings.oracle.cost) for cell, project in cells]
+    tables = [tables_of(project, cell, settings.oracle) for cell, project in cells]
     for index, (cell, project) in enumerate(cells):
         told.cell(cell, index, len(cells))
         if settings.oracle.name == "hidden":
             _simulate(project, settings, cell, told)
         else:
             waiting |= _live(project)
-        tables[index] = _tables(project, cell, settings.oracle.cost)
+        tables[index] = tables_of(project, cell, settings.oracle)
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
         made: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
         write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **made)
-    return Outcome(folder, points, waiting, approximations(rounds))
+    return Outcome(folder, points, waiting, approximations(rounds), tuple(remarks(rounds)))
 
 
 def project_name(cell: Cell) -> str:
     """Return a cell's project: the strategy's label and its seeds."""
     return f"{cell.label}-{seeds_text(cell.seeds)}"
-
-
-def seeds_text(seeds: Seeds) -> str:
-    """Return seeds as one short word."""
-    if seeds.pool == seeds.model == seeds.query:
-        return f"s{seeds.pool}"
-    return f"p{seeds.pool}m{seeds.model}q{seeds.query}"
 
 
 def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
@@ -162,15 +159,14 @@ def _set_up(
         )
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
     specs = [spec_of(settings, cell) for cell in cells]
+    _check_beforehand(settings, cells, specs)
     pools: dict[int, Pool] = {}
     for cell in cells:
         if cell.seeds.pool not in pools:
-            pools[cell.seeds.pool] = pool_of(
-                settings.pool, root, seed=cell.seeds.pool, progress=told.pool
-            )
+            pool = pool_of(settings.pool, root, seed=cell.seeds.pool, progress=told.pool)
+            pools[cell.seeds.pool] = pool
             if settings.oracle.name == "hidden":
-                oracle = Oracle(pools[cell.seeds.pool], noise=settings.oracle.noise)
-                oracle.check(pools[cell.seeds.pool])
+                _check_oracle(settings, pool)
     for cell, spec in zip(cells, specs, strict=True):
         check_spec(pools[cell.seeds.pool], spec)
     refuse(settings, [(spec, pools[c.seeds.pool]) for c, spec in zip(cells, specs, strict=True)])
@@ -191,6 +187,29 @@ def _set_up(
     return ledger, projects
 
 
+def _check_oracle(settings: Settings, pool: Pool) -> None:
+    """Check that an oracle knows all labels, and that the task allows them."""
+    number = number_of(settings.task.model_dump(), pool.info.get("label_kind"))
+    Oracle(pool, noise=settings.oracle.noise, labels=number).check(pool)
+    if number is not None and settings.initial.balanced:
+        raise SettingsError(
+            "initial.balanced wants classes, and a number is predicted; set it to false"
+        )
+
+
+def _check_beforehand(
+    settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
+) -> None:
+    """Check what needs no ingested pool: whether strategies get what they ask for."""
+    task = task_beforehand(settings, cells[0]) if cells else None
+    if task is None:
+        return
+    alike = dict(zip((cell.label for cell in cells), specs, strict=True))
+    for spec in alike.values():
+        check_initial(spec)
+        check_fits(task, spec)
+
+
 def _asked(settings: Settings, cell: Cell) -> bool:
     """Whether a strategy was asked for by name: people do not label for a baseline unasked."""
     return cell.label in {s.shown for s in settings.strategies} or not settings.strategies
@@ -203,6 +222,7 @@ def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) 
         noise=settings.oracle.noise,
         cost=settings.oracle.cost,
         seed=cell.seeds.pool,
+        labels=project.task.labels if project.task.target == "number" else None,
     )
     initial = settings.initial
     chosen = None
@@ -212,7 +232,10 @@ def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) 
     while not project.finished:
         oracle.work(project)
         summary = project.train(oracle.truth)
-        told.round(cell, _point(cell, summary))
+        told.round(cell, point_of(cell, summary))
+        warning = summary.outputs.get("scan", {}).get("warning")
+        if warning is not None:
+            told.note(f"{project.name}, round {summary.round}: {warning}")
 
 
 def _live(project: Project) -> dict[str, int]:
@@ -222,62 +245,3 @@ def _live(project: Project) -> dict[str, int]:
         project.train()
     open_items = len(project.ledger.open_items(project.name))
     return {project.name: open_items} if open_items else {}
-
-
-def _point(cell: Cell, summary: RoundSummary) -> CurvePoint:
-    return CurvePoint(
-        cell.label,
-        seeds_text(cell.seeds),
-        summary.round,
-        summary.labels,
-        dict(summary.metrics),
-        dict(summary.seconds),
-    )
-
-
-def _tables(project: Project, cell: Cell, cost: float) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return a cell's curve points, rounds and picks as they stand in the ledger."""
-    points = [_point(cell, s) for s in project.rounds() if s.metrics]
-    return points, _round_rows(project, cell, cost), _pick_rows(project, cell)
-
-
-def _round_rows(project: Project, cell: Cell, cost: float) -> list[dict[str, Any]]:
-    rows = []
-    for summary in project.rounds():
-        row: dict[str, Any] = {
-            "project": project.name,
-            "strategy": cell.label,
-            "seed": seeds_text(cell.seeds),
-            "round": summary.round,
-            "labels": summary.labels,
-            "cost": summary.labels * cost,
-            "model": summary.outputs.get("train", {}).get("model"),
-            "backbone": summary.outputs.get("embed", {}).get("backbone"),
-            "columns": summary.outputs.get("scan", {}).get("columns"),
-            "warning": summary.outputs.get("scan", {}).get("warning"),
-            "approximation": summary.outputs.get("select", {}).get("approximation"),
-        }
-        row |= {f"metric.{n}": v for n, v in summary.metrics.items()}
-        row |= {f"seconds.{n}": v for n, v in summary.seconds.items()}
-        rows.append(row)
-    return rows
-
-
-def _pick_rows(project: Project, cell: Cell) -> list[dict[str, Any]]:
-    rows = []
-    for number in range(-1, len(project.rounds())):
-        selection = project.ledger.selection(project.name, number)
-        for pick in selection.picks if selection else ():
-            rows.append(
-                {
-                    "project": project.name,
-                    "strategy": cell.label,
-                    "seed": seeds_text(cell.seeds),
-                    "round": number,
-                    "rank": pick.rank,
-                    "item": pick.item,
-                    "score": pick.score,
-                    "probability": pick.probability,
-                }
-            )
-    return rows

@@ -20,7 +20,16 @@ from rich.table import Table
 
 from rayal.config import BASELINE
 from rayal.errors import StorageError
-from rayal.evaluation.curves import CurvePoint, curves, plot, summary, write_curve_csv
+from rayal.evaluation.curves import (
+    LOWER,
+    CurvePoint,
+    curves,
+    leading,
+    plot,
+    shown,
+    summary,
+    write_curve_csv,
+)
 from rayal.evaluation.statistics import Interval
 
 pa: Any = pyarrow  # Arrow carries no types
@@ -46,7 +55,7 @@ def write_outputs(
     rounds: Sequence[Mapping[str, Any]],
     picks: Sequence[Mapping[str, Any]],
     versions: Mapping[str, Any],
-    metric: str = "accuracy",
+    metric: str | None = None,
     title: str = "",
 ) -> None:
     """Write the results of a run; each file appears whole, in place of an older one.
@@ -61,7 +70,7 @@ def write_outputs(
         rounds: a row per round; rows may differ in their keys, a mapping is stored as JSON text.
         picks: a row per picked item, likewise.
         versions: what ``versions`` returned when the run began.
-        metric: the metric that is drawn.
+        metric: the metric that is drawn; None for the leading one.
         title: the heading of the picture.
 
     Raises:
@@ -86,29 +95,34 @@ def write_outputs(
 
 def table(
     points: Sequence[CurvePoint],
-    metric: str = "accuracy",
+    metric: str | None = None,
     at: Sequence[int] | None = None,
     *,
     approximate: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Table:
     """Return the comparison as a table: random first, then the strategies in their order.
 
     Args:
         points: the learning curves.
-        metric: the metric that is compared.
+        metric: the metric that is compared; None for the leading one.
         at: label counts to show; None takes up to four that all curves have, evenly spread.
         approximate: labels of strategies that chose approximately, which are marked ≈, to how.
+        remarks: lines that go below it.
     """
     marked = approximate or {}
+    metric = metric or leading(points)
     columns = _spread(points, metric) if at is None else list(at)
     rows = summary(points, metric, columns)
     columns = [n for n in columns if any(n in row.at for row in rows)]
-    title = f"{metric.replace('_', ' ')} by number of labels"
+    title = f"{shown(metric)} by number of labels"
     view = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     notes = ["n: seeds; bootstrap intervals over seeds are too narrow with fewer than 10"]
-    view.caption = "\n".join(notes + [f"≈ {label}: {how}" for label, how in marked.items()])
+    notes += [f"≈ {label}: {how}" for label, how in marked.items()]
+    view.caption = "\n".join([*notes, *remarks])
     view.add_column("strategy", overflow="fold")
-    for heading in (*(f"{n:,}" for n in columns), "curve mean", f"minus {BASELINE}, 90 %"):
+    compared = f"{BASELINE} minus it" if metric in LOWER else f"minus {BASELINE}"
+    for heading in (*(f"{n:,}" for n in columns), "curve mean", f"{compared}, 90 %"):
         view.add_column(heading, justify="right", no_wrap=True)
     view.add_column("n", justify="right")
     for row in rows:
@@ -134,6 +148,31 @@ def approximations(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         if row.get("approximation"):
             made.setdefault(row["strategy"], []).append(row["approximation"])
     return {label: _how(found) for label, found in made.items()}
+
+
+def remarks(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to know of a run's figures: strategies without an opinion, and wrong labels.
+
+    Args:
+        rounds: rows of ``rounds.parquet``; ``warning`` is None where scores differ, ``wrong`` where
+            annotators do not err by design.
+    """
+    equal: dict[str, list[str]] = {}
+    last: dict[str, tuple[int, int]] = {}
+    for row in rounds:
+        if row.get("warning"):
+            equal.setdefault(row["strategy"], []).append(f"{row['seed']} round {row['round']}")
+        if row.get("wrong") is not None:
+            last[row["project"]] = (row["wrong"], row["labels"])
+    said = [
+        f"! {label}: all scores were equal, so the choice was by item key alone: {', '.join(where)}"
+        for label, where in equal.items()
+    ]
+    wrong, labels = (sum(column) for column in zip(*last.values(), strict=True)) if last else (0, 0)
+    if labels:
+        share = f"{wrong / labels:.1%}"
+        said.append(f"simulated annotators got {wrong:,} of {labels:,} labels wrong ({share})")
+    return said
 
 
 def _how(found: Sequence[Mapping[str, Any]]) -> str:

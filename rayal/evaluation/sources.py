@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from rayal.types import digest
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
 _ARRAYS = (".npz", ".npy")
 _TEST = b"test share"
+#: settings that came later, where they say nothing: they leave a pool's name as it was
+_LATER = {"confidence": None, "categorical": None, "categories": None, "test_by_seed": False}
 
 
 def pool_of(
@@ -57,7 +59,7 @@ def pool_of(
         there = pool_there(settings, root)
         if there is not None:
             return there
-    sources = sources_of(settings)
+    sources = sources_of(settings, seed)
     name = name or pool_name(settings, seed)
     number = ingest(
         root,
@@ -87,21 +89,29 @@ def pool_there(settings: PoolSettings, root: Path) -> Pool | None:
     return Pool.open(root, settings.source)
 
 
-def sources_of(settings: PoolSettings) -> list[Source]:
-    """Return the sources with their roles, or raise PoolError saying what is accepted."""
+def sources_of(settings: PoolSettings, seed: int = 0) -> list[Source]:
+    """Return the sources with their roles, or raise PoolError saying what is accepted.
+
+    Args:
+        settings: the ``pool`` section.
+        seed: the pool seed, which draws the test where ``test_by_seed`` says so.
+    """
     made = _made(settings)
     if not settings.test_share:
         return made()
-    if settings.test is not None or settings.source in BUILTIN:
+    if any(source.role == "test" for source in made()):
         raise PoolError(
             f"pool.test_share is {settings.test_share}, but {settings.source!r} has test items "
             "already; leave test_share at 0"
         )
     kept, tested = made()[0], made()[0]  # each source is read once
-    share = settings.test_share
+    share, key = settings.test_share, _TEST
+    key += b"/%d" % seed if settings.test_by_seed else b""
     return [
-        replace(kept, read=lambda: _split(kept.read(), share, "pool"), total=None),
-        replace(tested, read=lambda: _split(tested.read(), share, "test"), role="test", total=None),
+        replace(kept, read=lambda: _split(kept.read(), share, "pool", key), total=None),
+        replace(
+            tested, read=lambda: _split(tested.read(), share, "test", key), role="test", total=None
+        ),
     ]
 
 
@@ -112,13 +122,19 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
     paths: list[tuple[str, Role]] = [(settings.source, "pool")]
     if settings.test is not None:
         paths.append((settings.test, "test"))
-    return lambda: [_source(Path(path), role, settings) for path, role in paths]
+    return lambda: _of_paths(paths, settings)
 
 
-def _source(path: Path, role: Role, settings: PoolSettings) -> Source:
-    columns = TableColumns(
-        settings.id, settings.label, settings.features, settings.missing, settings.text
-    )
+def _of_paths(paths: Sequence[tuple[str, Role]], settings: PoolSettings) -> list[Source]:
+    """Return the sources; the first one's categories are those of all."""
+    columns, made = TableColumns.of(settings.model_dump()), list[Source]()
+    for path, role in paths:
+        made.append(_source(Path(path), role, settings, columns))
+        columns = columns.like(made[0].payload)
+    return made
+
+
+def _source(path: Path, role: Role, settings: PoolSettings, columns: TableColumns) -> Source:
     if path.is_dir():
         for suffix, make in _TABLES.items():
             if any(path.glob(f"*{suffix}")):
@@ -160,17 +176,14 @@ def _arrays(path: Path, role: Role, settings: PoolSettings) -> Source:
     )
 
 
-def _split(blocks: Iterable[Rows], share: float, role: Role) -> Iterator[Rows]:
-    """Yield the rows whose keyed hash puts them into a role."""
+def _split(blocks: Iterable[Rows], share: float, role: Role, key: bytes) -> Iterator[Rows]:
+    """Yield the rows whose hash under a key puts them into a role."""
     for block in blocks:
-        hashes = keyed_hashes(block.ids, _TEST).astype(np.float64) / 2.0**64
+        hashes = keyed_hashes(block.ids, key).astype(np.float64) / 2.0**64
         at = np.flatnonzero((hashes < share) == (role == "test")).tolist()
-        labels = None if block.labels is None else [block.labels[i] for i in at]
         yield replace(
-            block,
-            ids=[block.ids[i] for i in at],
+            block.taken(at),
             payloads=[block.payloads[i] for i in at],
-            labels=labels,
             quarantined=block.quarantined if role == "pool" else (),
         )
 
@@ -179,11 +192,16 @@ def pool_name(settings: PoolSettings, seed: int) -> str:
     """Return the name under which the settings' pool is ingested."""
     if settings.source in BUILTIN:
         name = settings.source
+        if settings.test_share:
+            name = f"{name}-{digest([settings.test_share, settings.data], 3)}"
     else:  # two files of one name are two pools
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.source).stem).strip("-.") or "pool"
         chosen = settings.model_dump(exclude={"source", "subset"})
+        chosen = {n: v for n, v in chosen.items() if n not in _LATER or v != _LATER[n]}
         name = f"{stem}-{digest([str(Path(settings.source).absolute()), chosen], 3)}"
-    return name if settings.subset is None else f"{name}-{settings.subset}-s{seed}"
+    if settings.subset is not None:
+        return f"{name}-{settings.subset}-s{seed}"
+    return f"{name}-s{seed}" if settings.test_by_seed else name
 
 
 def read_columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list[str] | None]:

@@ -15,6 +15,7 @@ from rayal.config import Cell, Settings
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Source
 from rayal.engine.shapes import PoolShape
+from rayal.engine.targets import number_of
 from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
@@ -56,10 +57,8 @@ def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape
     """
     there = pool_here(settings, cell)
     if there is not None and given.rows is None:
-        classes = settings.task.classes or there.classes or _names(given.classes)
-        if classes is None:
-            raise _no_classes(settings.pool.source)
-        shape = shape_of(there, classes)
+        known = there.info.get("label_kind"), there.classes or _names(given.classes)
+        shape = shape_of(there, _predicted(settings, *known))
         first = there.read(there.parts[0]).slice(0, 1)
         return shape, _task(settings, shape, first)
     return _unread(settings, given)
@@ -85,6 +84,27 @@ def pool_here(settings: Settings, cell: Cell) -> Pool | None:
     return Pool.open(root, name) if known else None
 
 
+def task_beforehand(settings: Settings, cell: Cell) -> Task | None:
+    """Return the task of a pool that no one has ingested yet, as far as its source tells at once.
+
+    Classes that nobody names are imagined, and so is a tokeniser that would be trained.
+
+    Returns:
+        None where the pool is there already.
+
+    Raises:
+        PoolError: the source does not exist or does not form a pool.
+        SettingsError: the task does not fit it.
+    """
+    if pool_here(settings, cell) is not None:
+        return None
+    source = sources_of(settings.pool.model_copy(update={"test_share": 0.0}))[0]
+    payload = dict(source.payload)
+    first = _first(source) if payload.get("encoding") == "file" else None
+    classes = settings.task.classes or ("class 0", "class 1")
+    return _task(settings, PoolShape(1, 0, 1.0, payload, classes), first)
+
+
 def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     pool = settings.pool
     try:
@@ -96,9 +116,9 @@ def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     payload = dict(sources[0].payload)
     rows, tests = _counted(pool, sources, given.rows)
     first = _first(sources[0])
-    classes = settings.task.classes or _names(given.classes) or _classes(pool, sources)
-    if classes is None:
-        raise _no_classes(pool.source)
+    named = settings.task.classes or _names(given.classes)
+    known = (None, named) if named or settings.task.target == "number" else _known(pool, sources)
+    classes = _predicted(settings, *known)
     held = sum(map(_resident, (pool.source, pool.test or "")))
     shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=held)
     return shape, _task(settings, shape, first)
@@ -149,9 +169,7 @@ def _resident(path: str) -> int:
 
 def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     """Return a pool that is nowhere: images of ``task.size``, else rows of ``width`` numbers."""
-    classes = settings.task.classes or _names(given.classes)
-    if classes is None:
-        raise _no_classes(settings.pool.source)
+    classes = _predicted(settings, None, _names(given.classes))
     if settings.task.size is not None:
         channels = settings.task.channels or 3
         payload: dict[str, Any] = {"kind": "image", "encoding": "file"}
@@ -171,17 +189,44 @@ def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     return shape, _task(settings, shape, None)
 
 
-def _classes(pool: PoolSettings, sources: Sequence[Source]) -> tuple[str, ...] | None:
-    """Return the classes of the labels that a source gives, where they are cheap to read."""
+def _predicted(
+    settings: Settings, kind: str | None, known: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Return the names of the classes that are predicted; none where a number is.
+
+    Args:
+        settings: of the run.
+        kind: what the known labels are: class | number; None where nobody knows.
+        known: their classes.
+
+    Raises:
+        PoolError: classes are predicted, and nobody knows which.
+    """
+    if number_of(settings.task.model_dump(), kind) is not None:
+        return ()
+    classes = settings.task.classes or known
+    if classes is None:
+        raise _no_classes(settings.pool.source)
+    return classes
+
+
+def _known(
+    pool: PoolSettings, sources: Sequence[Source]
+) -> tuple[str | None, tuple[str, ...] | None]:
+    """Return kind and classes of the labels that a source gives, where they are cheap to read."""
     if pool.labels is not None:
-        return None
+        return None, None
     if Path(pool.source).is_dir() and sources[0].payload.get("encoding") == "file":
-        return tuple(sorted(p.name for p in Path(pool.source).iterdir() if p.is_dir())) or None
+        names = sorted(p.name for p in Path(pool.source).iterdir() if p.is_dir())
+        return "class", tuple(names) or None
     total = sources[0].total
     if total is None or total > READ:
-        return None
-    found = {label for rows in sources[0].read() for label in rows.labels or () if label}
-    return tuple(sorted(found)) or None
+        return None, None
+    blocks = [rows for rows in sources[0].read() if rows.labels]
+    if any(rows.kind == "number" for rows in blocks):
+        return "number", None
+    found = {label for rows in blocks for label in rows.labels or () if label}
+    return "class", tuple(sorted(found)) or None
 
 
 def _names(count: int | None) -> tuple[str, ...] | None:
@@ -189,18 +234,23 @@ def _names(count: int | None) -> tuple[str, ...] | None:
 
 
 def _no_classes(source: str) -> PoolError:
-    return PoolError(f"the classes of {source!r} are not known; give --classes N or task.classes")
+    return PoolError(
+        f"the classes of {source!r} are not known; give --classes N or task.classes, or predict a "
+        "number: task.target number"
+    )
 
 
 def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
     given = task_settings(settings)
     kind = given.pop("kind", None)
-    given.pop("classes", None)
+    number = None if pool.classes else number_of({**given, "target": "number"}, None)
+    for name in ("classes", "target", "low", "high"):
+        given.pop(name, None)
     if pool.payload.get("encoding") == "file" and "size" not in given:
         given["example"] = first
     if pool.payload["kind"] == "text":
         given["words"] = _words(given)
-    return task_for(pool.payload, kind=kind, classes=pool.classes, **given)
+    return task_for(pool.payload, kind=kind, classes=pool.classes, number=number, **given)
 
 
 def _words(given: dict[str, Any]) -> Vocabulary:

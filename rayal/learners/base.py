@@ -61,7 +61,8 @@ class TrainContext:
 
     Attributes:
         task: what a row is.
-        statistics: constants of the eval transform, from the labeled rows.
+        statistics: constants of the eval transform and of numbers as targets, from the labeled
+            rows.
         n_labeled: labeled rows.
         n_outputs: columns of the network's output.
         steps: optimiser steps of the whole training.
@@ -72,7 +73,9 @@ class TrainContext:
         device: where networks and batches are.
         dtype: type of weights and batches.
         scan: (networks, signals, limit) -> columns of the unlabeled rows; None where not offered.
-        columns: what ``reads`` asked of the previous round's scan; None in the first round.
+        columns: what ``reads`` asked of the previous round's scan, of the items that are unlabeled
+            now, sorted by id; None in the first round, or where that round was scanned for another
+            learner.
         weights: what ``pretraining`` left or ``prepare`` returned, that all members start from.
     """
 
@@ -178,9 +181,14 @@ class Learner(ABC):
 
     #: named recipes: hyperparameters that the settings' `preset` fills in
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: what it can learn to predict: class, number
+    targets: ClassVar[tuple[str, ...]] = ("class",)
     taxonomy: ClassVar[str]
     source: ClassVar[str]
     departures: ClassVar[str] = "none"
+
+    def check(self, task: Task, networks: nn.ModuleDict) -> None:
+        """Raise NeedsError, with a remedy, if it does not fit a task and its fresh networks."""
 
     def reads(self) -> tuple[Signal, ...]:
         """Return the signals of the previous round's scan that training wants."""

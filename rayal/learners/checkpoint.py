@@ -1,7 +1,8 @@
 """Checkpoint files: safetensors, with everything that is no tensor as JSON in their metadata.
 
 A file holds either the whole state of an unfinished training, or what a finished one leaves: the
-weights that answer and the constants of the eval transform. Reading one runs no code.
+weights that answer and the constants of the eval transform. A strategy's memory is written in the
+same way. Reading a file runs no code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from rayal.errors import StorageError
 from rayal.types import FORMAT_VERSION
 
-Kind = Literal["state", "predictor"]
+Kind = Literal["state", "predictor", "memory"]
 
 
 class CheckpointStore(Protocol):
@@ -39,7 +40,8 @@ class Checkpoint:
     """The content of a checkpoint file.
 
     Attributes:
-        kind: state (training goes on from it) | predictor (training is finished).
+        kind: state (training goes on from it) | predictor (training is finished) | memory (of a
+            strategy).
         tree: nested dictionaries, lists, tensors, numbers and text.
     """
 
@@ -75,7 +77,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
 
 
 def _kind(metadata: Mapping[str, str]) -> Kind:
-    return "state" if metadata["kind"] == "state" else "predictor"
+    kinds: dict[str, Kind] = {"state": "state", "memory": "memory"}
+    return kinds.get(metadata["kind"], "predictor")
 
 
 @contextmanager

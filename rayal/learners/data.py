@@ -161,7 +161,7 @@ class LabeledBatch(UnlabeledBatch):
     """Rows with labels of annotators, or with pseudo-labels where the stream says so.
 
     Attributes:
-        y: targets ``[B]``.
+        y: targets ``[B]``; numbers are standardised by the labeled rows.
         weight: float ``[B]`` of the rows in the loss, or None.
     """
 
@@ -195,3 +195,10 @@ class Stream:
     ratio: float = 1.0
     views: tuple[str, ...] = ("plain",)
     sampler: Sampler = "shuffle"
+
+
+def balanced_weights(targets: Tensor) -> Tensor:
+    """Return n / (classes present x rows of the own class) per row: float32 ``[n]``, mean 1."""
+    _, own, counts = torch.unique(targets, return_inverse=True, return_counts=True)
+    weights: Tensor = len(targets) / (len(counts) * counts[own])
+    return weights.float()

@@ -1,4 +1,4 @@
-"""Training of one hidden layer after the other, without labels: autoencoders and machines.
+"""Greedy layer-wise training of a dense network without labels: autoencoders or machines.
 
 References:
     Hinton, Osindero & Teh, Neural Computation 18, 2006 (greedy layers, machines);
@@ -18,7 +18,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 
 from rayal.errors import NeedsError
-from rayal.learners.base import Batches, Learner, Stream, TrainContext, TrainData, TrainState
+from rayal.learners.base import (
+    Batches,
+    Learner,
+    Stream,
+    TrainContext,
+    TrainData,
+    TrainState,
+)
 from rayal.learners.boltzmann import Machine, Units, contrastive_divergence
 from rayal.learners.scaling import Inputs, Scale, measure
 from rayal.models.dense import DenseLayer, dense_layers

@@ -3,6 +3,12 @@
 Source: Wang & Shang, IJCNN 2014, "A new method for deep active learning": the network is
 pre-trained without labels on all items, as stacked restricted Boltzmann machines or stacked
 autoencoders, then fine-tuned on the labeled ones in every round.
+
+References:
+    Hinton, Osindero & Teh, Neural Computation 18, 2006 (greedy layers, machines);
+    Bengio, Lamblin, Popovici & Larochelle, NIPS 2006 (greedy layers, autoencoders);
+    Vincent, Larochelle, Lajoie, Bengio & Manzagol, JMLR 11, 2010 (denoising);
+    Hinton, UTML technical report 2010-003 (constants of the machines' training).
 """
 
 from __future__ import annotations
@@ -16,7 +22,13 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from rayal.errors import NeedsError, SettingsError, nearest
-from rayal.learners.base import Learner, TrainContext, TrainData, TrainState, Weights
+from rayal.learners.base import (
+    Learner,
+    TrainContext,
+    TrainData,
+    TrainState,
+    Weights,
+)
 from rayal.learners.layers import Kind, LayerTraining, checked_layers
 from rayal.learners.scaling import Inputs, Scale, take_in
 from rayal.learners.supervised import Supervised

@@ -168,7 +168,7 @@ class _Feed:
         moved = tuple(_moved(view, ctx) for view in views)
         if self.targets is None:
             return UnlabeledBatch(ids, id_keys(ids), moved)
-        y = _moved(self.targets[here], ctx)
+        y = _moved(ctx.task.standardised(self.targets[here], ctx.statistics), ctx)
         weight = None if self.weights is None else _moved(self.weights[here], ctx)
         return LabeledBatch(ids, id_keys(ids), moved, y, weight)
 

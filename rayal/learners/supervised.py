@@ -1,19 +1,18 @@
-"""The ordinary learner: the cross-entropy of labeled rows, with the usual regularisers."""
+"""The ordinary learner: cross-entropy or squared error of labeled rows, with regularisers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,12 +28,17 @@ from rayal.learners.base import (
     TrainData,
     TrainState,
 )
+from rayal.learners.data import balanced_weights
 from rayal.learners.loop import check_finite, plain_batches
+from rayal.learners.noise import check_supervised, fit_noise
+from rayal.learners.optimizers import OptimizerName, make_optimizer, trained_groups
 from rayal.learners.presets import PRESETS
 from rayal.registry import learners
 from rayal.types import id_keys
 
-OptimizerName = Literal["adam", "adamw", "sgd"]
+if TYPE_CHECKING:
+    from rayal.tasks.base import Task
+
 Schedule = Literal["cosine", "constant"]
 ClassWeights = Literal["none", "balanced"]
 Precision = Literal["fp32", "bf16"]
@@ -53,7 +57,7 @@ NO_KEYS = np.zeros(0, np.uint64)
 @learners.register("supervised")
 @dataclass(frozen=True)
 class Supervised(Learner):
-    """Train on the labeled rows alone.
+    """Train on the labeled rows alone: by cross-entropy, or numbers by their squared error.
 
     Args:
         optimizer: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
@@ -72,6 +76,7 @@ class Supervised(Learner):
         swa: last share of the steps whose weights are averaged; BatchNorm statistics are then
             computed anew on the labeled rows.
         precision: bf16 runs forward passes under autocast.
+        encoder_lr: largest learning rate of an encoder whose published weights are trained on.
 
     Raises:
         SettingsError: an unknown choice, or early stopping together with averaging.
@@ -90,13 +95,16 @@ class Supervised(Learner):
     patience: Annotated[int, Gt(0)] = 5
     swa: Annotated[float, Ge(0), Le(1)] = 0.0
     precision: Precision = "fp32"
+    encoder_lr: Annotated[float, Gt(0)] = 5e-5
 
+    targets: ClassVar[tuple[str, ...]] = ("class", "number")
     #: named recipes
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     taxonomy: ClassVar[str] = "baseline"
     source: ClassVar[str] = (
         "cosine schedule: Loshchilov & Hutter, ICLR 2017, equation 5; label smoothing: Szegedy et "
-        "al., CVPR 2016, section 7; weight averaging: Izmailov et al., UAI 2018, algorithm 1"
+        "al., CVPR 2016, section 7; weight averaging: Izmailov et al., UAI 2018, algorithm 1; the "
+        "encoder's learning rate: Devlin et al., NAACL 2019, appendix A.3"
     )
     departures: ClassVar[str] = "weights are averaged at every step, under the same schedule"
 
@@ -113,6 +121,10 @@ class Supervised(Learner):
                 "which weights answer; set one of them to 0"
             )
 
+    def check(self, task: Task, networks: nn.ModuleDict) -> None:
+        """Raise NeedsError where nothing descends, or numbers are given what belongs to classes."""
+        check_supervised(task, networks["task"], self.class_weights, self.label_smoothing)
+
     #: the networks that answer, by their key; the first is the task's
     answers: ClassVar[tuple[str, ...]] = ("task",)
 
@@ -126,10 +138,16 @@ class Supervised(Learner):
         networks = self.networks(ctx)
         state = TrainState(networks)
         for name in networks:
-            trained = [p for p in networks[name].parameters() if p.requires_grad]
+            trained = trained_groups(networks[name], self.encoder_lr)
             if not trained:
                 continue
-            optimizer = self._optimizer(trained)
+            optimizer = make_optimizer(
+                self.optimizer,
+                trained,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+            )
             state.optimizers[name] = optimizer
             state.schedulers[name] = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
         for name in self.answers if self.swa else ():
@@ -177,11 +195,13 @@ class Supervised(Learner):
         """Return the loss of each row, ``[B]``.
 
         Args:
-            logits: the network's output, ``[B, C]``.
-            y: targets ``[B]``.
+            logits: the network's output, ``[B, C]``; of numbers the moments ``[B, 3]``.
+            y: targets ``[B]``, int64 of classes.
             smoothing: mass moved from the label to all classes alike.
             done: the share of the training that is over; 1 where a trained network is judged.
         """
+        if y.is_floating_point():
+            return (logits[:, 0] - y).square()
         return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
 
     def penalty(self, net: nn.Module) -> Tensor | None:
@@ -211,11 +231,13 @@ class Supervised(Learner):
         state.stopped = state.scalars["waited"] >= self.patience
 
     def on_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
-        """Compute the BatchNorm statistics of averaged weights."""
+        """Compute the BatchNorm statistics of averaged weights, and the variance of the noise."""
+        rows, everything = data.labeled.rows, torch.arange(len(data.labeled))
         if self.swa:
-            rows = data.labeled.rows
-            everything = plain_batches(rows, torch.arange(len(rows)), ctx, size=self.batch)
-            refresh_batchnorm(averaged(state, "task"), everything)
+            batches = plain_batches(rows, everything, ctx, size=self.batch)
+            refresh_batchnorm(averaged(state, "task"), batches)
+        judged = state.tables.get("held", everything)
+        fit_noise(self.predictor(state)["task"], data, judged, ctx, size=self.batch)
 
     def predictor(self, state: TrainState) -> nn.ModuleDict:
         """Return the averaged weights, those of the best epoch, or the last ones."""
@@ -233,14 +255,6 @@ class Supervised(Learner):
         if self.schedule == "constant":
             return 1.0
         return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    def _optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """Return the optimiser; fused, which saves a tenth of a step of a small network."""
-        decay = self.weight_decay
-        if self.optimizer == "sgd":
-            return SGD(parameters, self.lr, momentum=self.momentum, weight_decay=decay, fused=True)
-        kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(parameters, self.lr, weight_decay=decay, fused=True)
 
     def _attach(
         self, state: TrainState, data: TrainData, attached: LabeledRows, train: Tensor
@@ -276,17 +290,11 @@ class Supervised(Learner):
         self, net: nn.Module, held: Tensor, ctx: TrainContext, data: TrainData
     ) -> float:
         net.eval()
+        targets = ctx.task.standardised(data.labeled.targets, ctx.statistics)
         total, done = 0.0, 0
         with torch.inference_mode():
             for x in plain_batches(data.labeled.rows, held, ctx, size=self.batch):
-                y = data.labeled.targets[held[done : done + len(x)]].to(ctx.device)
+                y = targets[held[done : done + len(x)]].to(ctx.device)
                 total += self._losses(net, LabeledBatch((), NO_KEYS, (x,), y), 1.0).sum().item()
                 done += len(x)
         return total / done
-
-
-def balanced_weights(targets: Tensor) -> Tensor:
-    """Return n / (classes present x rows of the own class) per row: float32 ``[n]``, mean 1."""
-    _, own, counts = torch.unique(targets, return_inverse=True, return_counts=True)
-    weights: Tensor = len(targets) / (len(counts) * counts[own])
-    return weights.float()

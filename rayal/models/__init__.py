@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from rayal.models import image, tabular, text, vision  # noqa: F401 - they fill the table of networks
+from rayal.models import (  # noqa: F401 - they fill the table of networks
+    image,
+    probabilistic,
+    sentence,
+    tabular,
+    text,
+    vision,
+)
 from rayal.models.base import HookedNet, TaskNet
 from rayal.models.build import build_network, find_factory
 from rayal.models.committee import Committee

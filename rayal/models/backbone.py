@@ -7,15 +7,11 @@ what normalises pixels belongs to the backbone. Nothing is downloaded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -25,11 +21,10 @@ from rayal.models.base import linear_output
 from rayal.models.build import checked_parameters, imported
 from rayal.models.image import image_shape
 from rayal.models.sentence import NOT_LOADED, SentenceEncoder, check_tokens, minilm
+from rayal.models.weights import RANDOM, load_weights, weights_digest
 from rayal.types import FORMAT_VERSION, digest
 
-RANDOM = "random"  # the weights of a backbone that was never trained
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels
-_SHOWN = 5  # names of weights in a message
 
 
 class Backbone(nn.Module):
@@ -84,7 +79,7 @@ class BackboneSpec:
         Raises:
             SettingsError: there is no such file.
         """
-        weights = RANDOM if self.weights == RANDOM else _file_digest(*_file(self.weights))
+        weights = RANDOM if self.weights == RANDOM else weights_digest(self.weights)
         named = {"name": self.name, "params": dict(self.params), "weights": weights}
         return digest({"version": FORMAT_VERSION, **named})
 
@@ -113,7 +108,7 @@ class BackboneSpec:
         if head is not None:
             network.set_submodule(head, nn.Identity())
         if self.weights != RANDOM:
-            _load(network, Path(self.weights), () if head is None else (f"{head}.",))
+            load_weights(network, Path(self.weights), () if head is None else (f"{head}.",))
         return Backbone(network, mean, deviation).eval()
 
     def _encoder(self) -> nn.Module:
@@ -129,7 +124,7 @@ class BackboneSpec:
             encoder = minilm(self.params) if not colon else _own(self.name, self.params)
         if self.weights != RANDOM:
             loaded = encoder.network if isinstance(encoder, SentenceEncoder) else encoder
-            _load(loaded, Path(self.weights), NOT_LOADED)
+            load_weights(loaded, Path(self.weights), NOT_LOADED)
         return encoder.eval().requires_grad_(False)
 
     def width(self, input_shape: tuple[int, ...], *, tokens: int | None = None) -> int:
@@ -217,60 +212,3 @@ def _timm(
         raise UnknownNameError(f"timm has no network {name!r}; {nearest(name, timm.list_models())}")
     network = timm.create_model(name, pretrained=False, **params)
     return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
-
-
-def _file(weights: str) -> tuple[str, int, int]:
-    """Return a file with its time and size, by which its digest is remembered."""
-    path = Path(weights).absolute()
-    if not path.is_file():
-        raise SettingsError(
-            f"model.weights: {weights!r} is no file; give local weights (*.safetensors, or a state "
-            f"dictionary by torch.save), or say `weights: {RANDOM}`; nothing is downloaded"
-        )
-    state = path.stat()
-    return str(path), state.st_mtime_ns, state.st_size
-
-
-@lru_cache(maxsize=8)
-def _file_digest(path: str, modified: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _load(network: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
-    """Load weights strictly, without some names, such as those of a classifier that was removed."""
-    stored = {n: v for n, v in _read(path).items() if not n.startswith(without)}
-    wanted = network.state_dict()
-    missing, strange = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
-    shapes = [
-        f"{n} {list(stored[n].shape)} for {list(v.shape)}"
-        for n, v in wanted.items()
-        if n in stored and stored[n].shape != v.shape
-    ]
-    wrong = {"missing": missing, "unknown": strange, "of another shape": shapes}
-    told = [f"{len(v)} {n} ({', '.join(v[:_SHOWN])})" for n, v in wrong.items() if v]
-    if told:
-        raise SettingsError(
-            f"the weights {path} do not fit {type(network).__name__}: {'; '.join(told)}; give the "
-            "weights of this very network"
-        )
-    network.load_state_dict(stored)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    _file(str(path))
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise whatever their parsers do
-        raise SettingsError(
-            f"the weights {path} cannot be read ({error}); give *.safetensors, or a state "
-            "dictionary that torch.save wrote"
-        ) from error
-    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise SettingsError(
-            f"{path} holds a {type(stored).__name__} that is no state dictionary; save "
-            "network.state_dict() alone"
-        )
-    return stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from rayal.errors import NeedsError, SettingsError, nearest
 from rayal.models.dropout import evaluating, stochastic_modules
 
+ENCODER = "encoder"  # the stage whose weights come from elsewhere, and are trained on
+
 
 class TaskNet(nn.Module):
     """Stages that run one after the other; ``forward`` gives logits ``[N, C]``.
+
+    Where a number is predicted, its output is the moments ``[N, 3]`` of the standardised number.
 
     Args:
         stages: name to module, in order. The last one is exactly the final ``nn.Linear``; what
@@ -30,6 +34,9 @@ class TaskNet(nn.Module):
         #: what makes logits of the last linear layer's output; a learner may set it
         self.link: nn.Module | None = None
         self._check_stages()
+
+    #: whether it gives moments of a number by itself, without a ``link``
+    has_moments: ClassVar[bool] = False
 
     @property
     def head(self) -> nn.Linear:
@@ -69,6 +76,12 @@ class TaskNet(nn.Module):
         """The layer that turns token ids into vectors; None unless there is exactly one."""
         found = [module for module in self.modules() if isinstance(module, nn.Embedding)]
         return found[0] if len(found) == 1 else None
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The stage named ``encoder``, whose weights come from elsewhere; None without one."""
+        named = dict(zip(self.stage_names, self.stages, strict=True))
+        return named.get(ENCODER)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""

@@ -65,6 +65,27 @@ def build_network(
     return net
 
 
+def weights_of(
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    vocabulary: VocabularyLike | None = None,
+) -> int:
+    """Return how many weights ``build_network`` would make; none is allocated.
+
+    Args are those of ``build_network``, and so are the errors.
+    """
+    factory = find_factory(name)
+    arguments = checked_parameters(name, factory, params)
+    if _reads_texts(name, factory, vocabulary, input_shape):
+        arguments["vocabulary"] = vocabulary
+    with torch.device("meta"):
+        net = factory(tuple(input_shape), n_outputs, **arguments)
+    return sum(weights.numel() for weights in net.parameters())
+
+
 def _reads_texts(
     name: str,
     factory: Callable[..., Any],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rayal.errors import NeedsError
-from rayal.labels import ClassLabel, Label
+from rayal.labels import Label, Labels
 from rayal.models.base import TaskNet
 from rayal.models.compiled import compiled
 from rayal.models.text import VocabularyLike
@@ -26,8 +26,16 @@ class TaskLike(Protocol):
     column: ClassVar[str | None]
 
     @property
-    def labels(self) -> ClassLabel:
+    def labels(self) -> Labels:
         """What the answers look like."""
+
+    @property
+    def target(self) -> str:
+        """What is predicted: class | number."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -51,9 +59,12 @@ class TaskLike(Protocol):
         """Return an augmented view of transformed input."""
 
     def targets(self, labels: Sequence[Label]) -> Tensor:
-        """Return labels as int64 ``[N]``."""
+        """Return labels as targets ``[N]``."""
 
-    def metrics(self, log_probs: Tensor, targets: Tensor) -> dict[str, float]:
+    def moments(self, answers: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return a network's moments in units of the number, float64 ``[N, 3]``."""
+
+    def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
         """Return how good predictions are."""
 
     def to_json(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ _GRAPHS = 256  # compiled pieces kept for one function: members x pieces of each
 
 def check_compiles(net: TaskNet) -> None:
     """Raise NeedsError for a network whose stages are unknown."""
-    if isinstance(net, HookedNet):
+    if isinstance(net, HookedNet) or net.has_moments:
+        name = type(net.module if isinstance(net, HookedNet) else net).__name__
         raise NeedsError(
-            f"scan.compile needs a network of stages, {type(net.module).__name__} is a module of "
+            f"scan.compile needs a network of stages, {name} is a module of "
             "one; take scan: {compile: false}, or give its stages as a TaskNet"
         )
 

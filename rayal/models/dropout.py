@@ -91,13 +91,15 @@ def maskable_modules(net: nn.Module) -> dict[str, nn.Module]:
     if not modules:
         raise NeedsError(
             f"{type(net).__name__} has no dropout module with p > 0 (functional dropout cannot be "
-            "masked); use a network with dropout > 0, or an ensemble: members: 5"
+            "masked); use a network with dropout > 0 (head: mlp on a frozen backbone), or an "
+            "ensemble: members: 5 with passes: 0"
         )
     for path, module in modules.items():
         if not isinstance(module, _ELEMENTWISE + _CHANNELS):
             raise NeedsError(
                 f"dropout module {path!r} is a {type(module).__name__}, which cannot be masked; "
-                "use nn.Dropout, Dropout1d, Dropout2d or Dropout3d, or an ensemble: members: 5"
+                "use nn.Dropout, Dropout1d, Dropout2d or Dropout3d, or an ensemble: members: 5 "
+                "with passes: 0"
             )
     return modules
 

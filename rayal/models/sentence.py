@@ -1,14 +1,20 @@
-"""Frozen sentence encoders: token ids to one vector for each text."""
+"""Sentence encoders, frozen or fine-tuned: token ids to one vector for each text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayal.errors import NeedsError, SettingsError
+from rayal.models.base import ENCODER, TaskNet
+from rayal.models.text import VocabularyLike
+from rayal.models.weights import RANDOM, load_weights
+from rayal.registry import networks
 
 MINILM = {  # sentence-transformers/all-MiniLM-L6-v2
     "vocab_size": 30522,
@@ -19,22 +25,25 @@ MINILM = {  # sentence-transformers/all-MiniLM-L6-v2
     "max_position_embeddings": 512,
 }
 NOT_LOADED = ("embeddings.position_ids",)  # a constant that older files hold
+POOLER = "pooler."  # weights behind the first token's vector, which the mean does not use
 
 
 class SentenceEncoder(nn.Module):
-    """The mean of a transformer's word vectors, of length 1: ids ``[N, T]`` to ``[N, D]``.
+    """The mean of a transformer's word vectors: ids ``[N, T]`` to ``[N, D]``.
 
     Source: Reimers & Gurevych, EMNLP 2019, section 3 (mean pooling); padding does not count.
 
     Args:
         network: takes ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
         pad: the id of padding.
+        unit: whether the mean is brought to length 1, as for comparing texts.
     """
 
-    def __init__(self, network: nn.Module, pad: int = 0) -> None:
+    def __init__(self, network: nn.Module, pad: int = 0, *, unit: bool = True) -> None:
         super().__init__()
         self.network = network
         self.pad = pad
+        self.unit = unit
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the embeddings."""
@@ -43,7 +52,8 @@ class SentenceEncoder(nn.Module):
         hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         weights = mask.to(hidden.dtype)[:, :, None]
         total = (hidden * weights).sum(dim=1)
-        return F.normalize(total / weights.sum(dim=1).clamp_min(1.0), dim=1)
+        mean: Tensor = total / weights.sum(dim=1).clamp_min(1.0)
+        return F.normalize(mean, dim=1) if self.unit else mean
 
 
 def minilm(params: Mapping[str, Any]) -> SentenceEncoder:
@@ -57,15 +67,62 @@ def minilm(params: Mapping[str, Any]) -> SentenceEncoder:
         raise SettingsError(
             f"backbone 'minilm' takes no params, got {dict(params)}; leave them out"
         )
+    return SentenceEncoder(_transformer(MINILM))
+
+
+def _transformer(sizes: Mapping[str, Any], *, pooler: bool = True) -> nn.Module:
+    """Return a BERT of these sizes with fresh weights."""
     try:
         from transformers import BertConfig, BertModel
     except ImportError:
         raise NeedsError(
-            "backbone 'minilm' needs the package transformers; install it: pip install "
-            "'rayal[text]'"
+            "minilm needs the package transformers; install it: pip install 'rayal[text]'"
         ) from None
     # attention as plain products: the same bits for a row in any batch
-    return SentenceEncoder(BertModel(BertConfig(**MINILM, attn_implementation="eager")))
+    config = BertConfig(**sizes, attn_implementation="eager")
+    network: nn.Module = BertModel(config, add_pooling_layer=pooler)
+    return network
+
+
+@networks.register("minilm")
+def minilm_classifier(
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    *,
+    vocabulary: VocabularyLike,
+    weights: str = RANDOM,
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    encoder_dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+) -> TaskNet:
+    """Return the sentence encoder all-MiniLM-L6-v2, whose weights are trained on, with a head.
+
+    The embedding is the mean of the word vectors (Reimers & Gurevych, EMNLP 2019, section 3), not
+    brought to length 1; dropout and a linear layer follow, as Devlin et al., NAACL 2019, section
+    4.1, fine-tune. The encoder has a learning rate of its own: ``learner.encoder_lr``.
+
+    Args:
+        input_shape: ``(T,)``, tokens of a row.
+        n_outputs: columns of the logits.
+        vocabulary: of the task; published weights want that of the ``tokenizer.json`` beside them.
+        weights: local file of the published weights; random trains the network from scratch.
+        dropout: probability behind the mean.
+        encoder_dropout: probability inside the encoder; with 0, passes of MC dropout run it once.
+
+    Raises:
+        NeedsError: the package transformers is not installed.
+        SettingsError: rows are too long, or weights do not fit the tokeniser or the network.
+    """
+    sizes: dict[str, Any] = {**MINILM, "pad_token_id": vocabulary.pad}
+    if weights == RANDOM:
+        sizes["vocab_size"] = vocabulary.size
+    sizes |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), encoder_dropout)
+    network = _transformer(sizes, pooler=False)
+    if weights != RANDOM:
+        load_weights(network, Path(weights), (*NOT_LOADED, POOLER))
+    encoder = SentenceEncoder(network, vocabulary.pad, unit=False)
+    check_tokens(encoder, length=input_shape[0], tokens=vocabulary.size)
+    stages = {ENCODER: encoder, "dropout": nn.Dropout(dropout)}
+    return TaskNet({**stages, "head": nn.Linear(int(sizes["hidden_size"]), n_outputs)})
 
 
 def check_tokens(encoder: nn.Module, *, length: int, tokens: int | None) -> None:

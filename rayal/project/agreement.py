@@ -8,6 +8,12 @@ order relabels, retractions and re-queues led to them:
   says. Both wait until ``labels_per_item`` slots are filled (an item that was never offered waits
   for nobody, so one label of it will do). Surplus labels are counted, but do not fill slots and
   are not trained on: the value must also be that of a label which fills a slot.
+- Numbers agree where they lie within ``tolerance`` of each other, the largest from the smallest.
+  By default it is 0: how close two measurements must be to say the same is known to whoever asks
+  for them alone, and any other default would hide disagreement. The agreed value is then the
+  median of the agreeing labels which fill slots, the lower one of two: a number that somebody
+  said, which the history names, and no mean that nobody stands for. A label within the tolerance
+  of the annotator's own standing one is still another label, and replaces it.
 - Where there is no such value, the item is in conflict, and one more annotator is wanted than have
   labeled it, up to ``max_labels``. Once its labels agree, it wants nobody any more.
 
@@ -18,9 +24,9 @@ takes the slot.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from rayal.errors import SettingsError, nearest
@@ -41,6 +47,8 @@ class Labeling:
             than ``labels_per_item`` by default.
         max_skips: annotators whose skips take an item out of the offers.
         lease_ttl: seconds that a lease lasts.
+        tolerance: how far numbers may lie apart that agree, in units of the label; of no account
+            for labels that are no numbers.
     """
 
     labels_per_item: int = 1
@@ -48,6 +56,7 @@ class Labeling:
     max_labels: int = 3
     max_skips: int = 3
     lease_ttl: float = 900.0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the values against each other."""
@@ -57,6 +66,10 @@ class Labeling:
             raise SettingsError(f"agreement {self.agreement!r}: {nearest(self.agreement, RULES)}")
         _whole("max_labels", self.max_labels, self.labels_per_item)
         check_seconds("lease_ttl", self.lease_ttl)
+        if not is_number(self.tolerance) or not 0 <= self.tolerance < math.inf:
+            raise SettingsError(
+                f"tolerance is {self.tolerance!r}; it must be a finite number from 0 on"
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Labeling:
@@ -95,12 +108,33 @@ class Labeling:
 
     def _agreed(self, standing: Sequence[Row], filling: Sequence[Row]) -> int | None:
         """Return the first slot's row that holds the agreed value, None if there is none."""
-        votes = Counter(value_text(row["value"]) for row in standing)
-        value, count = votes.most_common(1)[0]
         enough = len(standing) if self.agreement == "all" else len(standing) // 2 + 1
-        if count < enough:
-            return None
-        return next((r["seq"] for r in filling if value_text(r["value"]) == value), None)
+        for group in self._groups(standing):
+            among = {id(row) for row in group}
+            here = [row for row in filling if id(row) in among]
+            if len(group) >= enough and here:
+                return _median(here)
+        return None
+
+    def _groups(self, standing: Sequence[Row]) -> list[list[Row]]:
+        """Return labels that agree with each other, the best group first.
+
+        Of numbers, which may be in several groups, the largest group is the best, then the
+        narrowest, then that of the lowest numbers.
+        """
+        if not self.tolerance or not all(is_number(row["value"]) for row in standing):
+            equal: dict[str, list[Row]] = {}
+            for row in standing:
+                equal.setdefault(value_text(row["value"]), []).append(row)
+            return list(equal.values())
+        rows = sorted(standing, key=lambda row: row["value"])
+        exact = [_written(row["value"]) for row in rows]
+        reach = _written(self.tolerance)
+        spans = []
+        for first, low in enumerate(exact):
+            last = max(n for n, high in enumerate(exact) if high - low <= reach)
+            spans.append((first - last - 1, exact[last] - low, first, last + 1))
+        return [rows[first:end] for *_, first, end in sorted(spans)]
 
 
 @dataclass(frozen=True)
@@ -117,10 +151,36 @@ def value_text(value: Any) -> str:
     return to_json(value, sort_keys=True)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a label is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def near(one: float, other: float, tolerance: float) -> bool:
+    """Whether two numbers agree: their difference, as they are written, is within the tolerance."""
+    return abs(_written(one) - _written(other)) <= _written(tolerance)
+
+
+def _median(rows: Iterable[Row]) -> int:
+    """Return the row of the median value, the lower one of two; of equal values the first row.
+
+    Values that are no numbers are all equal here.
+    """
+    rows = list(rows)
+    if not all(is_number(row["value"]) for row in rows):
+        return int(rows[0]["seq"])
+    middle = sorted(row["value"] for row in rows)[(len(rows) - 1) // 2]
+    return next(int(row["seq"]) for row in rows if row["value"] == middle)
+
+
+def _written(number: float) -> Fraction:
+    """Return a number as its shortest decimal says it: 0.8 and 0.6 are 0.2 apart, not more."""
+    return Fraction(repr(number))
+
+
 def check_seconds(name: str, seconds: Any) -> None:
     """Raise SettingsError unless it is a finite number above 0."""
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not (number and math.isfinite(seconds) and seconds > 0):
+    if not (is_number(seconds) and math.isfinite(seconds) and seconds > 0):
         raise SettingsError(f"{name} is {seconds!r}; it must be a finite number of seconds above 0")
 
 

@@ -6,11 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Table, Text, delete, select, type_coerce
+from sqlalchemy import Table, Text, delete, func, select, type_coerce
 
 from rayal.project.columns import to_json
 from rayal.project.desk import Desk
-from rayal.project.schema import events, idempotency, items, labels, picks, suggestions
+from rayal.project.schema import (
+    events,
+    idempotency,
+    items,
+    labels,
+    picks,
+    projects,
+    suggestions,
+)
 from rayal.project.store import Row, Store, Transaction, check_name, chunks
 from rayal.project.work import sweep
 
@@ -32,7 +40,8 @@ class Forgetting(Store):
         Its label values, reasons, provenance, scores and suggestions are overwritten in the
         tables and in the events, and kept answers to requests that name it are dropped; that
         there were such rows stays, so events still rebuild the tables. Open leases are revoked.
-        Files (columns, checkpoints, the pool) and models trained on it are not touched.
+        Files (columns, checkpoints, the pool) and models trained on it are not touched;
+        ``rayal.engine.purge`` takes its content out of the pool.
         """
         check_name("item", item)
         with self._write("forget_item", project, now) as tx:
@@ -50,6 +59,19 @@ class Forgetting(Store):
             _purge_answers(tx, item)
         if self._joined() is None and self.engine.dialect.name == "sqlite":
             self._empty_log()
+
+    def forgotten_items(self, pool: str) -> list[str]:
+        """Return the items that every project of a pool has forgotten, sorted.
+
+        A deleted project has no say; of a pool without projects nothing is forgotten.
+        """
+        with self._read() as conn:
+            alive = (projects.c.pool == pool) & projects.c.deleted.is_(None)
+            names = list(conn.scalars(select(projects.c.project).where(alive)))
+            dead = items.c.project.in_(names) & items.c.forgotten.is_(True)
+            query = select(items.c.item).where(dead).group_by(items.c.item)
+            found = conn.scalars(query.having(func.count() == len(names)))
+            return sorted(found) if names else []
 
     def _empty_log(self) -> None:
         """Move SQLite's log into the file, where ``secure_delete`` has overwritten the old rows."""

@@ -106,7 +106,8 @@ class Models(Store):
         Args:
             project: its name.
             version: the model's version.
-            said: item id, label and probabilities of each; forgotten items are left out.
+            said: item id and label of each, and the probabilities of its classes, or of a number
+                an object with ``mean`` and ``variance``; forgotten items are left out.
             now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:

@@ -41,6 +41,28 @@ class Pools(Store):
             tx.insert(schema.parts, rows)
         return number
 
+    def replace_part(self, pool: str, part: PoolPart) -> None:
+        """Let a part of a pool lie in another file, in every snapshot that holds it.
+
+        Args:
+            pool: the pool's name.
+            part: with the same name, rows and keys as before, and the new file.
+
+        Raises:
+            LedgerError: the pool has no such part, or its rows are others.
+        """
+        with self._write("purge") as tx:
+            named = (schema.parts.c.pool == pool) & (schema.parts.c.part == part.part)
+            row = tx.conn.execute(schema.parts.select().where(named)).mappings().first()
+            same = ("role", "rows", "key_sum")
+            if row is None or any(row[name] != getattr(part, name) for name in same):
+                raise LedgerError(
+                    f"pool {pool!r} has no part {part.part!r} of {part.rows} rows with key sum "
+                    f"{part.key_sum}; only the file of a part can change"
+                )
+            new = {"file": relative_file(part.file), "bytes": int(part.bytes)}
+            tx.update(schema.parts, [{"pool": pool, "part": part.part, **new}])
+
     def snapshot(self, pool: str, number: int | None = None) -> Snapshot:
         """Return a snapshot of a pool, the latest by default.
 

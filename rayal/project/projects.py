@@ -18,7 +18,7 @@ from rayal.project.store import Store, Transaction, check_name, known_project
 
 _ABSENT = object()
 _SHOWN = 3  # differing settings that a message names
-_FIXED = ("labels_per_item", "agreement", "max_labels")
+_FIXED = ("labels_per_item", "agreement", "max_labels", "tolerance")
 
 
 class Projects(Store):

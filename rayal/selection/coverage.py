@@ -26,10 +26,11 @@ from rayal.selection.threads import Team
 from rayal.selection.tiles import Floats, Tile
 
 CENTRES = 256  # of one product
-BLOCK = 1 << 18  # numbers of the rows of one product: they stay in the cache
+BLOCK = 1 << 20  # numbers of the rows of one product
+CACHED = 1 << 17  # numbers of rows that are read twice: they stay in the cache meanwhile
 PART = 1 << 16  # rows looked through at once
 CONFIRMED = 256  # rows whose exact distances are computed at once
-ROW_READ, ROW_COPIED = 50, 75  # what reading or copying a row takes, in products with a centre
+ROW_READ, ROW_COPIED = 30, 75  # what reading or copying a row takes, in products with a centre
 TINY = 1e-32  # squares below it are lost in float32
 _ROOM = Room()
 
@@ -80,6 +81,8 @@ class Coverage:
 
     def extend(self, centres: Tensor) -> None:
         """Add centres, float32 ``[b, D]`` of the device; rows meet them when they are looked at."""
+        if len(centres) == 0:
+            return
         moved = centres if self._origin is None else centres - self._origin
         total = self.count + len(centres)
         if total > len(self._centres):  # doubled, so that what is there is copied few times
@@ -110,7 +113,8 @@ class Coverage:
             self.meet(rows)
             return
         new = np.empty(part.stop - part.start, dtype=np.float32)
-        for block, x in self.stack.blocks(part, self._rows):
+        size = self._rows if first else max(64, CACHED // self.stack.width)  # norms come first
+        for block, x in self.stack.blocks(part, size):
             here = slice(block.start - part.start, block.stop - part.start)
             self._lowest(block, x, first, out=new[here])
         self._lower(part, new)

@@ -33,12 +33,14 @@ class Chosen:
         runners_up: the best rows not picked, by their last computed gain; where gains are
             evaluated lazily (joint entropy) that is an upper bound.
         drawn: what the objective drew beforehand, by name.
+        notes: what it noted for the strategy's memory, by name.
     """
 
     keys: Keys
     scores: Floats
     runners_up: Proposal
     drawn: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 class Shards(Protocol):
@@ -189,6 +191,7 @@ def choose(
         objective.reported(np.array(progress.scores, dtype=np.float64)[kept]),
         replace(others, priority=objective.reported(others.priority)),
         objective.drawn(),
+        objective.notes(progress),
     )
 
 

@@ -25,6 +25,7 @@ from rayal.selection.threads import Team
 from rayal.selection.tiles import Floats, Proposal, Tile, best_rows
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
+SLACK = 0.04  # of the squared distance of the last pick: what the next step looks at
 CLOSEST = 1e-10  # relative size of what rounding may do to float64 products
 
 
@@ -158,13 +159,15 @@ class KCenter(Objective):
         """Return how far rows must lie to be looked at in the next step.
 
         As low as serves a block of picks: lower after a step that took all it was offered, higher
-        after one that took few.
+        after one that took very few of it, else back towards what serves most data.
         """
-        slack: float = progress.state.get("slack", 0.04)
+        slack: float = progress.state.get("slack", SLACK)
         if len(scores) == len(proposal):
             slack = min(0.5, 2.0 * slack)
-        elif 8 * len(scores) < len(proposal):
-            slack = max(1e-4, slack / 2.0)
+        elif 32 * len(scores) < len(proposal):
+            slack = max(SLACK / 4.0, slack / 2.0)
+        else:
+            slack = max(SLACK, slack / 2.0) if slack > SLACK else min(SLACK, slack * 1.5)
         progress.state["slack"] = slack
         if scores:
             return scores[-1] * (1.0 - slack)

@@ -185,6 +185,10 @@ class Objective(ABC):
         """Return gains as they are recorded; by default as they are compared."""
         return values
 
+    def notes(self, progress: Progress) -> dict[str, npt.NDArray[Any]]:
+        """Return what a strategy's memory wants of a finished choice, by name."""
+        return {}
+
     def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
         """Keep, once per shard, what a commit brings."""
 

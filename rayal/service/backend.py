@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayal.labels import ClassLabel
+from rayal.labels import ClassLabel, NumberLabel, number_label
 from rayal.project import Ledger, ProjectRow
 from rayal.service.content import ContentLimits
 from rayal.service.limits import Limits
@@ -47,15 +47,24 @@ class Backend:
     query: Ask
     clock: Callable[[], float] = time.time
 
-    def labels(self, project: ProjectRow) -> ClassLabel:
-        """Return what the answers of a project look like."""
-        classes = project.settings.get("task", {}).get("classes")
-        return ClassLabel(tuple(classes or pool_of(self.ledger, project.project, ()).classes or ()))
+    def labels(self, project: ProjectRow) -> ClassLabel | NumberLabel:
+        """Return what the answers of a project look like: as its task says, or its pool."""
+        task = project.settings.get("task", {})
+        target, classes = task.get("target"), task.get("classes")
+        if target == "number":
+            return number_label(task.get("low"), task.get("high"))
+        if classes:
+            return ClassLabel(tuple(classes))
+        pool = pool_of(self.ledger, project.project, ())
+        if target is None and pool.info.get("label_kind") == "number":
+            return number_label(task.get("low"), task.get("high"))
+        return ClassLabel(pool.classes or ())
 
     @property
     def content_limits(self) -> ContentLimits:
-        """How large pushed images may be."""
-        return ContentLimits(self.limits.image_bytes, self.limits.image_pixels)
+        """How large pushed images and texts may be."""
+        limits = self.limits
+        return ContentLimits(limits.image_bytes, limits.image_pixels, text_bytes=limits.text_bytes)
 
 
 def open_backend(settings: ServiceSettings, *, predict: Ask, query: Ask) -> Backend:

@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rayal.config import SeedSettings
 from rayal.errors import SettingsError
+from rayal.labels import ClassLabel, NumberLabel, number_label
 from rayal.parameters import explain
 from rayal.sections import Count, Named, Section, Text, Texts, key
 from rayal.yamlfile import copied
@@ -27,11 +35,50 @@ Registered = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
 class TaskBody(Section):
     """What a row is and what is predicted."""
 
-    kind: Literal["image", "table"] = Field(description="image | table")
-    classes: Texts = Field(description="class names, in order", max_length=10_000)
+    kind: Literal["image", "table", "text"] = Field(description="image | table | text")
+    target: Literal["class", "number"] | None = key(None, "class | number; null: class")
+    classes: Texts | None = key(
+        None, "class names, in order; of target class", max_length=10_000, validate_default=True
+    )
+    low: float | None = key(None, "smallest number that a label may be; null: any")
+    high: float | None = key(None, "largest number that a label may be; null: any")
     size: tuple[Side, Side] | None = key(None, "[H, W] to resize images to")
     channels: Literal[1, 3] | None = key(None, "1 (grey) | 3 (RGB)")
     features: Texts | None = key(None, "names of a table's numbers, in order")
+    length: Annotated[int, Field(ge=1, le=4096)] | None = key(None, "tokens of a text; null: 64")
+    vocabulary: Annotated[int, Field(ge=16, le=200_000)] | None = key(
+        None, "tokens of the tokeniser at most; null: 8000"
+    )
+    tokenizer: Literal["wordpiece", "bpe"] | None = key(None, "of texts; null: wordpiece")
+    lowercase: bool | None = key(None, "of texts; null: true")
+
+    @field_validator("classes")
+    @classmethod
+    def _named(cls, given: Texts | None, info: ValidationInfo) -> Texts | None:
+        number = info.data.get("target") == "number"
+        if given is None and not number:
+            raise ValueError("name the classes, or set target: number")
+        if given is not None and number:
+            raise ValueError("target is number, which has no classes; leave one of them out")
+        return given
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _number(cls, given: Any, info: ValidationInfo) -> Any:
+        if given is not None and info.data.get("target") != "number":
+            raise ValueError("it bounds a number; set target: number, or leave it out")
+        return float(given) if type(given) is int else given
+
+    @model_validator(mode="after")
+    def _bounded(self) -> TaskBody:
+        self.labels()
+        return self
+
+    def labels(self) -> ClassLabel | NumberLabel:
+        """Return what the answers look like."""
+        if self.target == "number":
+            return number_label(self.low, self.high)
+        return ClassLabel(self.classes or ())
 
 
 class ModelBody(Section):
@@ -98,8 +145,11 @@ class LabelingBody(Section):
     max_labels: Count | None = key(None, "of an item after conflicts; null: two more")
     max_skips: Count = key(3, "annotators who skip an item before it is given up")
     lease_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = key(900.0, "seconds of a lease")
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = key(
+        0.0, "how far numbers may lie apart that agree"
+    )
 
-    @field_validator("lease_ttl_s", mode="before")
+    @field_validator("lease_ttl_s", "tolerance", mode="before")
     @classmethod
     def _number(cls, given: Any) -> Any:
         return float(given) if type(given) is int else given

@@ -114,6 +114,29 @@ class Call:
         with self.backend.ledger.once(*named) as once:
             return replayed(once.replay) if once.replay else _kept(once, answer)
 
+    def perform_checked(self, check: Callable[[], Callable[[], Any]]) -> Response:
+        """Like ``perform``, for an effect that a long check comes before.
+
+        No transaction is open while ``check`` lasts; what it returns is the effect, which looks
+        once more at whatever may have changed since, and commits with its answer.
+        """
+        key = self._key()
+        if key is None:
+            return respond(check()())
+        named = (self._scope(), key, self._fingerprint())
+        with self.backend.ledger.once(*named) as once:
+            if once.replay:
+                return replayed(once.replay)
+        try:
+            effect = check()
+        except Exception:
+            with self.backend.ledger.once(*named) as once:
+                if once.replay:  # by now the same request has had its effect
+                    return replayed(once.replay)
+            raise
+        with self.backend.ledger.once(*named) as once:
+            return replayed(once.replay) if once.replay else _kept(once, as_answer(effect()))
+
     def _key(self) -> str | None:
         key = self.request.headers.get("idempotency-key")
         if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):

@@ -1,4 +1,4 @@
-"""What clients send of an item, checked: an encoded image, or the features of a row."""
+"""What clients send of an item, checked: an encoded image, a text, or the features of a row."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ import numpy as np
 from PIL import Image
 
 from rayal.engine.images import FORMATS, pixels_of, why_broken
+from rayal.engine.texts import encoded
 from rayal.errors import PoolError, UriError, nearest
 from rayal.service.uris import Prefixes
 
 _WIDE = ("I", "F")  # modes of 16 and 32 bits a channel, which no task reads
-_FIELDS = ("id", "data", "uri", "features", "role")
+_FIELDS = ("id", "data", "uri", "text", "features", "role")
 ID_LENGTH = 1024
 Features = Sequence[float] | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class ContentLimits:
-    """How large an image may be.
+    """How large an image or a text may be.
 
     Args:
         image_bytes: of an encoded image.
+        text_bytes: of a text in UTF-8.
         image_pixels: that its header may promise; looked at before anything is decoded.
         call_pixels: of all images of one call that somebody waits for.
         call_seconds: within which all files of such a call must be read.
@@ -40,16 +42,18 @@ class ContentLimits:
     image_pixels: int = 50_000_000
     call_pixels: int = 1_000_000_000
     call_seconds: float = 30.0
+    text_bytes: int = 1 << 20
 
 
 @dataclass(frozen=True)
 class PushedItem:
-    """An item as a client sends it: one of data, uri and features.
+    """An item as a client sends it: one of data, uri, text and features.
 
     Args:
         id: its id.
-        data: the bytes of an encoded image.
-        uri: where the image lies, below the service's prefixes.
+        data: the bytes of an encoded image, or of a text in UTF-8.
+        uri: where the image or text lies, below the service's prefixes.
+        text: the text itself.
         features: numbers by position, or by the names of the pool's features.
         role: ``pool`` for items to choose from, ``test`` for items to measure on.
     """
@@ -58,6 +62,7 @@ class PushedItem:
     data: bytes | None = None
     uri: str | None = None
     features: Features | None = None
+    text: str | None = None
     role: Literal["pool", "test"] = "pool"
 
     @classmethod
@@ -79,11 +84,12 @@ class PushedItem:
             _decoded(given.get("data")),
             _text(given.get("uri"), "uri"),
             given.get("features"),
+            _text(given.get("text"), "text"),
             given.get("role", "pool"),
         )
-        contents = [c for c in (item.data, item.uri, item.features) if c is not None]
+        contents = [c for c in (item.data, item.uri, item.text, item.features) if c is not None]
         if len(contents) != 1:
-            raise PoolError("an item has one of data (base64), uri and features")
+            raise PoolError("an item has one of data (base64), uri, text and features")
         if item.role not in ("pool", "test"):
             raise PoolError(f"role is {item.role!r}; it is pool or test")
         return item
@@ -129,15 +135,24 @@ class Reader:
         """
         if self.payload["kind"] == "table":
             return _row(item.features, self.payload["features"])
-        data = item.data
-        if data is None and item.uri is not None:
-            self._check_time()
-            data = self.prefixes.read(item.uri, self.limits.image_bytes)
+        if self.payload["kind"] == "text":
+            given = item.text if item.text is not None else self._bytes(item)
+            return _written(given, self.limits.text_bytes)
+        data = self._bytes(item)
         if data is None:
             raise PoolError("the items are images; give data (base64) or uri")
         self._spend(_promised(data, self.limits))
         check_image(data)
         return data if self.payload["encoding"] == "file" else _raw(data, self.payload)
+
+    def _bytes(self, item: PushedItem) -> bytes | None:
+        """Return the bytes that an item was sent with, or that its uri leads to."""
+        if item.data is not None or item.uri is None:
+            return item.data
+        self._check_time()
+        text = self.payload["kind"] == "text"
+        limit = self.limits.text_bytes if text else self.limits.image_bytes
+        return self.prefixes.read(item.uri, limit)
 
     def _check_time(self) -> None:
         if self._until is not None and time.monotonic() > self._until:
@@ -187,6 +202,8 @@ def shown(data: Any, payload: Mapping[str, Any]) -> tuple[bytes, str]:
     if payload["kind"] == "table":
         features = dict(zip(payload["features"], data, strict=True))
         return json.dumps({"features": features}).encode(), "application/json"
+    if payload["kind"] == "text":
+        return bytes(data), "text/plain; charset=utf-8"
     if payload["encoding"] == "file":
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return data, Image.MIME[str(image.format)]
@@ -194,6 +211,22 @@ def shown(data: Any, payload: Mapping[str, Any]) -> tuple[bytes, str]:
     raw = np.frombuffer(data, np.uint8).reshape(payload["shape"])
     Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw).save(file, "PNG")
     return file.getvalue(), "image/png"
+
+
+def _written(given: str | bytes | None, most: int) -> bytes:
+    """Return the bytes that a pool stores for a text, as ingest of the same text does."""
+    if given is None:
+        raise PoolError("the items are texts; give text, data (base64 of UTF-8) or uri")
+    if len(given) > most:  # before anything is converted
+        raise PoolError(f"the text is longer than {most} bytes, the most that are taken")
+    payload, wrong = encoded(given)
+    if wrong is not None:
+        raise PoolError(wrong)
+    if len(payload) > most:
+        raise PoolError(f"the text has {len(payload)} bytes in UTF-8, at most {most} are taken")
+    if b"\0" in payload:
+        raise PoolError(f"the text holds a NUL, at byte {payload.index(0)}; leave it out")
+    return payload
 
 
 def _raw(data: bytes, payload: Mapping[str, Any]) -> bytes:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayal.engine import texts
 from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
 from rayal.errors import ConflictError, LedgerError, SettingsError, UnknownNameError, nearest
 from rayal.project import Ledger, ProjectRow
-from rayal.service.bodies import PoolBody, ProjectBody, merged, parsed
+from rayal.service.bodies import PoolBody, ProjectBody, parsed
 from rayal.service.uris import Prefixes
 from rayal.types import digest
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from rayal.learners.base import Learner
 
 WEIGHTS = 500_000_000  # of a committee, that a client may ask for
-_FIXED = ("name", "pool")
-_RESTS = ("labels_per_item", "agreement", "max_labels")  # what past training sets rest on
-_FIXED_ONCE_TRAINED = ("model", "learner", "initial", "seeds", "scan")
+_NETWORKS = {"image": "small_cnn", "table": "mlp", "text": "kim_cnn"}
 
 
 def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixes) -> ProjectRow:
@@ -51,8 +50,8 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
         return known
     spec = spec_of(asked)
     pool = _pool(ledger, asked, prefixes)
-    _check(pool, spec, asked)
-    settings = _settings(asked, spec, request)
+    check_fit(pool, spec, asked)
+    settings = settings_of(asked, spec, request)
     try:
         ledger.create_project(asked.name, pool.name, settings)
     except (SettingsError, LedgerError) as error:  # somebody was quicker, or it was deleted
@@ -60,38 +59,6 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
     if asked.pool is not None and asked.auto.start:
         ledger.add_job(asked.name, "round", {})
     return ledger.project(asked.name)
-
-
-def patch_project(
-    ledger: Ledger, project: str, body: Mapping[str, Any], *, version: int
-) -> ProjectRow:
-    """Change a project's settings by a merge patch (RFC 7396), and return it.
-
-    The strategy, batch, rounds, labeling and when rounds begin may change at any time, and classes
-    may be added behind the others; network, learner, first choice, seeds and scan only before the
-    first round.
-
-    Args:
-        ledger: the storage root's ledger.
-        project: its name.
-        body: what changes.
-        version: of the settings that the client has seen.
-
-    Raises:
-        SettingsError: something in the body is unknown, out of bounds or not registered.
-        ConflictError: it may not change, or not any more.
-        PreconditionError: the settings have changed since.
-        NeedsError: the new strategy asks for what network and learner do not give.
-    """
-    row = ledger.project(project)
-    old = parsed(row.settings["service"]["request"])
-    request = merged(row.settings["service"]["request"], _unshortened(body, old))
-    new = parsed(request)
-    _refuse_fixed(old, new, trained=bool(ledger.rounds(project)))
-    spec = spec_of(new)
-    _check(Pool(ledger.root, ledger.snapshot(row.pool)), spec, new)
-    ledger.update_project(project, _settings(new, spec, request), version=version)
-    return ledger.project(project)
 
 
 def spec_of(asked: ProjectBody) -> ProjectSpec:
@@ -102,7 +69,7 @@ def spec_of(asked: ProjectBody) -> ProjectSpec:
     from rayal.parameters import build
     from rayal.registry import networks, strategies
 
-    network = asked.model.network or ("mlp" if asked.task.kind == "table" else "small_cnn")
+    network = asked.model.network or _NETWORKS[asked.task.kind]
     for table, name in (
         (networks, network),
         (strategies, asked.strategy.name),
@@ -145,7 +112,9 @@ def _learner(asked: ProjectBody) -> Learner:
     return made
 
 
-def _settings(asked: ProjectBody, spec: ProjectSpec, request: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(
+    asked: ProjectBody, spec: ProjectSpec, request: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the ledger keeps: the spec, and what concerns annotators and the service."""
     labeling = asked.labeling.model_dump(exclude_none=True)
     labeling["lease_ttl"] = labeling.pop("lease_ttl_s")
@@ -195,7 +164,8 @@ def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
 def _own_pool(ledger: Ledger, asked: ProjectBody) -> Pool:
     """Return the project's own pool, without items yet."""
     payload = _payload(asked)
-    name = f"{asked.name}-{digest([asked.name, payload], 4)}"
+    number = ["number"] if asked.task.target == "number" else []
+    name = f"{asked.name}-{digest([asked.name, payload, *number], 4)}"
     if name not in ledger.pools():
         create_empty(ledger, name, payload, asked.task.classes)
     return Pool(ledger.root, ledger.snapshot(name))
@@ -204,12 +174,16 @@ def _own_pool(ledger: Ledger, asked: ProjectBody) -> Pool:
 def _payload(asked: ProjectBody) -> dict[str, Any]:
     """Return what the bytes of a pushed row are."""
     task = asked.task
+    if task.kind != "table" and task.features is not None:
+        raise SettingsError(f"task.features: rows of kind {task.kind} have none; leave it out")
     if task.kind == "table":
         if task.features is None or len(set(task.features)) < len(task.features):
             raise SettingsError(
                 "task.features: name the numbers of a row, each once, where items are pushed"
             )
         return {"kind": "table", "features": list(task.features)}
+    if task.kind == "text":
+        return dict(texts.PAYLOAD)
     if task.size is None:
         raise SettingsError(
             "task.size: give [H, W], to which images are resized, where items are pushed: no image "
@@ -218,7 +192,7 @@ def _payload(asked: ProjectBody) -> dict[str, Any]:
     return {"kind": "image", "encoding": "file"}
 
 
-def _check(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
+def check_fit(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
     """Check that network, learner and strategy fit the pool; one that grows has items later."""
     from rayal.engine.trainset import check_initial, check_needs, check_spec, refuse_large, task_of
 
@@ -230,33 +204,3 @@ def _check(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
         if asked.task.features is not None:
             raise SettingsError("task.features: the pool says what they are; leave it out")
         check_spec(pool, spec)
-
-
-def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
-    """Return a patch in which a strategy or learner of another name stands for itself."""
-    patch = dict(body)
-    for name in ("strategy", "learner"):
-        given = patch.get(name)
-        if isinstance(given, str):
-            given = {"name": given}
-        was = getattr(old, name)
-        if isinstance(given, Mapping) and given.get("name", was.name) != was.name:
-            given = {**dict.fromkeys(was.params), **given}
-        if given is not None:
-            patch[name] = given
-    return patch
-
-
-def _refuse_fixed(old: ProjectBody, new: ProjectBody, *, trained: bool) -> None:
-    fixed = [*_FIXED, *(_FIXED_ONCE_TRAINED if trained else ())]
-    changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
-    task = ("kind", "features", *(("size", "channels") if trained else ()))
-    for section, names in (("task", task), ("labeling", _RESTS)):
-        was, now = getattr(old, section), getattr(new, section)
-        changed += [f"{section}.{n}" for n in names if getattr(was, n) != getattr(now, n)]
-    if new.task.classes[: len(old.task.classes)] != old.task.classes:
-        changed.append("task.classes (they may only be added to, at the end)")
-    if changed:
-        raise ConflictError(
-            f"{', '.join(changed)} cannot change any more; make another project, or leave it"
-        )

@@ -167,7 +167,8 @@ def _prefixes(settings: ServiceSettings) -> Prefixes:
 
 
 def _content(settings: ServiceSettings) -> ContentLimits:
-    return ContentLimits(settings.limits.image_bytes, settings.limits.image_pixels)
+    given = settings.limits
+    return ContentLimits(given.image_bytes, given.image_pixels, text_bytes=given.text_bytes)
 
 
 def _refuse_nodes(settings: ServiceSettings) -> None:

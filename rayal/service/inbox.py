@@ -98,7 +98,7 @@ def ingest_file(
 
 
 def content_of(ledger: Ledger, project: str, item: str) -> tuple[bytes, str]:
-    """Return an item's content and its media type: an image, or JSON of a row's features.
+    """Return an item's content and its media type: an image, a text, or JSON of features.
 
     Raises:
         UnknownNameError: the item is not in the project's pool.

@@ -36,6 +36,7 @@ class Limits:
         page: rows of one page, and elements of one batch.
         image_bytes: of an encoded image.
         image_pixels: of a decoded image.
+        text_bytes: of a text in UTF-8.
         url_seconds: how long a signed URL is valid.
     """
 
@@ -51,6 +52,7 @@ class Limits:
     page: int = 1000
     image_bytes: int = 20 << 20
     image_pixels: int = 50_000_000
+    text_bytes: int = 1 << 20
     url_seconds: float = 900.0
 
 

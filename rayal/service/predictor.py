@@ -24,6 +24,7 @@ from rayal.errors import (
     UnknownNameError,
     nearest,
 )
+from rayal.labels import ClassLabel, Label, NumberLabel
 from rayal.project import Ledger, ModelRow
 from rayal.service.bodies import query_of
 from rayal.service.content import ContentLimits, PushedItem, Reader
@@ -32,8 +33,9 @@ from rayal.service.uris import Prefixes
 from rayal.types import id_keys
 
 if TYPE_CHECKING:
-    from rayal.engine.versions import Version
+    from rayal.engine.versions import Answer, Version
 
+Said = tuple[Label, tuple[float, ...] | None, float | None, float | None]
 # what arithmetic on shapes that do not fit may raise
 _MISFITS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 LOADED = 4  # committees that stay in memory
@@ -45,13 +47,17 @@ class Prediction:
 
     Args:
         item: its id; None of an input that was sent without one.
-        label: the most probable class.
-        probs: the probability of each class, in the order of the task's classes.
+        label: the most probable class; of a number the mean, brought within its bounds.
+        probs: the probability of each class, in the order of the task's classes; None of a number.
+        mean: of the predicted number; None of a class.
+        variance: about that mean, of model and noise, in squared units; None of a class.
     """
 
     item: str | None
-    label: str
-    probs: tuple[float, ...]
+    label: Label
+    probs: tuple[float, ...] | None = None
+    mean: float | None = None
+    variance: float | None = None
 
 
 class Predictor:
@@ -116,7 +122,8 @@ class Predictor:
             return []
         with self._turn:
             made = chosen.answers(rows)
-        return [Prediction(i, a.label, a.probs) for i, a in zip(ids, made, strict=True)]
+        kind = chosen.committee.task.labels
+        return [Prediction(i, *said(kind, a)) for i, a in zip(ids, made, strict=True)]
 
     def version(self, project: str, version: str | None) -> Version:
         """Return a version of a project's model, loaded; None for the active one."""
@@ -202,6 +209,17 @@ class Predictor:
                 raise PoolError(f"inputs[{position}]: {error}") from None
             ids.append(item.id or None)
         return ids, rows_of(data, payload) if data else None
+
+
+def said(kind: ClassLabel | NumberLabel, made: Answer) -> Said:
+    """Return label, probs, mean and variance of what a committee says of a row.
+
+    The label is one that an annotator could give.
+    """
+    if isinstance(kind, ClassLabel):
+        return made.label, made.probs, None, None
+    mean = float(made.label)
+    return min(max(mean, kind.low), kind.high), None, mean, made.variance
 
 
 def rows_of(data: Sequence[bytes], payload: Mapping[str, Any]) -> pa.Table:

@@ -15,6 +15,7 @@ from rayal.models.committee import Committee
 from rayal.project import Ledger
 from rayal.project.models import version_name
 from rayal.project.selections import INITIAL
+from rayal.service.predictor import said
 from rayal.service.work import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
@@ -108,26 +109,29 @@ class ServedProject(Project):
         assert self._trained is not None
         model, info = describe(self, round)
         version = version_name(round, model)
-        said = self._suggestions(self._trained[1])
+        told = self._suggestions(self._trained[1])
         with self.ledger.transaction():
             self.ledger.commit_model(self.name, version, round, model, info)
-            self.ledger.commit_suggestions(self.name, version, said)
+            self.ledger.commit_suggestions(self.name, version, told)
         chosen = self.ledger.selection(self.name, round)
         offered = len(chosen.picks) if chosen else 0
         kept = {name: info[name] for name in ("labels", "metrics")}
         return {"round": round, "model": version, "offered": offered, **kept}
 
-    def _suggestions(self, committee: Committee) -> list[tuple[str, str, list[float]]]:
+    def _suggestions(self, committee: Committee) -> list[tuple[str, Any, Any]]:
         items = self.ledger.open_items(self.name)
-        said = []
+        told: list[tuple[str, Any, Any]] = []
         self._reopen(None)  # an item may have come after the round's snapshot
         for start in range(0, len(items), _BLOCK):
             some = items[start : start + _BLOCK]
             rows = self.pool.take(some)
             made = answers(committee, rows, self.spec.scan, self.spec.threads_per_model)
-            said += [(i, a.label, list(a.probs)) for i, a in zip(some, made, strict=True)]
+            for item, answer in zip(some, made, strict=True):
+                label, probs, mean, variance = said(committee.task.labels, answer)
+                moments = {"mean": mean, "variance": variance}
+                told.append((item, label, moments if probs is None else list(probs)))
             self._progress("suggest", start + len(some), len(items))
-        return said
+        return told
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:

@@ -63,8 +63,8 @@ class Operation:
         limit: which limit the body has.
         types: content types of the body, where that is not JSON alone.
         once: how POST and PATCH take an Idempotency-Key: the answer is stored in the transaction
-            of the effect; or after it, where that is long and may be repeated; or never, where
-            there is none.
+            of the effect; so too where the handler only checks, and returns the effect; or after
+            it, where that is long and may be repeated; or never, where there is none.
         body: the OpenAPI request body of a handler that reads it by itself.
     """
 
@@ -79,7 +79,7 @@ class Operation:
     problems: Sequence[str] = ()
     limit: Limit = "label_body_bytes"
     types: tuple[str, ...] = ()
-    once: Literal["joined", "after", "never"] = "joined"
+    once: Literal["joined", "checked", "after", "never"] = "joined"
     body: dict[str, Any] | None = None
 
     @property
@@ -252,12 +252,19 @@ def _answering(operation: Operation) -> Handler:
     @functools.wraps(handler)
     def now(**given: Any) -> Response:
         if operation.idempotent:
-            call: Call = given["call"]
-            perform = call.perform if operation.once == "joined" else call.perform_then_store
-            return perform(lambda: handler(**given))
+            return _performer(given["call"], operation.once)(lambda: handler(**given))
         return respond(handler(**given))
 
     return now
+
+
+def _performer(call: Call, once: str) -> Callable[[Callable[[], Any]], Response]:
+    """Return how a call has the effect of a handler once."""
+    return {
+        "joined": call.perform,
+        "checked": call.perform_checked,
+        "after": call.perform_then_store,
+    }[once]
 
 
 def _is_async(handler: Handler) -> bool:

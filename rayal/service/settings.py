@@ -46,6 +46,7 @@ class LimitSettings(Section):
     threads: Count = key(Limits.threads, "requests that it works on at once, in one interpreter")
     image_bytes: Count = key(Limits.image_bytes, "of an encoded image")
     image_pixels: Count = key(Limits.image_pixels, "of a decoded image")
+    text_bytes: Count = key(Limits.text_bytes, "of a text in UTF-8")
 
 
 class IngressSettings(Section):

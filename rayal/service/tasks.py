@@ -14,6 +14,7 @@ from rayal.errors import BudgetError, RayalError
 from rayal.project import JobRow, Ledger
 from rayal.service.inbox import LISTED, RESULTS, ingest_file, objects, staged
 from rayal.service.predictor import Prediction, Predictor
+from rayal.service.scrub import scrub
 from rayal.service.work import Tell, WorkOptions
 
 _BATCH = 256  # items that are predicted at once
@@ -154,8 +155,29 @@ def _line(made: Prediction) -> dict[str, Any]:
     return asdict(made)
 
 
+def purge_content(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _Result:
+    """Take the content of forgotten items out of the files of the project's own pool.
+
+    Args:
+        ledger: the storage root's ledger.
+        job: of kind ``purge``, without arguments.
+        options: of no account.
+        tell: told that it has begun.
+
+    Returns:
+        ``purged``, how many items were still there.
+    """
+    from rayal.engine.purge import purge
+
+    tell({"stage": "purge", "done": 0, "total": None})
+    pool = ledger.project(job.project).pool
+    scrub(Path(ledger.root), ledger.forgotten_items(pool))
+    return {"purged": purge(ledger, pool)}
+
+
 KINDS: Mapping[str, Callable[[Ledger, JobRow, WorkOptions, Tell], _Result]] = {
     "round": work_round,
     "ingest": ingest,
     "predict": predict,
+    "purge": purge_content,
 }

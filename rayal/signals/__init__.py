@@ -6,7 +6,8 @@ from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
 from rayal.signals.features import Embedding, Extra
 from rayal.signals.gradients import GradientLength, WordGradientLength
-from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberStats
+from rayal.signals.moments import Moments, prediction_of
+from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberMoments, MemberStats
 from rayal.signals.views import ViewLogProbs
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "compute",
     "LogProbs",
     "Embedding",
+    "Moments",
+    "prediction_of",
     "MemberStats",
     "MemberLogProbs",
+    "MemberMoments",
     "ViewLogProbs",
     "Extra",
     "GradientLength",

@@ -66,6 +66,13 @@ class Forward:
         """Return a member's log-probabilities ``[N, C]``."""
         return self._once(("log_probs", member), lambda: log_softmax(self._answer(member)[0]))
 
+    def moments(self, member: int) -> Tensor:
+        """Return a member's mean, model and noise variance of the number, float64 ``[N, 3]``."""
+        task, statistics = self.committee.task, self.committee.statistics
+        return self._once(
+            ("moments", member), lambda: task.moments(self._answer(member)[0], statistics)
+        )
+
     def embedding(self, member: int) -> Tensor:
         """Return the input of a member's last linear layer, ``[N, D]``.
 
@@ -161,6 +168,8 @@ class Forward:
 class Signal(ABC):
     """A quantity per row, asked of a committee; frozen, the same object on every worker."""
 
+    #: what a committee must predict so that it can be asked
+    targets: ClassVar[tuple[str, ...]] = ("class",)
     #: whether ``compute`` needs gradients; one backward pass for each class but one
     differentiates: ClassVar[bool] = False
     #: whether a joint choice may hold its columns in bf16: they are compared by distances

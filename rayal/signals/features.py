@@ -22,6 +22,7 @@ class Embedding(Signal):
         member: whose.
     """
 
+    targets: ClassVar[tuple[str, ...]] = ("class", "number")
     narrow: ClassVar[bool] = True
 
     member: int = 0
@@ -47,6 +48,8 @@ class Extra(Signal):
     Args:
         name: the column.
     """
+
+    targets: ClassVar[tuple[str, ...]] = ("class", "number")
 
     name: str
 

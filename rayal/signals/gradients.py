@@ -17,6 +17,7 @@ from torch import Tensor
 from rayal.errors import NeedsError
 from rayal.models.base import TaskNet
 from rayal.models.committee import Committee
+from rayal.models.dropout import evaluating
 from rayal.selection.tiles import PAD
 from rayal.signals.base import Forward, Signal, as_weights, log_softmax
 from rayal.signals.layers import Recorded, check_layers, recording
@@ -93,7 +94,12 @@ class GradientLength(Signal):
     def check(self, committee: Committee) -> None:
         """Raise NeedsError where a layer's gradients cannot be told row by row."""
         check_member(self.member, committee)
-        check_layers(committee.net(self.member))
+        net = committee.net(self.member)
+        check_layers(net)
+        weight = next(net.parameters())
+        rows = torch.zeros((2, *committee.task.input_shape), device=weight.device)
+        with evaluating(net), torch.no_grad(), recording(net, []):
+            net(as_weights(rows, net))
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the lengths, 64 rows at a time."""

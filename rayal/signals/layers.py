@@ -74,6 +74,12 @@ def recording(net: nn.Module, layers: list[Recorded]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+    shared = [r.layer for r in layers if len(r.output) != len(layers[-1].output)]
+    if shared:
+        raise NeedsError(
+            f"{shared[0]} runs once for all rows of a batch, so its gradient cannot be told row by "
+            "row; use egl_sm, which needs the last layer alone"
+        )
     ran = [id(recorded.layer) for recorded in layers]
     if len(set(ran)) < len(ran):
         raise NeedsError(

@@ -16,6 +16,8 @@ from rayal.models.committee import Committee
 from rayal.models.dropout import maskable_modules
 from rayal.signals.base import Forward, Signal
 
+LEAST_LOG = -100.0  # a log-probability below it says no more
+
 
 @dataclass(frozen=True)
 class LogProbs(Signal):
@@ -116,6 +118,47 @@ class MemberLogProbs(Signal):
         """Return the passes of member 0, then those of member 1, and so on."""
         made = torch.cat(list(members(f, self.passes)))  # [M, N, C]
         return {self.names()[0]: made.transpose(0, 1).float().contiguous()}
+
+
+@dataclass(frozen=True)
+class MemberMoments(Signal):
+    """Mean and population variance of the logits over M = members x max(passes, 1) predictions.
+
+    ``logit_mean`` and ``logit_variance`` [N, C]. Softmax leaves a constant of each row open: logits
+    are log-probabilities less their mean over the classes.
+
+    Args:
+        passes: dropout masks per member; 0 uses the members as they are.
+    """
+
+    passes: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        """Return both columns."""
+        return ("logit_mean", "logit_variance")
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless there are two predictions that can differ."""
+        check_members(committee, self.passes)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return both columns, summed in float64 as differences to the first prediction."""
+        first: Tensor | None = None
+        total: Tensor | float = 0.0
+        squares: Tensor | float = 0.0
+        count = 0
+        for log_probs in members(f, self.passes):  # [P, N, C]
+            logits = log_probs.double().clamp_min(LEAST_LOG)
+            logits = logits - logits.mean(dim=-1, keepdim=True)
+            first = logits[0] if first is None else first
+            shift = logits - first
+            total = total + shift.sum(dim=0)
+            squares = squares + shift.square().sum(dim=0)
+            count += len(logits)
+        assert first is not None
+        mean = torch.as_tensor(total) / count
+        variance = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0.0)
+        return {"logit_mean": (first + mean).float(), "logit_variance": variance.float()}
 
 
 def members(f: Forward, passes: int) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Strategies, one file per paper; importing this package fills the registry."""
 
 from rayal.strategies import (
+    adaptive,
     badge,
     bait,
     batchbald,
@@ -11,7 +12,9 @@ from rayal.strategies import (
     egl,
     ensembles,
     learning_loss,
+    multicriteria,
     multiview,
+    pbp,
     random,
     uncertainty,
 )
@@ -23,6 +26,7 @@ __all__ = [
     "Joint",
     "Ctx",
     "select",
+    "adaptive",
     "badge",
     "bait",
     "batchbald",
@@ -33,7 +37,9 @@ __all__ = [
     "egl",
     "ensembles",
     "learning_loss",
+    "multicriteria",
     "multiview",
+    "pbp",
     "random",
     "uncertainty",
 ]

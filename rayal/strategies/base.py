@@ -18,6 +18,7 @@ from rayal.selection.topk import TopK
 from rayal.signals.base import Signal
 from rayal.types import Columns
 
+Memory = Mapping[str, Any]  # nested dictionaries and lists of tensors, numbers and text
 TAXONOMY = ("baseline", "informativeness", "representativeness", "learn to score", "unlabeled")
 
 
@@ -32,6 +33,7 @@ class Ctx:
         n_candidates: items that may be chosen.
         labels: item id to label, of everything labeled.
         context: the strategy's context columns of labeled and pending rows, ``[L, …]``.
+        memory: what ``Strategy.remember`` made of the rounds before; empty in the first one.
     """
 
     round: int
@@ -40,6 +42,32 @@ class Ctx:
     n_candidates: int
     labels: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a round's picks: what a strategy learns from, in the round after it.
+
+    Attributes:
+        round: the round that chose them.
+        seed: its query seed.
+        ids: the k picks, in pick order.
+        labeled: bool ``[k]``, whether the model that is now there was trained on their label.
+        targets: ``[k]``, their labels as the task encodes them; 0 where there is none.
+        before: columns of the picks by the committee that chose them.
+        after: the same columns by the committee that is now there.
+        notes: what the objective noted while it chose, by name.
+    """
+
+    round: int
+    seed: int
+    ids: Sequence[str]
+    labeled: Tensor
+    targets: Tensor
+    before: Columns
+    after: Columns
+    notes: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,13 +94,18 @@ class Strategy:
     #: parameters that trade exactness for memory or round trips, with what was measured of them
     approximations: ClassVar[str] = "none"
 
+    @property
+    def prescribed(self) -> Learner | None:
+        """The learner that the method with these hyperparameters prescribes; None for any."""
+        return self.learner
+
     def trained_by(self, chosen: Learner) -> Learner:
         """Return the learner that trains the committee, of the one that the settings chose.
 
         A method that prescribes its own takes from ``chosen`` what both of them have, such as the
         number of steps; where ``chosen`` is of its kind already, all is as chosen.
         """
-        own = self.learner
+        own = self.prescribed
         if own is None or isinstance(chosen, type(own)):
             return chosen
         names = {f.name for f in fields(chosen)}
@@ -107,6 +140,22 @@ class Strategy:
             ids: their ids, in pick order.
         """
         return Columns({}, ids)
+
+    def recalls(self) -> tuple[Signal, ...]:
+        """Return the signals of a round's picks that ``remember`` wants, before and after."""
+        return self.signals()
+
+    def remember(self, memory: Memory, outcome: Outcome) -> Memory:
+        """Return the memory with which the next batch is chosen; by default there is none.
+
+        A pure function, called once a round from the second one on; what it returns is stored
+        with the round's picks.
+
+        Args:
+            memory: with which the last batch was chosen; empty for the first one.
+            outcome: what became of that batch.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

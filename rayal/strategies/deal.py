@@ -110,6 +110,7 @@ class Evidential(Supervised):
     divergence: Annotated[float, Ge(0)] = 1.0
     dense_decay: Annotated[float, Ge(0)] = 0.005
 
+    targets: ClassVar[tuple[str, ...]] = ("class",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Hemmer, Kühl & Schöffer, ICMLA 2020, section III-B"

@@ -124,6 +124,7 @@ class HiddenViews(Supervised):
     folds: Annotated[int, Ge(2)] = 5
     ridge: Annotated[float, Gt(0)] = 1e-2
 
+    targets: ClassVar[tuple[str, ...]] = ("class",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "after He et al., ICME 2019"

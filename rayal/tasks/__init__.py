@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rayal.errors import NeedsError, SettingsError, nearest
-from rayal.labels import ClassLabel
+from rayal.labels import ClassLabel, Labels, NumberLabel
 from rayal.tasks.base import Task
 from rayal.tasks.features import FeaturesTask
 from rayal.tasks.image import ImageTask, decode_file
@@ -32,7 +32,12 @@ INGESTED = ("image", "table", "text")  # kinds of the rows that ingest writes
 
 
 def task_for(
-    payload: Mapping[str, Any], *, kind: str | None, classes: Sequence[str], **settings: Any
+    payload: Mapping[str, Any],
+    *,
+    kind: str | None,
+    classes: Sequence[str] = (),
+    number: NumberLabel | None = None,
+    **settings: Any,
 ) -> Task:
     """Return the task that fits a pool's rows.
 
@@ -40,6 +45,7 @@ def task_for(
         payload: the pool's description of a row.
         kind: image | table | text; None takes the pool's.
         classes: at least two different names, in the order of the logits.
+        number: what is predicted instead of a class.
         **settings: of images ``size`` (height, width), ``channels`` (1 | 3), ``flip``, and
             ``example`` (rows of the pool, the first of which tells the size of files where
             ``size`` is not set); of texts ``length`` and ``words`` (the tokeniser, which the
@@ -56,14 +62,14 @@ def task_for(
             f"task.kind is {kind!r} and the pool's rows are of kind {stored!r}; known: "
             f"{', '.join(INGESTED)}; leave task.kind out, or ingest another pool"
         )
-    names = _class_label(classes)
+    labels = _class_label(classes) if number is None else number
     given = {name: value for name, value in settings.items() if value is not None}
     makers: Mapping[str, Callable[..., Task]] = {
         "image": _image_task,
         "table": _table_task,
         "text": _text_task,
     }
-    return makers[stored](payload, names, given)
+    return makers[stored](payload, labels, given)
 
 
 def task_from_json(stored: Mapping[str, Any]) -> Task:
@@ -84,18 +90,14 @@ def _class_label(classes: Sequence[str]) -> ClassLabel:
     return ClassLabel(names)
 
 
-def _table_task(
-    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
-) -> TableTask:
+def _table_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> TableTask:
     extra = sorted(set(given) - {"example"})
     if extra:
         raise SettingsError(f"task.{extra[0]} is no setting of tables, and the pool is a table")
     return TableTask(labels, tuple(payload["features"]))
 
 
-def _text_task(
-    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
-) -> TextTask:
+def _text_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> TextTask:
     known = ("length", "words", "tokenizer", "vocabulary", "lowercase")
     for name in given:
         if name not in known:
@@ -107,9 +109,7 @@ def _text_task(
     return TextTask(labels, given.get("length", LENGTH), given["words"])
 
 
-def _image_task(
-    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
-) -> ImageTask:
+def _image_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
     known = ("size", "channels", "flip", "example")
     for name in given:
         if name not in known:
@@ -121,9 +121,7 @@ def _image_task(
     return makers[encoding](payload, labels, given)
 
 
-def _raw_images(
-    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
-) -> ImageTask:
+def _raw_images(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
     shape, dtype = list(payload["shape"]), payload["dtype"]
     if dtype != "uint8" or len(shape) not in (2, 3):
         raise SettingsError(
@@ -142,9 +140,7 @@ def _raw_images(
     return ImageTask(labels, "raw", channels, size, flip=flip, stored=stored)
 
 
-def _image_files(
-    payload: Mapping[str, Any], labels: ClassLabel, given: Mapping[str, Any]
-) -> ImageTask:
+def _image_files(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
     channels = given.get("channels", 3)
     if channels not in (1, 3):
         raise SettingsError(f"task.channels is {channels}; allowed: 1 (grey), 3 (RGB)")

@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from rayal.errors import LabelError, NeedsError, PoolError, nearest
-from rayal.labels import ClassLabel, Label
-from rayal.tasks.metrics import classification_metrics
+from rayal.labels import ClassLabel, Label, Labels
+from rayal.tasks.metrics import classification_metrics, regression_metrics
 from rayal.tasks.vocabulary import Vocabulary
 from rayal.types import Keys
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Base of the tasks that predict one class of each row.
+    """Base of the tasks that predict one class, or one number, of each row.
+
+    A network's output is then ``[N, C]`` logits; or the moments ``[N, 3]`` of the standardised
+    number: its mean, the variance of the model about it, and the variance of the noise.
 
     Args:
-        labels: the classes, in the order of the logits.
+        labels: the classes, in the order of the logits; or a number with its bounds.
     """
 
     kind: ClassVar[str]
@@ -31,7 +34,7 @@ class Task(ABC):
     column: ClassVar[str | None] = None
     #: whether rows have augmented views
     has_views: ClassVar[bool] = True
-    labels: ClassLabel
+    labels: Labels
 
     @property
     @abstractmethod
@@ -40,8 +43,18 @@ class Task(ABC):
 
     @property
     def n_outputs(self) -> int:
-        """Columns of the logits, C."""
-        return len(self.labels.classes)
+        """Columns of the last layer's output: classes C, or 1 for a number."""
+        return len(self.classes) if self.target == "class" else 1
+
+    @property
+    def target(self) -> str:
+        """What is predicted: class | number."""
+        return self.labels.kind
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits; none where numbers are told."""
+        return self.labels.classes if isinstance(self.labels, ClassLabel) else ()
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -70,13 +83,42 @@ class Task(ABC):
         """
         if len(x) == 0:
             raise NeedsError("statistics of 0 labeled rows are not defined; label some items first")
-        values = x.double()
-        over = [d for d in range(x.ndim) if d != 1]
-        mean = values.mean(dim=over)
-        deviation = values.std(dim=over, correction=0)
-        varies = deviation > torch.finfo(torch.float32).eps * mean.abs()
-        deviation = torch.where(varies, deviation, torch.ones_like(deviation))
+        mean, deviation = _mean_and_deviation(x)
         return {"mean": mean.float(), "std": deviation.float()}
+
+    def fit_targets(self, targets: Tensor) -> dict[str, Tensor]:
+        """Return the constants by which numbers are standardised; none for classes.
+
+        They are ``target_mean`` and ``target_std`` of the labeled rows alone, float64 ``[]``; the
+        deviation of what does not vary is 1.
+
+        Args:
+            targets: of the labeled rows, ``[N]``, N ≥ 1.
+        """
+        if self.target == "class":
+            return {}
+        mean, deviation = _mean_and_deviation(targets[:, None])
+        return {"target_mean": mean[0], "target_std": deviation[0]}
+
+    def standardised(self, targets: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return targets ``[N]`` as they are trained on: classes as they are, numbers scaled."""
+        if self.target == "class":
+            return targets
+        mean, deviation = (statistics[n].to(targets) for n in ("target_mean", "target_std"))
+        return (targets - mean) / deviation
+
+    def moments(self, answers: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return mean, model and noise variance in units of the number, float64 ``[N, 3]``.
+
+        Args:
+            answers: of a network, in units of the standardised number, ``[N, 3]``.
+            statistics: with the constants of ``fit_targets``.
+        """
+        made = answers.double()
+        mean, deviation = (statistics[n].to(made) for n in ("target_mean", "target_std"))
+        scale = torch.stack([deviation, deviation.square(), deviation.square()])  # [3]
+        shift = torch.stack([mean, torch.zeros_like(mean), torch.zeros_like(mean)])
+        return made * scale + shift
 
     def transform(self, x: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return (x - mean) / std, the eval transform of raw input ``[N, *input_shape]``."""
@@ -107,12 +149,15 @@ class Task(ABC):
         """
 
     def targets(self, labels: Sequence[Label]) -> Tensor:
-        """Return the columns of class names, int64 ``[N]``.
+        """Return the columns of class names, int64 ``[N]``; numbers as they are, float64 ``[N]``.
 
         Raises:
-            LabelError: a name is not among the classes.
+            LabelError: a name is not among the classes, or a number not within its bounds.
         """
-        column = {name: i for i, name in enumerate(self.labels.classes)}
+        if self.target == "number":
+            numbers = [self.labels.check(label, f"row {row}") for row, label in enumerate(labels)]
+            return torch.tensor(numbers, dtype=torch.float64)
+        column = {name: i for i, name in enumerate(self.classes)}
         unknown = next((label for label in labels if label not in column), None)
         if unknown is not None:
             raise LabelError(
@@ -121,9 +166,17 @@ class Task(ABC):
             )
         return torch.tensor([column[label] for label in labels], dtype=torch.int64)
 
-    def metrics(self, log_probs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return accuracy, nll (nats) and ece (15 bins) of ``[N, C]`` against int64 ``[N]``."""
-        return classification_metrics(log_probs, targets)
+    def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return how good predictions are; the first metric is the one that curves show.
+
+        Args:
+            predictions: log-probabilities ``[N, C]``: accuracy, nll (nats) and ece (15 bins); or
+                moments ``[N, 3]`` in units of the number: rmse in these units, and nll of the
+                density (nats).
+            targets: ``[N]``, as ``targets`` gives them.
+        """
+        made = classification_metrics if self.target == "class" else regression_metrics
+        return made(predictions, targets)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -162,6 +215,15 @@ class FixedTask(Task):
     def view(self, x: Tensor, keys: Keys, *, seed: int, view: int) -> Tensor:
         """Raise NeedsError: there are no augmented views."""
         raise NeedsError(self.no_views)
+
+
+def _mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and population deviation of dimension 1, float64; 1 for what does not vary."""
+    values = x.double()
+    over = [d for d in range(x.ndim) if d != 1]
+    mean, deviation = values.mean(dim=over), values.std(dim=over, correction=0)
+    varies = deviation > torch.finfo(torch.float32).eps * mean.abs()
+    return mean, torch.where(varies, deviation, torch.ones_like(deviation))
 
 
 def column_of(rows: pa.Table, name: str) -> pa.ChunkedArray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayal.errors import PoolError
-from rayal.labels import ClassLabel
+from rayal.labels import label_kind
 from rayal.tasks.base import FixedTask, column_of
 
 _NO_VIEWS = (
@@ -24,10 +24,10 @@ _NO_VIEWS = (
 
 @dataclass(frozen=True)
 class FeaturesTask(FixedTask):
-    """One class for each embedding; nothing is standardised and nothing augmented.
+    """One class or number for each embedding; rows are not standardised and not augmented.
 
     Args:
-        labels: the classes.
+        labels: the classes, or a number.
         width: columns of the embedding, D.
         source: hash of what the embeddings were computed by.
     """
@@ -69,5 +69,5 @@ class FeaturesTask(FixedTask):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> FeaturesTask:
         """Return the task that ``to_json`` described."""
-        labels = ClassLabel(tuple(stored["labels"]["classes"]))
+        labels = label_kind(stored["labels"])
         return cls(labels, stored["width"], stored["source"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayal.errors import PoolError
-from rayal.labels import ClassLabel
+from rayal.labels import label_kind
 from rayal.tasks.base import Task, column_of, item_of
 from rayal.tasks.keyed import keyed_uniforms
 from rayal.types import Keys
@@ -28,10 +28,10 @@ _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """One class for each image.
+    """One class, or one number, for each image.
 
     Args:
-        labels: the classes.
+        labels: the classes, or a number.
         encoding: raw (uint8 bytes, ``[H, W]`` or ``[H, W, C]``) | file (JPEG, PNG, …).
         channels: 1 (grey) | 3 (RGB) for files; of raw bytes whatever they have.
         size: (height, width).
@@ -98,7 +98,7 @@ class ImageTask(Task):
     def from_json(cls, stored: Mapping[str, Any]) -> ImageTask:
         """Return the task that ``to_json`` described."""
         values = {name: value for name, value in stored.items() if name != "kind"}
-        values["labels"] = ClassLabel(tuple(stored["labels"]["classes"]))
+        values["labels"] = label_kind(stored["labels"])
         values |= {n: tuple(stored[n]) for n in ("size", "stored") if n in stored}
         return cls(**values)
 

@@ -1,6 +1,8 @@
-"""How good class predictions are."""
+"""How good predictions are, of classes and of numbers."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,8 +25,7 @@ def classification_metrics(log_probs: Tensor, targets: Tensor) -> dict[str, floa
     Raises:
         ScoreError: there are no rows.
     """
-    if len(targets) == 0:
-        raise ScoreError("metrics of 0 rows are not defined; give the pool items of the role test")
+    _check_rows(targets)
     logs = log_probs.double()
     best, predicted = logs.max(dim=1)
     hits = (predicted == targets).double()
@@ -34,6 +35,34 @@ def classification_metrics(log_probs: Tensor, targets: Tensor) -> dict[str, floa
         "nll": nll.item(),
         "ece": _calibration_error(best.exp(), hits),
     }
+
+
+def regression_metrics(moments: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return rmse, in units of the target, and nll, in nats, of Gaussian predictions, in float64.
+
+    Args:
+        moments: mean, model variance and noise variance, ``[N, 3]``; the density's variance is the
+            sum of both.
+        targets: ``[N]``.
+
+    Raises:
+        ScoreError: there are no rows, or a variance is not positive.
+    """
+    _check_rows(targets)
+    mean, variance, noise = moments.double().unbind(dim=1)
+    total, errors = variance + noise, (targets.double() - mean).square()
+    if not (total > 0).all():
+        raise ScoreError(
+            f"row {int((~(total > 0)).nonzero()[0, 0])} of the predictions has no positive "
+            "variance; a learner of numbers gives the noise a variance"
+        )
+    nll = 0.5 * ((2.0 * math.pi * total).log() + errors / total)
+    return {"rmse": errors.mean().sqrt().item(), "nll": nll.mean().item()}
+
+
+def _check_rows(targets: Tensor) -> None:
+    if len(targets) == 0:
+        raise ScoreError("metrics of 0 rows are not defined; give the pool items of the role test")
 
 
 def _calibration_error(confidence: Tensor, hits: Tensor) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rayal.errors import PoolError
-from rayal.labels import ClassLabel
+from rayal.labels import label_kind
 from rayal.tasks.base import Task, column_of, item_of
 from rayal.tasks.keyed import keyed_normals
 from rayal.types import Keys
@@ -22,10 +22,10 @@ JITTER = 0.1  # standard deviations
 
 @dataclass(frozen=True)
 class TableTask(Task):
-    """One class for each row of a table.
+    """One class, or one number, for each row of a table.
 
     Args:
-        labels: the classes.
+        labels: the classes, or a number.
         features: names of the numeric columns, in order.
     """
 
@@ -81,7 +81,7 @@ class TableTask(Task):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TableTask:
         """Return the task that ``to_json`` described."""
-        return cls(ClassLabel(tuple(stored["labels"]["classes"])), tuple(stored["features"]))
+        return cls(label_kind(stored["labels"]), tuple(stored["features"]))
 
     def _check_finite(self, values: np.ndarray[Any, Any], rows: pa.Table) -> None:
         if np.isfinite(values).all():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rayal.errors import PoolError
-from rayal.labels import ClassLabel
+from rayal.labels import label_kind
 from rayal.tasks.base import FixedTask, column_of, item_of
 from rayal.tasks.vocabulary import Vocabulary
 
@@ -24,13 +24,13 @@ _NO_VIEWS = (
 
 @dataclass(frozen=True)
 class TextTask(FixedTask):
-    """One class for each text.
+    """One class, or one number, for each text.
 
     All rows have the same length, so that a row's bits do not depend on the batch it lies in:
     longer texts are cut, shorter ones padded behind. The mask of a row is ``x != vocabulary.pad``.
 
     Args:
-        labels: the classes.
+        labels: the classes, or a number.
         length: tokens of a row, T.
         words: the tokeniser.
     """
@@ -71,7 +71,7 @@ class TextTask(FixedTask):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TextTask:
         """Return the task that ``to_json`` described."""
-        labels = ClassLabel(tuple(stored["labels"]["classes"]))
+        labels = label_kind(stored["labels"])
         return cls(labels, stored["length"], Vocabulary(stored["vocabulary"]))
 
 

@@ -377,6 +377,30 @@ def test_equal_scores_are_reported(tmp_path: Path) -> None:
     assert "all scores are equal" in project.rounds()[0].outputs["scan"]["warning"]
 
 
+def test_equal_scores_are_reported_by_a_run_that_goes_on_after_its_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = made(tmp_path)
+    what = spec(strategies["constant"](), learner=WithNorm(steps=5, batch=8), rounds=1)
+    project = Project.create(Ledger(tmp_path), "p", pool, what)
+    oracle = Oracle(pool)
+    project.prepare()
+    oracle.work(project)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        original = project.ledger.finish_stage
+
+        def killed(name: str, round: int, stage: str, *rest: Any, **named: Any) -> None:
+            if stage == "scan":
+                raise KeyboardInterrupt
+            original(name, round, stage, *rest, **named)
+
+        patch.setattr(project.ledger, "finish_stage", killed)
+        project.train(oracle.truth)
+    summary = project.train(oracle.truth)  # nothing is scanned again
+    found = summary.outputs["scan"]
+    assert found["score_low"] == found["score_high"] and "all scores are equal" in found["warning"]
+
+
 def test_only_the_last_rounds_files_are_kept(tmp_path: Path) -> None:
     pool = made(tmp_path)
     project = simulate(tmp_path, pool, spec(strategies["badge"](), rounds=3))

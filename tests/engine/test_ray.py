@@ -115,6 +115,19 @@ def test_picks_scores_and_metrics_are_the_same_bits(
     assert len(local.rounds()) == 2
 
 
+@pytest.mark.parametrize("name", ["multicriteria", "adaptive"])
+def test_what_is_remembered_is_the_same(name: str, tmp_path: Path, on_ray: Executor) -> None:
+    params = {"leading": 60, "stride": 6, "hidden": 8} if name == "adaptive" else {}
+    strategy = strategies[name](**params)
+    what = spec(strategy, rounds=3, learner=strategy.trained_by(LEARNER))
+    local, remote = both(tmp_path, on_ray, what)
+    for round in range(3):
+        one, other = (p.ledger.selection(p.name, round) for p in (local, remote))
+        assert one is not None and other is not None
+        assert one.picks == other.picks
+        assert one.provenance["memory"] == other.provenance["memory"]
+
+
 def test_a_cluster_of_our_own_listens_on_loopback_with_tokens(on_ray: Executor) -> None:
     (node,) = ray.nodes()
     assert node["NodeManagerAddress"] == "127.0.0.1"

@@ -17,6 +17,8 @@ from rayal.engine.rows import keyed_hashes
 from rayal.engine.sources import builtin
 from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError, UnknownNameError
+from rayal.evaluation.sources import pool_of
+from rayal.inputs import PoolSettings
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -156,3 +158,35 @@ def test_cifar10(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "test_batch").write_bytes(b"cut")
     with pytest.raises(PoolError, match="is not complete"):
         builtin("cifar10", bare)
+
+
+def housing(folder: Path, columns: int = 14) -> Path:
+    """Write a file of the housing data's form, of made-up numbers."""
+    table = np.random.default_rng(0).normal(size=(120, columns))
+    np.savetxt(folder / "boston_housing.csv", table, delimiter=",")
+    return folder
+
+
+def test_boston_is_a_table_of_numbers_with_a_test_of_each_seed(tmp_path: Path) -> None:
+    given = PoolSettings(
+        source="boston", data=str(housing(tmp_path)), test_share=0.2, test_by_seed=True
+    )
+    root = tmp_path / "root"
+    pools = [pool_of(given, root, seed=seed) for seed in (0, 1, 0)]
+    assert pools[0].info["label_kind"] == "number" and pools[0].payload["kind"] == "table"
+    assert pools[0].payload["features"][5] == "rm" and len(pools[0].payload["features"]) == 13
+    assert pools[0].name == pools[2].name != pools[1].name
+    tests = [set(pool.ids("test")) for pool in pools]
+    assert tests[0] != tests[1] and all(10 <= len(t) <= 40 for t in tests)
+    assert all(len(set(p.ids("pool")) | t) == 120 for p, t in zip(pools, tests, strict=True))
+    fixed = [
+        pool_of(given.model_copy(update={"test_by_seed": False}), root, seed=s) for s in (0, 1)
+    ]
+    assert fixed[0].name == fixed[1].name
+
+
+def test_boston_that_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"pip install --no-deps --target FOLDER mlxtend"):
+        builtin("boston", tmp_path)
+    with pytest.raises(PoolError, match="has 3 columns, the housing data has 14"):
+        builtin("boston", housing(tmp_path, columns=3))

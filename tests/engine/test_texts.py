@@ -105,6 +105,27 @@ def test_rounds_pick_the_same_for_any_batch_order_and_shards(tmp_path: Path, nam
         assert drawn is None
 
 
+def test_without_a_mixture_its_rounds_are_those_of_the_base(tmp_path: Path) -> None:
+    """Weight 0 is entropy, 1 is egl_word, item by item; between them it is neither."""
+    pool, ledger = made(tmp_path), Ledger(tmp_path)
+
+    def first(name: str, **params: float) -> tuple[str, ...]:
+        what = spec(strategies[name](**params), rounds=1)
+        label = "-".join([name, *map(str, params.values())])
+        project = Project.create(ledger, label, pool, what)
+        project.prepare()
+        Oracle(pool).work(project)
+        project.train()
+        (chosen,) = picks(project)
+        return chosen
+
+    entropy, words = first("entropy"), first("egl_word")
+    assert first("egl_entropy_beta", weight=0.0) == entropy
+    assert first("egl_entropy_beta", weight=1.0) == words
+    assert set(entropy) != set(words)
+    assert set(first("egl_entropy_beta", weight=0.5)) not in (set(entropy), set(words))
+
+
 def test_scanned_columns_are_bit_equal_for_any_batch(tmp_path: Path) -> None:
     pool = made(tmp_path)
     what = spec(strategies["egl_entropy_beta"]())

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rayal.engine.checkpoints import FolderStore
+from rayal.engine.model_hash import model_hash
 from rayal.engine.train import (
     NetworkSpec,
     load_committee,
-    model_hash,
     train_committee,
 )
 from rayal.errors import StorageError

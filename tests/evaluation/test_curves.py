@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rayal.errors import SettingsError, StorageError
-from rayal.evaluation.curves import CurvePoint, plot, read_curve_csv, summary, write_curve_csv
+from rayal.evaluation.curves import (
+    CurvePoint,
+    leading,
+    plot,
+    read_curve_csv,
+    summary,
+    write_curve_csv,
+)
+from rayal.evaluation.report import table
 from rayal.evaluation.statistics import paired_bootstrap
 
 
@@ -218,3 +226,34 @@ def test_thirty_strategies_all_look_different(tmp_path: Path, drawn: list[Figure
     lines = [li for li in drawn[0].axes[0].get_lines() if str(li.get_label()).startswith("s")]
     looks = {(li.get_color(), li.get_marker(), li.get_linestyle()) for li in lines}
     assert len(looks) == len(lines) == 30 and drawn[0].legends[0].get_title().get_text()
+
+
+ERRORS = [
+    CurvePoint(s, str(seed), i, 20 + i, {"rmse": value, "nll": 1.0}, {})
+    for s, values in {"random": (5.0, 4.0), "pbp": (5.0, 3.0)}.items()
+    for seed in range(3)
+    for i, value in enumerate(v + 0.1 * seed for v in values)
+]
+
+
+def test_less_of_an_error_is_better() -> None:
+    assert leading(ERRORS) == "rmse" and leading(POINTS) == "accuracy" == leading([])
+    random, pbp = summary(ERRORS, at=(20, 21))
+    assert random.difference is None and pbp.difference is not None
+    assert pbp.difference.mean == pytest.approx(0.5)  # random has 0.5 more of it
+    assert pbp.at == {20: pytest.approx(5.1), 21: pytest.approx(3.1)}
+    worse = [CurvePoint(p.strategy, p.seed, p.round, p.labels, {"rmse": -p.metrics["rmse"]}, {})
+             for p in ERRORS]  # fmt: skip
+    other = summary(worse)[1].difference
+    assert other is not None and other.mean == pytest.approx(-0.5)
+
+
+def test_tables_and_pictures_of_an_error_tell_its_direction(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    view = table(ERRORS)
+    assert view.title == "rmse (lower is better) by number of labels"
+    assert "random minus it, 90 %" in [column.header for column in view.columns]
+    assert "minus random, 90 %" in [column.header for column in table(POINTS).columns]
+    plot(tmp_path / "curve.png", ERRORS)
+    assert drawn[0].axes[0].get_ylabel() == "rmse (lower is better)"

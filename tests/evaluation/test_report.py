@@ -16,7 +16,7 @@ import rayal.evaluation.report as report
 from rayal.config import load
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.curves import CurvePoint, read_curve_csv
-from rayal.evaluation.report import approximations, table, versions, write_outputs
+from rayal.evaluation.report import approximations, remarks, table, versions, write_outputs
 
 read_parquet: Any = pyarrow.parquet.read_table  # Arrow carries no types
 FILES = {
@@ -117,8 +117,9 @@ def test_key_columns_with_negative_numbers_are_refused(tmp_path: Path) -> None:
 def test_other_metric_is_drawn_on_demand(tmp_path: Path) -> None:
     points = [CurvePoint("random", "0", 0, 10, {"rmse": 0.3}, {})]
     write(tmp_path, points=points, metric="rmse")
+    write(tmp_path, points=points)  # the leading one that there is
     with pytest.raises(SettingsError, match="no point has the metric 'accuracy'"):
-        write(tmp_path, points=points)
+        write(tmp_path, points=points, metric="accuracy")
 
 
 def test_table_lists_random_first_with_differences() -> None:
@@ -175,3 +176,22 @@ def test_versions_are_those_that_run() -> None:
 def test_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_PACKAGES", ("numpy", "not-a-package"))
     assert versions()["not-a-package"] is None
+
+
+def test_equal_scores_and_wrong_labels_stand_below_the_table() -> None:
+    rounds = [
+        {"project": f"{name}-s0", "strategy": name, "seed": "s0", "round": n, "labels": 100 + n,
+         "warning": "equal" if name == "margin" and n else None, "wrong": 10 + n}
+        for name in ("margin", "random") for n in range(3)
+    ]  # fmt: skip
+    said = remarks(rounds)
+    assert said == [
+        "! margin: all scores were equal, so the choice was by item key alone: s0 round 1, "
+        "s0 round 2",
+        "simulated annotators got 24 of 204 labels wrong (11.8%)",
+    ]
+    assert remarks([{"project": "p", "strategy": "margin", "warning": None, "wrong": None}]) == []
+    out = io.StringIO()
+    Console(file=out, width=140).print(table(POINTS, remarks=said))
+    shown = " ".join(out.getvalue().split())  # the caption is as wide as the table
+    assert all(line in shown for line in said)

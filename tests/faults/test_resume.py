@@ -137,7 +137,9 @@ def test_a_run_killed_while_it_writes_a_part_goes_on(unbroken: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", [name for name in NAMES if not name.startswith("embed.")])
+@pytest.mark.parametrize(
+    "point", [name for name in NAMES if not name.startswith(("embed.", "memory"))]
+)
 def test_a_run_killed_at_a_failpoint_goes_on(point: str, unbroken: Path, tmp_path: Path) -> None:
     kill_at(tmp_path, point)
     if point.startswith("ingest"):
@@ -148,6 +150,27 @@ def test_a_run_killed_at_a_failpoint_goes_on(point: str, unbroken: Path, tmp_pat
     else:
         finish(tmp_path)
         check(tmp_path, unbroken, written=int(point in ("train.epoch", "scan.commit")))
+
+
+REMEMBERING: list[Any] = [
+    "multicriteria",
+    {"name": "adaptive", "leading": 60, "stride": 6, "hidden": 16},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", REMEMBERING, ids=("multicriteria", "adaptive"))
+def test_a_run_killed_while_it_remembers_goes_on(
+    strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = {name: value for name, value in SETTINGS["learner"].items() if name != "name"}
+    monkeypatch.setitem(SETTINGS, "strategies", [strategy])
+    monkeypatch.setitem(SETTINGS, "learner", learner)
+    monkeypatch.setitem(HITS, "memory", 2)
+    finish(tmp_path / "unbroken")
+    kill_at(tmp_path / "killed", "memory")
+    finish(tmp_path / "killed")
+    check(tmp_path / "killed", tmp_path / "unbroken")
 
 
 def events(folder: Path) -> int:

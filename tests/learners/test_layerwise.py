@@ -275,9 +275,9 @@ def test_machines_want_sigmoid_units() -> None:
 
 def test_choices_are_checked() -> None:
     for name in ("kind", "inputs"):
-        wrong: dict[str, Any] = {name: "x"}
         with pytest.raises(SettingsError, match=f"layerwise_pretrained.{name}: 'x'"):
-            replace(LayerwisePretrained(), **wrong)
+            given: dict[str, Any] = {name: "x"}
+            LayerwisePretrained(**given)
 
 
 def test_machines_start_as_published_and_binary_units_get_the_larger_rate() -> None:

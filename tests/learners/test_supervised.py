@@ -36,7 +36,7 @@ from rayal.learners import (
     fit,
 )
 from rayal.learners.averaging import refresh_batchnorm
-from rayal.learners.supervised import balanced_weights
+from rayal.learners.data import balanced_weights
 from rayal.parameters import build
 from rayal.registry import learners
 from rayal.types import id_keys

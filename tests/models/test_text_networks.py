@@ -104,7 +104,9 @@ def test_tfidf_is_scikit_learns() -> None:
 
 
 def test_networks_of_texts_and_of_others_are_not_mixed_up() -> None:
-    with pytest.raises(SettingsError, match=r"'mlp' does not read token ids.*kim_cnn, tfidf"):
+    with pytest.raises(
+        SettingsError, match=r"'mlp' does not read token ids.*kim_cnn, minilm, tfidf"
+    ):
         network("mlp")
     with pytest.raises(SettingsError, match=r"'kim_cnn' reads token ids.*text: COLUMN"):
         build_network("kim_cnn", {}, input_shape=(1, 8, 8), n_outputs=2, seed=0)

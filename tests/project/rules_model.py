@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, NamedTuple
 
 Result = tuple[str, str, bool, int | None]  # item, status, late, seq
@@ -22,6 +23,7 @@ class Rules(NamedTuple):
     most: int
     skips: int
     ttl: float
+    tolerance: float = 0.0
 
 
 @dataclass
@@ -88,6 +90,9 @@ class Model:
             return calm, [json.loads(text) for _, text in slots[:1]], False
         if len(slots) < (base if item in self.places else 1):
             return calm, [], False
+        if self.rules.tolerance and "null" not in said:  # as it is where the item is forgotten
+            value = self.near(said, slots)
+            return (calm, value, False) if value else self.disagreement(len(slots))
         votes = Counter(said)
         agreed = {
             "majority": [v for v in votes if 2 * votes[v] > len(said)],
@@ -96,7 +101,31 @@ class Model:
         agreed = [v for v in agreed if v in {text for _, text in slots}]
         if agreed:
             return calm, [json.loads(agreed[0])], False
-        return min(max(base, len(slots) + 1), self.rules.most), [], True
+        return self.disagreement(len(slots))
+
+    def disagreement(self, slots: int) -> tuple[int, list[Any], bool]:
+        return min(max(self.rules.base, slots + 1), self.rules.most), [], True
+
+    def near(self, said: list[str], slots: list[tuple[int, str]]) -> list[Any]:
+        """Return the number that enough numbers within the tolerance agree on, if there is one.
+
+        Every choice of that many numbers is tried; all of them are whole hundredths.
+        """
+        whole = sorted(round(100 * float(text)) for text in said)
+        filling = [round(100 * float(text)) for _, text in slots]
+        fewest = len(whole) if self.rules.agreement == "all" else len(whole) // 2 + 1
+        groups = []
+        for size in range(fewest, len(whole) + 1):
+            for some in combinations(whole, size):
+                here = sorted(value for value in filling if value in some)
+                entire = all(some.count(value) == whole.count(value) for value in some)
+                wide = some[-1] - some[0]
+                if here and entire and wide <= round(100 * self.rules.tolerance):
+                    groups.append((-size, wide, some, here))
+        if not groups:
+            return []
+        *_, here = min(groups)
+        return [here[(len(here) - 1) // 2] / 100]
 
     def need(self, item: str) -> int:
         return self.verdict(item)[0]

@@ -40,7 +40,9 @@ from rayal.project.schema import UNTOLD, metadata
 WHO = st.sampled_from(["ann", "bob", "cat", "dan", "eve"])
 ITEMS = [f"i{n}" for n in range(6)]  # the last ones may never be offered
 ITEM = st.sampled_from(ITEMS)
-VALUE = st.sampled_from([0, 0, 1, 1, True, "ä", math.nan])
+VALUES = [0, 0, 1, 1, True, "ä", math.nan]
+NUMBERS = [0.2, 0.4, 0.6, 0.8, 0.8, 1.0, math.nan]  # 0.8 and 0.6 are 0.2 apart, as they are written
+VALUE = st.integers(0, len(VALUES) - 1)
 HOW = st.sampled_from(["plain"] * 5 + ["once", "once", "crash", "crash in once", "torn"])
 OF_PROJECT = {
     name: table.select().where(table.c.project == bindparam("project"))
@@ -92,14 +94,25 @@ class Histories(RuleBasedStateMachine):
         more=st.integers(0, 2),
         skips=st.integers(1, 3),
         offered=st.integers(1, 4),
+        tolerance=st.sampled_from([0.0, 0.0, 0.2, 0.4]),
     )
-    def begin(self, base: int, agreement: str, more: int, skips: int, offered: int) -> None:
-        self.model = Model(Rules(base, agreement, base + more, skips, TTL))
+    def begin(
+        self, base: int, agreement: str, more: int, skips: int, offered: int, tolerance: float
+    ) -> None:
+        self.model = Model(Rules(base, agreement, base + more, skips, TTL, tolerance))
+        self.values = NUMBERS if tolerance else VALUES
         self.ledger.create_project(self.project, "digits", {"labeling": self.labeling()})
         self.offer(ITEMS[:offered])
 
     def labeling(self) -> dict[str, Any]:
-        names = ("labels_per_item", "agreement", "max_labels", "max_skips", "lease_ttl")
+        names = (
+            "labels_per_item",
+            "agreement",
+            "max_labels",
+            "max_skips",
+            "lease_ttl",
+            "tolerance",
+        )
         return dict(zip(names, self.model.rules, strict=True))
 
     def offer(self, items: list[str]) -> None:
@@ -243,7 +256,7 @@ class Histories(RuleBasedStateMachine):
             some = [None, *sorted(mine), *sorted(mine), *[*self.model.leases][:1], "none"]
             lease = data.draw(st.sampled_from(some))
             if data.draw(st.integers(0, 3)):
-                entries.append(LabelEntry(item, data.draw(VALUE), lease))
+                entries.append(LabelEntry(item, self.values[data.draw(VALUE)], lease))
             else:
                 entries.append(SkipEntry(item, data.draw(st.sampled_from([None, "dark"])), lease))
         self.sent.append(Message(who, entries))
@@ -256,10 +269,10 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.leases)
     @rule(data=st.data(), value=VALUE, how=HOW)
-    def answer_to_a_lease(self, data: st.DataObject, value: Any, how: str) -> None:
+    def answer_to_a_lease(self, data: st.DataObject, value: int, how: str) -> None:
         name = data.draw(st.sampled_from(list(self.model.leases)))
         held = self.model.leases[name]
-        self.sent.append(Message(held.who, [LabelEntry(held.item, value, name)]))
+        self.sent.append(Message(held.who, [LabelEntry(held.item, self.values[value], name)]))
         self.say(self.sent[-1], how)
 
     def say(self, message: Message, how: str) -> None:

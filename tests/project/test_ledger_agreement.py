@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -433,3 +434,99 @@ def test_provenance_is_kept(ledger: Ledger) -> None:
     entry = LabelEntry("a", 1, provenance={"tool": "cli", "model_version": "r0001-abcd"})
     ledger.label("p", "ann", [entry], now=1)
     assert ledger.labels("p")[0].provenance == {"tool": "cli", "model_version": "r0001-abcd"}
+
+
+# -- numbers -------------------------------------------------------------------------------------
+
+
+def resolved(ledger: Ledger) -> Any:
+    return ledger.resolved("p").get("a")
+
+
+@pytest.mark.parametrize("wrong", [-0.1, "1", True, None, [1]])
+def test_the_tolerance_is_a_finite_number(ledger: Ledger, wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="tolerance is"):
+        make(ledger, tolerance=wrong)
+    for never in (float("nan"), float("inf")):
+        with pytest.raises(SettingsError, match="tolerance is"):
+            Labeling(tolerance=never)
+
+
+def test_the_tolerance_cannot_change(ledger: Ledger) -> None:
+    make(ledger, tolerance=0.5)
+    with pytest.raises(SettingsError, match=r"labeling\.tolerance .* is 0\.5 and cannot change"):
+        ledger.update_project("p", {"labeling": {"tolerance": 0.25}}, version=1)
+
+
+def test_numbers_agree_exactly_by_default(ledger: Ledger) -> None:
+    make(ledger, labels_per_item=2, agreement="all", max_labels=4)
+    assert [say(ledger, "ann", 1.5), say(ledger, "bob", 1.5000001)] == ["accepted", "conflict"]
+    assert (resolved(ledger), item(ledger)) == (None, ("conflict", 3, 2))
+    assert say(ledger, "bob", 1.5) == "updated"
+    assert (resolved(ledger), item(ledger)) == (1.5, ("labeled", 2, 2))
+
+
+def test_a_number_said_again_is_a_duplicate_and_a_near_one_replaces_it(ledger: Ledger) -> None:
+    make(ledger, tolerance=1.0)
+    assert say(ledger, "ann", 1.5) == "accepted"
+    assert say(ledger, "ann", 1.5) == "duplicate"
+    assert say(ledger, "ann", 1.75) == "updated"
+    assert resolved(ledger) == 1.75
+
+
+def test_first_takes_the_first_number_whatever_the_tolerance(ledger: Ledger) -> None:
+    make(ledger, labels_per_item=3, agreement="first", tolerance=5.0)
+    for who, value in (("ann", 9.0), ("bob", 1.0), ("cat", 2.0)):
+        assert say(ledger, who, value) == "accepted"
+    assert resolved(ledger) == 9.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "tolerance", "said", "made"),
+    [
+        ("all", 0.5, [1.0, 1.5, 1.25], 1.25),  # the median of three
+        ("all", 0.5, [1.5, 1.0], 1.0),  # the lower of two
+        ("all", 0.2, [0.8, 0.6], 0.6),  # as doubles they are more than 0.2 apart
+        ("all", 0.5, [1.0, 1.5, 1.75], None),  # each is near the next one, not near them all
+        ("majority", 0.5, [1.0, 1.5, 9.0], 1.0),
+        ("majority", 0.5, [9.0, 1.0, 1.5, 1.25], 1.25),  # 1, 1.25, 1.5: their median
+        ("majority", 1.0, [0.0, 1.0, 2.0], 0.0),  # 0, 1 and 1, 2 are as large and wide: the lower
+        ("majority", 1.0, [0.0, 1.0, 1.5], 1.0),  # 1, 1.5 is narrower than 0, 1
+        ("majority", 0.5, [1.0, 2.0, 3.0], None),
+        ("majority", 0.5, [1.0, 1.5, 8.0, 9.0], None),  # half is no majority
+    ],
+)
+def test_numbers_within_the_tolerance_agree(
+    ledger: Ledger, rule: str, tolerance: float, said: list[float], made: float | None
+) -> None:
+    count = len(said)
+    make(ledger, labels_per_item=count, agreement=rule, tolerance=tolerance)
+    told = [say(ledger, f"w{n}", value) for n, value in enumerate(said)]
+    assert told[:-1] == ["accepted"] * (count - 1)
+    assert told[-1] == ("accepted" if made is not None else "conflict")
+    assert resolved(ledger) == made
+    assert item(ledger)[0] == ("labeled" if made is not None else "conflict")
+
+
+def test_a_surplus_number_is_counted_and_not_trained_on(ledger: Ledger) -> None:
+    make(ledger, labels_per_item=2, agreement="majority", max_labels=2, tolerance=1.0)
+    assert [say(ledger, "ann", 0.0), say(ledger, "bob", 5.0)] == ["accepted", "conflict"]
+    assert [say(ledger, "cat", 6.0), say(ledger, "dan", 6.0)] == ["surplus", "surplus"]
+    assert resolved(ledger) == 5.0  # 5, 6, 6 agree; of these bob's fills a slot
+
+
+def test_the_order_of_numbers_does_not_matter(tmp_path: Path) -> None:
+    said = {"ann": 0.0, "bob": 1.0, "cat": 2.0, "dan": 1.5}
+    for number, order in enumerate(itertools.permutations(said)):
+        with Ledger(tmp_path / str(number)) as ledger:
+            make(ledger, labels_per_item=4, agreement="majority", tolerance=1.0)
+            for who in order:
+                say(ledger, who, said[who])
+            assert resolved(ledger) == 1.5  # of 1, 1.5, 2
+
+
+def test_labels_that_are_no_numbers_know_no_tolerance(ledger: Ledger) -> None:
+    make(ledger, labels_per_item=2, agreement="all", tolerance=9.0)
+    assert [say(ledger, "ann", True), say(ledger, "bob", 1)] == ["accepted", "conflict"]
+    assert say(ledger, "bob", True) == "updated"
+    assert resolved(ledger) is True

@@ -199,7 +199,8 @@ def _backend(ledger: Ledger, clock: Clock, asked: list[Mapping[str, Any]]) -> Ba
     async def predict(body: Mapping[str, Any]) -> Any:
         asked.append(body)
         given = body.get("items") or [item.get("id") for item in body["inputs"]]
-        said = [{"item": i, "label": "cat", "probs": [0.5, 0.25, 0.25]} for i in given]
+        none = {"mean": None, "variance": None}
+        said = [{"item": i, "label": "cat", "probs": [0.5, 0.25, 0.25], **none} for i in given]
         return {"model": body["model"], "predictions": said}
 
     return Backend(

@@ -12,7 +12,8 @@ from PIL import Image
 from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
 from rayal.engine.push import Pushed
-from rayal.project import JobRow, LabelEntry, Ledger
+from rayal.project import JobRow, LabelEntry, Ledger, ProjectRow
+from rayal.service.changes import checked_patch
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items
 from rayal.service.uris import Prefixes
@@ -95,3 +96,8 @@ def answer(
     chosen = ledger.open_items(name)[:count]
     ledger.label(name, "ann", [LabelEntry(i, items[i][1]) for i in chosen])
     return chosen
+
+
+def patch_project(ledger: Ledger, project: str, body: Any, *, version: int) -> ProjectRow:
+    """Check a change, and write it."""
+    return checked_patch(ledger, project, body, version=version)()

@@ -191,7 +191,8 @@ def test_relabeling_and_retracting(client: httpx.Client) -> None:
     assert client.put(path, json={"label": "cat"}).json()["status"] == "accepted"
     assert client.put(path, json={"label": "cat"}).json()["status"] == "duplicate"
     assert client.put(path, json={"label": "dog"}).json()["status"] == "updated"
-    assert client.put(path, json={"label": "fish"}).json()["status"] == "rejected"
+    refused = problem(client.put(path, json={"label": "fish"}), 422, "validation")
+    assert refused["errors"][0]["pointer"] == "/label" and "'fish'" in refused["detail"]
     rows = client.get(LABELS).json()["labels"]
     assert [(r["annotator"], r["label"], r["superseded_by"]) for r in rows] == [
         ("ada l.", "cat", 2),

@@ -71,14 +71,14 @@ def _idempotency_mismatch(birds: Service, client: httpx.Client) -> httpx.Respons
 
 
 def _precondition_failed(birds: Service, client: httpx.Client) -> httpx.Response:
-    def patch(*args: Any, **more: Any) -> None:
-        birds.ledger.update_project("birds", {}, version=99)
+    def patch(*args: Any, **more: Any) -> Callable[[], int]:
+        return lambda: birds.ledger.update_project("birds", {}, version=99)
 
     settings = birds.ledger.project("birds").settings
     settings["service"]["request"] = {}
     birds.ledger.update_project("birds", settings, version=1)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rayal.service.creation.patch_project", patch)
+        patched.setattr("rayal.service.changes.checked_patch", patch)
         return client.patch(
             "/v1/projects/birds", json={"batch_size": 5}, headers={"If-Match": '"99"'}
         )

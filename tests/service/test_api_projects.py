@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import httpx
@@ -8,6 +11,7 @@ import pytest
 from api_cases import CLASSES, IMAGES, Service, problem, service
 
 PROJECTS = "/v1/projects"
+SLOW = 10.0  # seconds that a check waits to be let go
 TABLE = {
     "name": "table",
     "pool": "rows",
@@ -138,6 +142,103 @@ def test_settings_change_under_a_precondition(client: httpx.Client) -> None:
         client.patch(path, json={"batch_size": 1}, headers={"If-Match": "3"}), 422, "validation"
     )
     assert client.get(path).headers["etag"] == '"3"'
+
+
+@contextmanager
+def slow_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]]:
+    """Let the check of settings tell that it has begun, and last until it is let go."""
+    begun, let_go = Event(), Event()
+
+    def check(*given: Any) -> None:
+        begun.set()
+        let_go.wait(SLOW)
+
+    monkeypatch.setattr("rayal.service.changes.check_fit", check)
+    yield begun, let_go
+    let_go.set()
+
+
+def change_in_thread(
+    pool: ThreadPoolExecutor, birds: Service, path: str, body: Any, headers: dict[str, str]
+) -> Future[httpx.Response]:
+    def change() -> httpx.Response:
+        with birds.client() as client:
+            return client.patch(path, json=body, headers=headers)
+
+    return pool.submit(change)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_nobody_waits_while_settings_are_checked(
+    birds: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, *, keyed: bool
+) -> None:
+    path = f"/v1/projects/slow-{keyed}"
+    client.post(PROJECTS, json={**IMAGES, "name": path.rpartition("/")[2]})
+    headers = {"If-Match": '"1"'} | ({"Idempotency-Key": "slow"} if keyed else {})
+    with ThreadPoolExecutor(1) as pool, slow_checks(monkeypatch) as (begun, let_go):
+        changing = change_in_thread(pool, birds, path, {"batch_size": 9}, headers)
+        assert begun.wait(SLOW)
+        asked = {"annotator": f"ann-{keyed}", "count": 1}
+        leases = client.post("/v1/projects/birds/leases", json=asked).json()["leases"]
+        (lease,) = leases
+        label = {"item": lease["item"]["id"], "label": "cat", "annotator": f"ann-{keyed}"}
+        told = client.post("/v1/projects/birds/labels", json={"labels": [label]})
+        assert told.json()["results"][0]["status"] == "accepted"
+        assert not changing.done()  # all of that while the check went on
+        let_go.set()
+        assert changing.result().status_code == 200
+    assert client.get(path).headers["etag"] == '"2"'
+
+
+def test_what_changed_during_the_check_is_not_overwritten(
+    birds: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/v1/projects/raced"
+    client.post(PROJECTS, json={**IMAGES, "name": "raced"})
+    headers = {"If-Match": '"1"', "Idempotency-Key": "raced"}
+    with ThreadPoolExecutor(2) as pool, slow_checks(monkeypatch) as (begun, let_go):
+        first = change_in_thread(pool, birds, path, {"batch_size": 9}, headers)
+        assert begun.wait(SLOW)
+        row = birds.ledger.project("raced")
+        birds.ledger.update_project("raced", {**row.settings, "batch": 7}, version=1)
+        let_go.set()
+        problem(first.result(), 412, "precondition-failed")
+    assert client.get(path).json()["settings"]["batch"] == 7
+
+
+def test_a_round_that_begins_during_the_check_fixes_the_model(
+    birds: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/v1/projects/begun"
+    client.post(PROJECTS, json={**IMAGES, "name": "begun"})
+    with ThreadPoolExecutor(1) as pool, slow_checks(monkeypatch) as (begun, let_go):
+        headers = {"If-Match": '"1"', "Idempotency-Key": "begun"}
+        first = change_in_thread(pool, birds, path, {"seeds": 5}, headers)
+        assert begun.wait(SLOW)
+        birds.ledger.begin_round("begun", 0, snapshot=1, labels_seq=0, seeds={})
+        let_go.set()
+        assert "seeds" in problem(first.result(), 409, "conflict")["detail"]
+    assert client.get(path).headers["etag"] == '"1"'
+
+
+def test_a_change_that_is_sent_again_during_its_check_is_answered_alike(
+    birds: Service, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/v1/projects/patient"
+    client.post(PROJECTS, json={**IMAGES, "name": "patient"})
+    headers = {"If-Match": '"1"', "Idempotency-Key": "patient"}
+    with ThreadPoolExecutor(2) as pool, slow_checks(monkeypatch) as (begun, let_go):
+        first = change_in_thread(pool, birds, path, {"batch_size": 9}, headers)
+        assert begun.wait(SLOW)
+        begun.clear()
+        again = change_in_thread(pool, birds, path, {"batch_size": 9}, headers)
+        assert begun.wait(SLOW)
+        let_go.set()
+        one, other = first.result(), again.result()
+    assert (one.status_code, one.json()) == (200, other.json())
+    replays = [answer.headers.get("idempotency-replayed") for answer in (one, other)]
+    assert sorted(replays, key=str) == [None, "true"]
+    assert client.get(path).headers["etag"] == '"2"'
 
 
 def test_a_project_that_was_not_made_here_is_not_changed_here(client: httpx.Client) -> None:

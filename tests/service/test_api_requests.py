@@ -165,6 +165,9 @@ def test_agreement_of_the_example_of_the_paper() -> None:
     ]
     made = agreement_of(labels)
     assert made["alpha"] == pytest.approx(0.743, abs=5e-4)
+    interval = agreement_of(labels, numbers=True)  # section D
+    assert interval["alpha"] == pytest.approx(0.849, abs=5e-4)
+    assert interval["observed"] == made["observed"]
     assert made["items"] == 11
 
 

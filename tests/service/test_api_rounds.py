@@ -142,6 +142,8 @@ def test_a_lease_carries_what_the_active_model_says(birds: Service, client: http
     assert first["suggestion"] == {
         "label": "dog",
         "probs": [0.25, 0.75, 0.0],
+        "mean": None,
+        "variance": None,
         "model_version": "r0000-0abc",
     }
     assert second["suggestion"] is None

@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from service_cases import CLASSES, FEATURES, NOTHING, answer, body, project, rows, table_pool, work
+from service_cases import (
+    CLASSES,
+    FEATURES,
+    NOTHING,
+    answer,
+    body,
+    patch_project,
+    project,
+    rows,
+    table_pool,
+    work,
+)
 
 from rayal.engine.driver import Project
 from rayal.engine.spec import ProjectSpec
@@ -25,7 +36,7 @@ from rayal.errors import (
 )
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
-from rayal.service.creation import create_project, patch_project
+from rayal.service.creation import create_project
 from rayal.service.uris import Prefixes
 
 
@@ -60,6 +71,7 @@ def test_a_project_has_what_was_asked_for(ledger: Ledger) -> None:
         "agreement": "majority",
         "max_skips": 3,
         "lease_ttl": 60.0,
+        "tolerance": 0.0,
     }
     service = row.settings["service"]
     assert (service["quorum"], service["ready"], service["start"], service["pushed"]) == (
@@ -85,11 +97,12 @@ def test_the_same_request_again_is_the_same_project(ledger: Ledger) -> None:
         create_project(ledger, body(), prefixes=NOTHING)
 
 
+NUMBER = {"kind": "table", "target": "number", "features": FEATURES}
 FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"model": {"network": "os:system"}}, "model.network"),
     ({"model": {"network": "torchvision:resnet18"}}, "model.network"),
     ({"model": {"network": "resnet"}}, "network 'resnet' does not exist"),
-    ({"model": {"network": "mlp", "params": {"weights": "/etc/passwd"}}}, "no parameter 'weights'"),
+    ({"model": {"network": "mlp", "params": {"weights": "/etc/passwd"}}}, "names a file"),
     ({"model": {"backbone": "efficientnet_lite0"}}, "model.backbone: unknown key"),
     ({"model": {"weights": "/etc/passwd"}}, "model.weights: unknown key"),
     ({"model": {"frozen": True}}, "model.frozen: unknown key"),
@@ -119,7 +132,18 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"name": "a/b"}, "name"),
     ({"name": "a\0b"}, "name"),
     ({"name": "x" * 81}, "name"),
-    ({"task": {"kind": "text", "classes": CLASSES}}, "task.kind"),
+    ({"task": {"kind": "video", "classes": CLASSES}}, "task.kind"),
+    ({"task": {"kind": "text", "classes": CLASSES, "size": [8, 8]}}, "task.size"),
+    ({"task": {"kind": "text", "classes": CLASSES, "features": FEATURES}}, "task.features"),
+    ({"task": {"kind": "text", "classes": CLASSES, "tokenizer": "/etc/passwd"}}, "task.tokenizer"),
+    ({"task": {"kind": "text", "classes": CLASSES, "vocabulary": 10**9}}, "task.vocabulary"),
+    ({"task": {"kind": "table", "features": FEATURES}}, "task.classes: name the classes"),
+    ({"task": {**NUMBER, "classes": CLASSES}}, "task.classes: target is number"),
+    ({"task": {**NUMBER, "low": 2, "high": 1}}, "low must be below high"),
+    ({"task": {**NUMBER, "low": "0"}}, "task.low"),
+    ({"task": {**NUMBER, "target": "class", "high": 1, "classes": CLASSES}}, "task.high: it"),
+    ({"task": {**NUMBER, "target": "vector"}}, "task.target"),
+    ({"labeling": {"tolerance": -1}}, "labeling.tolerance"),
     ({"task": {"kind": "table", "classes": ["one"], "features": FEATURES}}, "two different"),
     ({"task": {"kind": "table", "classes": CLASSES}}, "task.features"),
     ({"task": {"kind": "table", "classes": CLASSES, "features": ["a", "a"]}}, "task.features"),

@@ -33,8 +33,11 @@ FEW, MANY = 2, 25
 # the document allows it
 UNSAYABLE = re.compile(
     r"cursor is not one of this list|does not fit 64 bits|larger than a double|nested deeper|"
-    r"give one of uri, data and features|give either|a reason belongs to skip|id is missing; only|"
-    r"NUL or a lone surrogate|rows asked for|are given for \d+ rows|rows of one number are needed|"
+    r"give one of uri, data, text and features|give either|a reason belongs to skip|"
+    r"id is missing; only|NUL or a lone surrogate|rows asked for|are given for \d+ rows|"
+    r"rows of one number are needed|"
+    r"name the classes, or|has no classes; leave|it bounds a number|low must be below high|"
+    r"is not among the \d+ classes|"  # of a label that is put
     r"should be a valid integer|"  # 163.0 is one to JSON Schema
     r"header:if-match|"  # schemathesis draws this header by a rule of its own, not by its pattern
     r"idempotency key '.*' was used for another request|send If-Match|has the key [0-9a-f]{16}, not"

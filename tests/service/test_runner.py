@@ -17,7 +17,17 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from PIL import Image
-from service_cases import NOTHING, answer, body, project, push, rows, table_pool, work
+from service_cases import (
+    NOTHING,
+    answer,
+    body,
+    patch_project,
+    project,
+    push,
+    rows,
+    table_pool,
+    work,
+)
 from sklearn.datasets import load_digits
 
 from rayal.engine.arrays import array_source
@@ -27,7 +37,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
 from rayal.project import JobRow, LabelEntry, Ledger, Pick
-from rayal.service.creation import create_project, patch_project
+from rayal.service.creation import create_project
 from rayal.service.due import Due
 from rayal.service.inbox import PushedItem, push_items, stage
 from rayal.service.runner import Runner

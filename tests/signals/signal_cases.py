@@ -21,6 +21,7 @@ from rayal.signals import (
     Forward,
     LogProbs,
     MemberLogProbs,
+    MemberMoments,
     MemberStats,
     Signal,
     ViewLogProbs,
@@ -38,6 +39,7 @@ EVERY = (
     MemberStats(passes=3),
     ViewLogProbs(views=2),
     MemberLogProbs(passes=2),
+    MemberMoments(passes=2),
 )
 
 

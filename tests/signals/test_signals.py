@@ -13,12 +13,14 @@ from signal_cases import EVERY, IMAGES, Normed, ask, cnns, committee, count_call
 from torch import Tensor, nn
 
 from rayal import acquisition
+from rayal.errors import NeedsError
 from rayal.models import HookedNet, dropout_masks, evaluating
 from rayal.signals import (
     Embedding,
     Forward,
     LogProbs,
     MemberLogProbs,
+    MemberMoments,
     MemberStats,
     ViewLogProbs,
     compute,
@@ -110,6 +112,8 @@ def test_columns_have_their_shapes_and_types() -> None:
         "member_stats.variance": (5, 4),
         "view_log_probs": (5, 2, 4),
         "member_log_probs": (5, 4, 4),
+        "logit_mean": (5, 4),
+        "logit_variance": (5, 4),
     }
     wide = {n for n, column in made.items() if column.dtype != torch.float32}
     assert wide == {"member_stats.entropy"} and not any(c.requires_grad for c in made.values())
@@ -221,3 +225,28 @@ def test_autocast_keeps_columns_in_float32() -> None:
     total = made["log_probs.1"].exp().sum(1)
     torch.testing.assert_close(total, torch.ones(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(made["log_probs"], exact["log_probs"], atol=0.02, rtol=0)
+
+
+def test_moments_of_logits_by_hand() -> None:
+    # of (1/2, 1/2) and (4/5, 1/5): centred logits 0 and ±log 2
+    made = ask(fixed((0.5, 0.5), (0.8, 0.2)), torch.zeros(3, 1), MemberMoments())
+    half = math.log(2.0) / 2
+    for row in range(3):
+        assert made["logit_mean"][row].tolist() == pytest.approx([half, -half])
+        assert made["logit_variance"][row].tolist() == pytest.approx([half**2] * 2)
+    same = ask(fixed((0.3, 0.7), (0.3, 0.7)), torch.zeros(1, 1), MemberMoments())
+    assert same["logit_variance"].tolist() == [[0.0, 0.0]]
+    sure = ask(fixed((1.0, 0.0), (1.0, 0.0)), torch.zeros(1, 1), MemberMoments())
+    assert sure["logit_mean"].tolist() == [[50.0, -50.0]]  # log 0 counts -100
+
+
+def test_moments_of_logits_are_those_of_the_passes() -> None:
+    asked = cnns(2, dropout=0.5)
+    made = ask(asked, images(5), MemberMoments(passes=4), MemberLogProbs(passes=4))
+    logits = made["member_log_probs"].double()
+    logits = logits - logits.mean(dim=2, keepdim=True)
+    torch.testing.assert_close(made["logit_mean"].double(), logits.mean(dim=1), rtol=0, atol=1e-6)
+    spread = logits.var(dim=1, correction=0)
+    torch.testing.assert_close(made["logit_variance"].double(), spread, rtol=1e-5, atol=1e-7)
+    with pytest.raises(NeedsError, match="disagreement needs two"):
+        MemberMoments().check(cnns(1))

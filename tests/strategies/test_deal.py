@@ -101,6 +101,14 @@ def test_a_fitted_row_under_softsign_has_the_published_losses_interior_optimum(
     assert vacuity(best.log()).item() == pytest.approx(mass, abs=0.01)
 
 
+def test_without_the_kl_term_a_row_can_be_fitted_to_no_loss() -> None:
+    for classes in (2, 3, 10):
+        z = torch.full((1, classes), -1e6, dtype=torch.float64)
+        z[0, 0] = 1e6  # evidence near 1 of its class and near -1 of all others
+        loss = evidential_loss(LogConcentration("softsign")(z), one_hot(0, classes), 0.0)
+        assert loss.item() == pytest.approx(0.0, abs=1e-4)
+
+
 def test_the_weight_rises_linearly_over_half_of_the_training_and_then_stays() -> None:
     learner = Evidential()
     logits, y = torch.randn(4, 3) * 0.1, torch.tensor([0, 1, 2, 0])

@@ -29,6 +29,7 @@ from rayal.evaluation.oracle import Oracle
 from rayal.learners import Stream, Supervised
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.signals.adversarial import perturbed_rows
 from rayal.strategies.dfal import DFAL
 
 
@@ -62,7 +63,7 @@ def test_a_pick_adds_its_twin_under_its_label_to_the_next_rounds_training(on: Pr
     assert before.attached is None and len(before.labeled) == 60
     assert after.attached is not None and len(after.labeled) == 80 and len(after.attached) == 20
     assert list(after.attached.rows.ids) == sorted(items(on))
-    names = on.task.labels.classes
+    names = on.task.classes
     assert [names[t] for t in after.attached.targets.tolist()] == [
         labels[i] for i in after.attached.rows.ids
     ]
@@ -119,6 +120,20 @@ def test_without_twins_it_is_supervised_training_on_the_same_picks(
     assert third.hash == second.hash
     for ours, theirs in zip(third.net(0).parameters(), second.net(0).parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def nearest(project: Project) -> set[str]:
+    """Return the 20 unlabeled items that the last model would ask for."""
+    committee, labels = committee_of(project, 1), project.ledger.resolved("p")
+    ids = sorted(i for i in project.pool.ids("pool") if i not in labels)
+    raw = project.task.decode(project.pool.take(ids))
+    found = perturbed_rows(committee, raw, 0, classes=10, steps=50, overshoot=0.02)
+    return {ids[i] for i in found.distance.argsort(stable=True)[:20].tolist()}
+
+
+def test_what_twins_taught_changes_the_next_choice(on: Project, off: Project) -> None:
+    assert on.ledger.resolved("p") == off.ledger.resolved("p")
+    assert len(nearest(on) & nearest(off)) < 20
 
 
 class Killed(Exception):

@@ -142,6 +142,19 @@ def test_taps_are_the_last_layers_with_weights_or_those_that_are_named() -> None
         chosen_taps(flat, None, flat.tap_names[:-1])
 
 
+def test_layers_are_pooled_whatever_the_size_of_the_images() -> None:
+    """Public ports pool by windows of a fixed size, which ties the module to one size of images."""
+    learner = LossPrediction()
+    widths = []
+    for size in (8, 28):
+        task = ImageTask(ClassLabel(tuple("abc")), "raw", 1, (size, size))
+        nets = learner.networks(context(learner, CNN, task)).eval()
+        predicted = learner.extras(nets, torch.rand(4, 1, size, size))["predicted_loss"]
+        assert predicted.shape == (4,) and predicted.std() > 0
+        widths.append([layer.in_features for layer in nets["loss"].layers])  # type: ignore[union-attr]
+    assert widths[0] == widths[1] == [8, 8, 24]
+
+
 def test_the_largest_prediction_is_labeled_first_with_its_own_id() -> None:
     columns = {"predicted_loss": np.array([-3.0, 8.0, 0.5])}
     picks = rayal.select("learning_loss", columns, 2, ids=["a", "b", "c"])

@@ -53,6 +53,22 @@ def test_the_score_by_hand() -> None:
     assert one == pytest.approx([h, 1.0])
 
 
+def test_identical_heads_rank_as_one_of_them_does() -> None:
+    rows = np.random.default_rng(2).dirichlet(np.ones(4), size=60)
+    three = np.array(scores(np.repeat(rows[:, None], 3, axis=1), [0.2, 0.9, 0.5]))
+    one = np.array([entropy(row) for row in rows.tolist()])
+    np.testing.assert_allclose(three, one / math.log(4), rtol=1e-12)
+    assert (np.argsort(three) == np.argsort(one)).all()
+
+
+def test_a_head_that_guesses_loses_its_weight_as_the_temperature_falls() -> None:
+    views = [[SURE, UNSURE]]
+    h = entropy(SURE) / math.log(2)
+    shares = [(scores(views, [0.8, 0.5], temperature=t)[0] - h) / (1 - h) for t in (1.0, 0.1, 0.01)]
+    assert shares == pytest.approx([1 / (1 + math.exp(0.3 / t)) for t in (1.0, 0.1, 0.01)])
+    assert shares[0] > 0.4 and shares[2] < 1e-12
+
+
 def test_scores_lie_between_0_and_1_and_a_less_sure_view_never_lowers_one() -> None:
     rng = np.random.default_rng(0)
     views = rng.dirichlet(np.ones(4), size=(300, 3))

@@ -16,6 +16,7 @@ from rayal.service.schemas.base import ItemKey, ProjectName
 
 routes = Section("items")
 _BYTES = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_TEXT = {"schema": {"type": "string"}}
 _ROW = {"schema": {"type": "object"}}
 _HEADERS = {
     "Cache-Control": "private, max-age=300",
@@ -30,8 +31,8 @@ _HEADERS = {
     "/v1/projects/{project}/items/{item}/content",
     READ_OR_SIGNED,
     answers={
-        "description": "the image as it was pushed, or the row's features",
-        "content": {"image/*": _BYTES, "application/json": _ROW},
+        "description": "the image as it was pushed, the text, or the row's features",
+        "content": {"image/*": _BYTES, "text/plain": _TEXT, "application/json": _ROW},
     },
 )
 def get_content(

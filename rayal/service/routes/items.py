@@ -69,10 +69,14 @@ def get_item(call: Here, project: ProjectName, item: ItemKey) -> ItemInfo:
 def forget_item(call: Here, project: ProjectName, item: ItemKey) -> Answer:
     """Forget an item for privacy: its labels and scores are purged, it is never offered again.
 
-    Files of the pool are left to whoever keeps the storage.
+    Of a project whose items were pushed, a job takes the content out of the storage as well, once
+    every project of its pool has forgotten it. Files of other pools are left to whoever keeps them.
     """
     named = named_of(call, project, item)
-    call.backend.ledger.forget_item(project, named)
+    ledger = call.backend.ledger
+    ledger.forget_item(project, named)
+    if ledger.project(project).settings.get("service", {}).get("pushed"):
+        ledger.add_job(project, "purge", {}, once=False)
     return Answer(None, 204)
 
 

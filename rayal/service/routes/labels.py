@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 
 from rayal.errors import LabelError
-from rayal.labels import ClassLabel
+from rayal.labels import ClassLabel, NumberLabel
 from rayal.project import LabelEntry, LabelResult, LabelRow, SkipEntry
 from rayal.service.auth import LABEL, READ
 from rayal.service.call import Answer, Call, Here
 from rayal.service.inbox import known_items
+from rayal.service.problems import ProblemError
 from rayal.service.routes.items import item_named
 from rayal.service.routing import Section
 from rayal.service.schemas.base import AnnotatorName, Cursor, ItemKey, Limit, ProjectName, key_of
@@ -47,8 +48,15 @@ def add_labels(call: Here, project: ProjectName, body: LabelBatch) -> LabelResul
 def relabel_item(
     call: Here, project: ProjectName, item: ItemKey, annotator: AnnotatorName, *, body: RelabelBody
 ) -> LabelOutcome:
-    """Say what an annotator says of an item now; the history keeps what they said before."""
+    """Say what an annotator says of an item now; the history keeps what they said before.
+
+    A label that does not fit the project is a problem here, where it is the only one.
+    """
     named = item_named(call, project, item)
+    try:
+        call.backend.labels(call.project(project)).check(body.label, named)
+    except LabelError as error:
+        raise ProblemError("validation", str(error), errors=[("/label", str(error))]) from None
     entry = LabelItem(item=named, annotator=annotator, label=body.label)
     return take(call, project, [entry])[0]
 
@@ -109,7 +117,7 @@ def take(call: Call, project: str, answers: Sequence[LabelItem]) -> list[LabelOu
 
 
 def _checked(
-    answer: LabelItem, kind: ClassLabel, there: bool
+    answer: LabelItem, kind: ClassLabel | NumberLabel, there: bool
 ) -> LabelEntry | SkipEntry | LabelResult:
     """Return the ledger's entry, or the result of one that cannot be entered."""
     told = {n: getattr(answer, n) for n in _KEPT if getattr(answer, n) is not None}

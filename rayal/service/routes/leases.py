@@ -102,7 +102,14 @@ def _shown(call: Call, project: str, row: Lease, said: SuggestionRow | None) -> 
     )
     hint = None
     if said is not None:
-        hint = Suggestion(label=said.label, probs=said.probs, model_version=said.version)
+        told = said.probs if isinstance(said.probs, dict) else {"probs": said.probs}
+        hint = Suggestion(
+            label=said.label,
+            probs=told.get("probs"),
+            mean=told.get("mean"),
+            variance=told.get("variance"),
+            model_version=said.version,
+        )
     return LeaseInfo(
         lease_id=row.lease,
         annotator=row.annotator,

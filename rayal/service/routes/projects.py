@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Header
@@ -99,12 +100,13 @@ def get_project(call: Here, project: ProjectName) -> Answer:
     answers=ProjectInfo,
     problems=["conflict", "precondition-failed", "precondition-required"],
     types=_PATCH,
+    once="checked",
 )
 def change_project(
     call: Here, project: ProjectName, body: Patch, if_match: IfMatch = None
-) -> Answer:
+) -> Callable[[], Answer]:
     """Change settings, unless somebody else has changed them since; classes may only grow."""
-    from rayal.service.creation import patch_project
+    from rayal.service.changes import checked_patch
 
     if if_match is None:
         raise ProblemError(
@@ -113,8 +115,8 @@ def change_project(
     if "request" not in call.project(project).settings.get("service", {}):
         raise ProblemError("conflict", "the project was not made over HTTP; change it where it was")
     version = int(if_match.strip('"'))
-    row = patch_project(call.backend.ledger, project, dict(body.items()), version=version)
-    return _answer(call, row, 200, {})
+    write = checked_patch(call.backend.ledger, project, dict(body.items()), version=version)
+    return lambda: _answer(call, write(), 200, {})
 
 
 @routes.route("DELETE", "/v1/projects/{project}", ADMIN, status=204)
@@ -144,6 +146,7 @@ def _info(call: Call, row: ProjectRow) -> ProjectInfo:
         items=len(pool_of(ledger, name, ())),
         settings={n: v for n, v in row.settings.items() if n != "service"}
         | {"auto": _auto(row.settings)},
+        labels=call.backend.labels(row).to_json(),
         counts=ledger.counts(name),
         ready=ledger.ready(name),
         model=active[0] if active else None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rayal.project import STAGES, LabelRow, StageRow
+from rayal.labels import NumberLabel
+from rayal.project import STAGES, Labeling, LabelRow, StageRow
 from rayal.project.records import JobRow, ModelRow
 from rayal.service.agreement import agreement_of
 from rayal.service.auth import READ, WRITE
@@ -75,13 +76,18 @@ def get_curve(call: Here, project: ProjectName) -> CurveInfo:
     present = [
         row for row in _labels(call, project) if row.superseded_by is None and row.value is not None
     ]
+    said = [(row.item, row.value) for row in present]
+    made = ledger.project(project)
+    rules, kind = Labeling.of(made.settings), call.backend.labels(made).kind
     by: dict[str, int] = {}
     for row in present:
         by[row.annotator] = by.get(row.annotator, 0) + 1
     return CurveInfo(
         curve=[_point(row.round, stages, models) for row in ledger.rounds(project)],
         annotators=dict(sorted(by.items())),
-        agreement=Agreement(**agreement_of((row.item, row.value) for row in present)),
+        agreement=Agreement(
+            **agreement_of(said, numbers=kind == NumberLabel.kind, tolerance=rules.tolerance)
+        ),
         counts=ledger.counts(project),
     )
 

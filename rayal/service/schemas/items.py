@@ -18,7 +18,7 @@ ROLE: Any = Field("pool", description="test: measured on, never offered for labe
 
 
 class ItemContent(Body):
-    """What an item is: one of uri, data and features."""
+    """What an item is: one of uri, data, text and features."""
 
     model_config = example(uri="/data/birds/0017.png")
     uri: str | None = Field(
@@ -30,13 +30,18 @@ class ItemContent(Body):
     data: Name | None = Field(
         None, description="the file, in base64", json_schema_extra={"contentEncoding": "base64"}
     )
+    text: str | None = Field(
+        None, description="of a pool of texts; stored in composed form (NFC) as UTF-8"
+    )
     features: Features | None = Field(None, description="of a table: by name, or in their order")
 
     @model_validator(mode="after")
     def _one(self) -> ItemContent:
-        given = [n for n in ("uri", "data", "features") if getattr(self, n) is not None]
+        names = ("uri", "data", "text", "features")
+        given = [n for n in names if getattr(self, n) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of uri, data and features, not {given or 'none of them'}")
+            text = "give one of uri, data, text and features"
+            raise ValueError(f"{text}, not {given or 'none of them'}")
         return self
 
 

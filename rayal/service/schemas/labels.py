@@ -36,8 +36,14 @@ class LeaseBody(Body):
 class Suggestion(Answered):
     """What the active model says of an item."""
 
-    label: Any
-    probs: list[FiniteFloat] | None = Field(description="by class, in the order of the classes")
+    label: Any = Field(description="a class, or a number within its bounds")
+    probs: list[FiniteFloat] | None = Field(
+        description="by class, in the order of the classes; null of a number"
+    )
+    mean: FiniteFloat | None = Field(None, description="of a number; null of a class")
+    variance: FiniteFloat | None = Field(
+        None, description="about the mean, of model and noise; null of a class"
+    )
     model_version: str
 
 

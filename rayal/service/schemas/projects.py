@@ -17,6 +17,9 @@ class ProjectInfo(Answered):
     pool: str
     items: Count = Field(description="items of its pool that can be labeled")
     settings: dict[str, Any]
+    labels: dict[str, Any] = Field(
+        description="what answers look like: {kind: class, classes}, or {kind: number, low, high}"
+    )
     counts: dict[str, Count] = Field(description="items by state")
     ready: Count = Field(description="items that can be leased now")
     model: str | None = Field(description="the active version")

@@ -110,9 +110,18 @@ class PredictBody(Body):
 class Prediction(Answered):
     """What a model says of an item or input."""
 
+    model_config = example(
+        item="birds/0017.png", label="cat", probs=[0.75, 0.25], mean=None, variance=None
+    )
     item: str | None
-    label: Any
-    probs: list[FiniteFloat] = Field(description="by class, in the order of the classes")
+    label: Any = Field(description="the most probable class; of a number the mean, within bounds")
+    probs: list[FiniteFloat] | None = Field(
+        description="by class, in the order of the classes; null of a number"
+    )
+    mean: FiniteFloat | None = Field(None, description="of a number; null of a class")
+    variance: FiniteFloat | None = Field(
+        None, description="about the mean, of model and noise; null of a class"
+    )
 
 
 class Predictions(Answered):
@@ -137,9 +146,10 @@ class Agreement(Answered):
 
     items: Count = Field(description="labeled by two or more")
     pairs: Count = Field(description="pairs of labels of one item")
-    observed: FiniteFloat | None = Field(description="share of equal pairs")
+    observed: FiniteFloat | None = Field(description="share of pairs that agree")
     alpha: FiniteFloat | None = Field(
-        description="Krippendorff's alpha for nominal data: 1 is agreement, 0 chance"
+        description="Krippendorff's alpha, for nominal data, of numbers for interval data: 1 is "
+        "agreement, 0 chance"
     )
 
 

@@ -1,0 +1,125 @@
+"""Taking the content of forgotten items out of the files of a pool.
+
+A part is written anew under a name of its own, with neutral content in the place of what is to be
+gone; the ledger then names the new file, and the old one is removed. Killed anywhere, it is done
+again from the start: a new file that the ledger does not name, and an old one that it does not name
+any more, are both removed then. Rows, ids and keys stay, so that everything that was computed part
+by part still fits; a forgotten item's row is read by scans, and never chosen.
+
+What was computed of an item before (columns of scans, models, their tokenisers) is not touched.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from rayal.engine.images import FORMATS
+from rayal.engine.ingest import locked
+from rayal.engine.lookup import verify
+from rayal.engine.storage import read_mapped, successors, sync_folder, write_part
+from rayal.failpoints import failpoint
+from rayal.project import Ledger
+from rayal.project.records import PoolPart
+from rayal.types import Keys, id_keys
+
+TEXT = b"-"  # in the place of a text
+
+
+def purge(ledger: Ledger, name: str, *, seconds: float = 30.0) -> int:
+    """Take the content of forgotten items out of a pool's files; return how many items it was.
+
+    Items are those which every project that works on the pool has forgotten. It may be repeated.
+
+    Args:
+        ledger: the storage root's ledger.
+        name: the pool's name.
+        seconds: how long to wait for another call that writes to the pool.
+
+    Raises:
+        PoolError: another call writes to the pool for too long.
+        StorageError: a part is missing or damaged.
+    """
+    root, count = Path(ledger.root), 0
+    with locked(root / "pools" / name, seconds):
+        record = ledger.snapshot(name)
+        keys = id_keys(ledger.forgotten_items(name))
+        for part in record.parts:
+            count += _purge_part(ledger, root, part, pool=name, keys=keys)
+    return count
+
+
+def _purge_part(ledger: Ledger, root: Path, part: PoolPart, *, pool: str, keys: Keys) -> int:
+    path = root / part.file
+    _drop_others(path, part)
+    table = read_mapped(path)
+    held = table.column("key").to_numpy()
+    verify(part, path, held)
+    payload = ledger.snapshot(pool).info["payload"]
+    rows = [row for row in np.flatnonzero(np.isin(held, keys)).tolist() if _is_there(table, row)]
+    if not rows:
+        return 0
+    made = pa.concat_tables(_pieces(table, rows, payload))
+    file = f"pools/{pool}/{part.part}.purged-{uuid4().hex[:12]}.arrow"
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    write_part(root / file, made, metadata)
+    failpoint("purge.write")
+    new = replace(part, file=file, bytes=(root / file).stat().st_size)
+    ledger.replace_part(pool, new)
+    failpoint("purge.commit")
+    _drop_others(root / file, new)
+    return len(rows)
+
+
+def _drop_others(path: Path, part: PoolPart) -> None:
+    """Remove the files of a part that the ledger does not name: left by a killed run."""
+    others = {path.with_name(f"{part.part}.arrow"), *successors(path)} - {path}
+    for other in others:
+        other.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _is_there(table: pa.Table, row: int) -> bool:
+    return bool(table.column("content_hash")[row].as_py().strip("0"))
+
+
+def _pieces(table: pa.Table, rows: Sequence[int], payload: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """Yield the table in pieces, with neutral content in some rows."""
+    bare = table.replace_schema_metadata(None)
+    start = 0
+    for row in rows:
+        yield bare.slice(start, row - start)
+        yield _neutral(bare.slice(row, 1), payload)
+        start = row + 1
+    yield bare.slice(start)
+
+
+def _neutral(row: pa.Table, payload: Mapping[str, Any]) -> pa.Table:
+    (values,) = row.to_pylist()
+    values["content_hash"] = "0" * len(values["content_hash"])
+    if payload["kind"] == "table":
+        values["features"] = [0.0] * len(values["features"])
+    elif payload["kind"] == "text":
+        values["data"] = TEXT
+    elif payload["encoding"] == "file":
+        values["data"] = _black(values["data"])
+    else:
+        values["data"] = bytes(len(values["data"]))
+    return pa.Table.from_pylist([values], schema=row.schema)
+
+
+def _black(data: bytes) -> bytes:
+    """Return an image of the same size and kind that shows nothing."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        size, mode = image.size, "L" if image.mode in ("1", "L") else "RGB"
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,182 @@
+"""Probabilistic backpropagation: a number's variance under the posterior of a network's weights.
+
+Source: Hernández-Lobato & Adams, ICML 2015, "Probabilistic backpropagation for scalable learning of
+Bayesian neural networks", section 3 (assumed-density filtering, refinement of the prior's factors
+by expectation propagation) and the experiments on active learning by the predictive variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from rayal.errors import NeedsError
+from rayal.learners.base import (
+    Batches,
+    LabeledBatch,
+    Learner,
+    Stream,
+    TrainContext,
+    TrainData,
+    TrainState,
+)
+from rayal.learners.filtering import Array, Posterior, PriorFactors, absorb
+from rayal.models.probabilistic import ProbabilisticNet
+from rayal.registry import learners, strategies
+from rayal.selection.objective import Objective
+from rayal.selection.topk import TopK, UniformDraw
+from rayal.signals import Moments, Signal
+from rayal.strategies.base import Ctx, Strategy
+from rayal.types import Columns
+
+_ALL = 1e12  # rows of a pass, in batches: all there are
+
+# ---- learner -------------------------------------------------------------------------------------
+
+
+@learners.register("pbp")
+@dataclass(frozen=True)
+class ProbabilisticBackpropagation(Learner):
+    """Train a network with normal weights by assumed-density filtering, row after row.
+
+    Args:
+        steps: passes over all labeled rows, each in an order of its own, with a refinement of the
+            prior's factors behind it. Every pass counts the rows again, as in the authors' code,
+            so that variances shrink with it: keep it the same in all rounds.
+        batch: not used, a pass takes all rows.
+        epoch_steps: passes between checkpoints.
+    """
+
+    steps: Annotated[int, Gt(0)] = 40
+    epoch_steps: Annotated[int, Gt(0)] = 10
+
+    targets: ClassVar[tuple[str, ...]] = ("number",)
+    taxonomy: ClassVar[str] = "informativeness"
+    source: ClassVar[str] = "Hernández-Lobato & Adams, ICML 2015, section 3"
+    departures: ClassVar[str] = (
+        "the prior's factors of all weights are refined at once, from one posterior, where the "
+        "authors' code goes weight by weight (it has the same fixed points); an update is left out "
+        "for a weight whose mean is not finite, and for a Gamma distribution without a mean "
+        "variance, which that code lets through"
+    )
+
+    def networks(self, ctx: TrainContext) -> nn.ModuleDict:
+        """Return the network, with means drawn from the model seed.
+
+        Raises:
+            NeedsError: it has no normal weights.
+        """
+        networks = super().networks(ctx)
+        if not isinstance(networks["task"], ProbabilisticNet):
+            raise NeedsError(
+                "the learner pbp trains normal weights, which this network does not have; set "
+                "model: {network: pbp, params: {hidden: [50]}}"
+            )
+        return networks
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Return all labeled rows, in a new order at each step."""
+        return (Stream("labeled", "labeled", ratio=_ALL),)
+
+    def begin(self, ctx: TrainContext, data: TrainData) -> TrainState:
+        """Return the fresh network, and the factors of its prior as side tables."""
+        state = TrainState(self.networks(ctx))
+        _keep(state, PriorFactors.of(_posterior(state)))
+        return state
+
+    @torch.no_grad()
+    def step(self, state: TrainState, batches: Batches, ctx: TrainContext) -> dict[str, float]:
+        """Do one pass over the labeled rows, refine the prior, and return the mean -log-density."""
+        batch: LabeledBatch = batches["labeled"]
+        rows = batch.x.flatten(1).double().cpu().numpy()
+        posterior, factors = _posterior(state), _factors(state)
+        with np.errstate(all="ignore"):  # what is no number is not taken
+            logs = [absorb(posterior, x, y) for x, y in zip(rows, batch.y.tolist(), strict=True)]
+            factors.refine(posterior)
+        _take(state, posterior)
+        _keep(state, factors)
+        return {"loss": -math.fsum(logs) / len(logs)}
+
+
+_TABLES = ("precision", "shifted", "shape", "rate")
+
+
+def _posterior(state: TrainState) -> Posterior:
+    net = cast(ProbabilisticNet, state.networks["task"])
+
+    def arrays(held: Iterable[Tensor]) -> list[Array]:
+        return [t.detach().cpu().numpy().copy() for t in held]
+
+    return Posterior(arrays(net.means), arrays(net.variances), *arrays([net.noise, net.prior]))
+
+
+def _take(state: TrainState, posterior: Posterior) -> None:
+    net = cast(ProbabilisticNet, state.networks["task"])
+    held = (*net.means, *net.variances, net.noise, net.prior)
+    made = (*posterior.means, *posterior.variances, posterior.noise, posterior.prior)
+    for tensor, array in zip(held, made, strict=True):
+        tensor.copy_(torch.from_numpy(array))
+
+
+def _keep(state: TrainState, factors: PriorFactors) -> None:
+    for name in _TABLES:
+        for layer, array in enumerate(getattr(factors, name)):
+            state.tables[f"{name}.{layer}"] = torch.from_numpy(array)
+
+
+def _factors(state: TrainState) -> PriorFactors:
+    layers = range(len(cast(ProbabilisticNet, state.networks["task"]).means))
+    tables = ([state.tables[f"{n}.{i}"].cpu().numpy().copy() for i in layers] for n in _TABLES)
+    return PriorFactors(*tables)
+
+
+# ---- strategy ------------------------------------------------------------------------------------
+
+
+@strategies.register("pbp")
+@dataclass(frozen=True)
+class PBP(Strategy):
+    """Label the items whose predicted number has the largest variance under the weights.
+
+    Args:
+        members: trained networks; the spread of their means counts too.
+        query: variance | random (the same learner, and items as ``random`` draws them).
+    """
+
+    query: Literal["variance", "random"] = "variance"
+
+    learner: ClassVar[Learner | None] = ProbabilisticBackpropagation()
+    taxonomy: ClassVar[str] = "informativeness"
+    source: ClassVar[str] = "Hernández-Lobato & Adams, ICML 2015, experiments on active learning"
+    departures: ClassVar[str] = (
+        "the paper asks for one item at a time; k of them are the k largest variances. The noise's "
+        "variance is the same for all items and is left out of the score"
+    )
+
+    def trained_by(self, chosen: Learner) -> Learner:
+        """Return the chosen learner where it is of this kind, else the method's own as it is.
+
+        Nothing is taken from another learner: its steps are of another size.
+        """
+        own = self.learner
+        assert own is not None
+        return chosen if isinstance(chosen, type(own)) else own
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Return the predictive moments."""
+        return (Moments(),) if self.query == "variance" else ()
+
+    def score(self, s: Columns) -> Tensor | None:
+        """Return the model's variance, in squared units of the number."""
+        return s["moments"][:, 1].double() if self.query == "variance" else None
+
+    def objective(self, ctx: Ctx) -> Objective:
+        """Return the largest variances, or the draw of ``random``."""
+        return TopK() if self.query == "variance" else UniformDraw()
