@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr
 
-from rayal.models.probabilistic import FAR, NORMALISER, RATE, SHAPE
+from rayal.models.probabilistic import RATE, SHAPE
 
 Array = npt.NDArray[np.float64]
 LEAST = 1e-100  # a variance that may be left of a weight
+FAR = -30.0  # deviations below zero from where a ratio of densities is a series
+NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
 MOST = 1e6  # a cavity's variance from which on its prior factor is not refined
 
 

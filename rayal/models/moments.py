@@ -27,6 +27,7 @@ LOG_VARIANCE = -9.0  # of every weight before training
 LIMIT = 11.0  # of |log variance|
 _WIDE = 30.0  # deviations beyond which a normal is on one side of 0
 _NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
+_HALF_ROOT = math.sqrt(0.5)
 _CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
     "padding_mode",
@@ -224,13 +225,13 @@ class _Rectified(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         deviation = variance.clamp_min(torch.finfo(mean.dtype).tiny).sqrt()
         a = (mean / deviation).clamp_(-_WIDE, _WIDE)
-        above = torch.special.ndtr(a)
+        above = torch.erfc(a * -_HALF_ROOT).mul_(0.5)  # Φ with all digits, as ndtr is not far out
         density = a.square().mul_(-0.5).exp_().mul_(_NORMALISER)
         # E[max(0, z + a)] = a Φ + φ, which is a, or 0, where a was limited
         centre = torch.addcmul(density, a, above).mul_(deviation)
         centre = torch.where(a.abs() < _WIDE, centre, mean).clamp_min_(0.0)
         # Φ + a² Φ (1 - Φ) + a φ (1 - 2 Φ) - φ²
-        below = torch.special.ndtr(-a)
+        below = torch.erfc(a * _HALF_ROOT).mul_(0.5)
         slope = torch.addcmul(density * (below - above), a, above * below)
         spread = torch.addcmul(above, a, slope).sub_(density.square()).clamp_(0.0, 1.0)
         ctx.save_for_backward(centre, above, density.div_(deviation))

@@ -19,33 +19,10 @@ from torch import Tensor, nn
 
 from rayal.errors import NeedsError, SettingsError
 from rayal.models.base import TaskNet, no_embedding
+from rayal.models.moments import rectified
 from rayal.registry import networks
 
 SHAPE = RATE = 6.0  # of the Gamma priors of noise precision and weight precision
-FAR = -30.0  # deviations below zero from where a ratio of densities is a series
-NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
-
-
-def rectified(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of max(0, x) for x ~ N(mean, variance), of any shape, float64.
-
-    With α = m/σ and γ = φ(α)/Φ(α) the mean is Φ(α)(m + σγ). Below ``FAR`` deviations γ is its
-    asymptotic series -α - 1/α + 2/α³, and a variance of 0 gives the ReLU of the mean.
-    """
-    random = variance > 0.0
-    deviation = torch.where(random, variance, torch.ones_like(variance)).sqrt()
-    alpha = mean / deviation
-    near, far = alpha.clamp_min(FAR), alpha.clamp_max(FAR)
-    ratio = torch.exp(-0.5 * near.square() - torch.special.log_ndtr(near)) * NORMALISER
-    gamma = torch.where(alpha < FAR, -far - 1.0 / far + 2.0 / far.pow(3), ratio)
-    above, below = (0.5 * torch.erfc(z * math.sqrt(0.5)) for z in (-alpha, alpha))  # Φ(±α)
-    shifted = mean + deviation * gamma
-    made = above * shifted
-    spread = made * shifted * below + above * variance * (1.0 - gamma * (gamma + alpha))
-    return (
-        torch.where(random, made, mean).clamp_min(0.0),
-        torch.where(random, spread.clamp_min(0.0), torch.zeros_like(spread)),
-    )
 
 
 class ProbabilisticNet(TaskNet):
