@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from rayal.engine.storage import TEMPORARY, sync_folder
+from rayal.engine.storage import write_durably
 from rayal.failpoints import failpoint
 
 
@@ -55,25 +54,6 @@ class FolderStore:
         write_durably(self.root / self.folder / name, write)
         failpoint("train.epoch")
         self.commit(epoch, f"{self.folder}/{name}", final)
-
-
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` write a file, so that its name always stands for a complete one.
-
-    Args:
-        path: its name; the folder is made.
-        write: writes a file under the path that it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _nothing() -> None:

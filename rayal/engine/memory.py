@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rayal.engine.checkpoints import write_durably
 from rayal.engine.forward import run_signals
 from rayal.engine.scan_options import options_record
+from rayal.engine.storage import write_durably
 from rayal.failpoints import failpoint
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
 from rayal.models.committee import Committee, home_of

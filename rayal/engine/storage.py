@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -50,18 +51,31 @@ def write_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None
         raise StorageError(
             f"{path} exists already; files of a storage root are immutable: write under a new name"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     described = table.replace_schema_metadata({**metadata, "version": FORMAT_VERSION})
-    temporary = path.with_name(f"{TEMPORARY}{uuid4().hex}")
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file, pa.ipc.new_file(file, described.schema) as writer:
+            writer.write_table(described.combine_chunks(), max_chunksize=TILE_ROWS)
+
+    write_durably(path, write)
+
+
+def write_durably(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` write a file, so that its name always stands for a complete one.
+
+    Args:
+        path: its name; the folder is made, and what had the name is replaced.
+        write: writes a file under the path that it is given, whose suffix is that of ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{TEMPORARY}{uuid4().hex[:8]}-{path.name}")
     try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, described.schema) as writer:
-                writer.write_table(described.combine_chunks(), max_chunksize=TILE_ROWS)
-            file.flush()
+        write(draft)
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.rename(path)
+        draft.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

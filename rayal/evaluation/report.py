@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from rayal.config import BASELINE
+from rayal.engine.storage import write_durably
 from rayal.errors import StorageError
 from rayal.evaluation.curves import (
     LOWER,
@@ -90,7 +90,7 @@ def write_outputs(
         writers["curve.png"] = lambda path: plot(path, points, metric, title)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, write in writers.items():
-        _replace(Path(folder) / name, write)
+        write_durably(Path(folder) / name, write)
 
 
 def table(
@@ -242,15 +242,3 @@ def _column(values: list[Any], key: str, name: str) -> Any:
         raise StorageError(
             f"{name}: column {key!r} mixes types ({error}); a column holds values of one type"
         ) from None
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``path``, then put it in its place."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
