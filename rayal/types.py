@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 TILE_ROWS = 4096  # the unit of all arithmetic: a record batch of a part
 PART_ROWS = 4 * TILE_ROWS
+PARTS = 16  # of a pool at least, as far as its tiles go round: so many workers have work
 PART_BYTES = 64 << 20
 FORMAT_VERSION = "1"  # stands in the metadata of every file of a storage root
 
 Keys = npt.NDArray[np.uint64]
+
+
+def part_rows(rows: int) -> int:
+    """Return the rows of a full part of a pool of so many rows: whole tiles, PART_ROWS at most."""
+    tiles = -(-rows // (PARTS * TILE_ROWS))
+    return min(PART_ROWS, max(1, tiles) * TILE_ROWS)
 
 
 def id_keys(ids: Iterable[str]) -> Keys:

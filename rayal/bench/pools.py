@@ -94,7 +94,8 @@ def plain_pool(job: Job) -> Tensor:
 
 def scanned(job: Job, executor: str) -> int:
     """Return the rows that an executor scanned, from opening it to closing it."""
-    with open_executor(executor, RayOptions(), shared=Path(job.scan.pool.root)) as opened:
+    root = Path(job.scan.pool.root)
+    with open_executor(executor, RayOptions(), members=0, shared=root) as opened:
         parts = job.scan.pool.parts_of("pool")
         made = opened.map_parts(job.scan, parts, threads=1, report=lambda rows: None)
         return sum(part.rows for part in made)

@@ -45,7 +45,8 @@ def connect(
     Args:
         options: address and resources.
         threads: torch threads of a model, by which cores are counted.
-        members: of a committee: so many workers are started at once, further ones when needed.
+        members: of a committee: so many workers are started at once, further ones when needed; 0
+            where nothing is to be trained.
         shared: the storage root, which every node of a running cluster must see.
 
     Raises:

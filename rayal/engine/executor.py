@@ -126,7 +126,7 @@ def open_executor(
         name: which one.
         options: how Ray is used.
         threads: torch threads of a model.
-        members: of the largest committee.
+        members: of the largest committee; 0 where nothing is to be trained.
         shared: the storage root, which every node of a cluster must see.
     """
     if name == "local":

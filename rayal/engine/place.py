@@ -16,7 +16,7 @@ from rayal.engine.rows import ROLES
 from rayal.engine.storage import write_part
 from rayal.failpoints import failpoint
 from rayal.project.records import PoolPart
-from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS, key_sum
+from rayal.types import PART_BYTES, TILE_ROWS, key_sum, part_rows
 
 
 def place(
@@ -57,15 +57,16 @@ def place(
 
 
 def cuts(
-    sizes: Integers, *, tile: int = TILE_ROWS, rows: int = PART_ROWS, size: int = PART_BYTES
+    sizes: Integers, *, tile: int = TILE_ROWS, rows: int | None = None, size: int = PART_BYTES
 ) -> Iterator[tuple[int, int]]:
     """Yield start and stop of each part.
 
-    A part has at most ``rows`` rows and ``size`` bytes and ends with a whole tile, unless its
-    first tile alone is larger; it has one row at least.
+    A part has at most ``rows`` rows, by default as suits a pool of so many, and ``size`` bytes. It
+    ends with a whole tile, unless its first tile alone is larger; it has one row at least.
     """
     ends = np.cumsum(sizes)
     start, count = 0, len(sizes)
+    rows = part_rows(count) if rows is None else rows
     while start < count:
         fits = int(np.searchsorted(ends, ends[start] - sizes[start] + size, side="right"))
         stop = min(max(fits, start + 1), start + rows)

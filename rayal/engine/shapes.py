@@ -20,7 +20,7 @@ from rayal.models.committee import Committee
 from rayal.selection.footprint import Shapes
 from rayal.signals import Forward, compute
 from rayal.tasks import Task
-from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS
+from rayal.types import PART_BYTES, TILE_ROWS, part_rows
 
 ITEM = 64  # bytes beside an item's payload in a part: id of 12 letters, key, content hash, offsets
 KNOWN = 28  # bytes of a row of the file of known labels: such an id, and a label
@@ -55,7 +55,7 @@ class PoolShape:
         """Rows of a full part, as ingest cuts them."""
         fits = max(1, int(PART_BYTES / max(self.item, 1)))
         fits = fits - fits % TILE_ROWS if fits > TILE_ROWS else fits
-        return max(1, min(self.rows, PART_ROWS, fits))
+        return max(1, min(self.rows, part_rows(self.rows), fits))
 
     @property
     def parts(self) -> int:

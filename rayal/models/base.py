@@ -69,7 +69,7 @@ class TaskNet(nn.Module):
     @property
     def embeds_input(self) -> bool:
         """Whether the embedding is a flat input itself: a linear model."""
-        return all(isinstance(stage, nn.Flatten) for stage in self.stages[:-1])
+        return all(isinstance(stage, nn.Flatten) for stage in list(self.stages)[:-1])
 
     @property
     def word_embedding(self) -> nn.Embedding | None:

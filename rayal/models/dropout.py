@@ -31,10 +31,11 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
     """Put every module of networks in eval mode for a while, and restore each one's own mode."""
     known = _EVALUATED.get()
     fresh = [net for net in nets if id(net) not in known]  # others are being evaluated already
-    training = [module for net in fresh for module in net.modules() if module.training]
+    modules = [module for net in fresh for module in net.modules()]
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
-    token = _EVALUATED.set(known.union(map(id, fresh))) if fresh else None
+    token = _EVALUATED.set(known.union(map(id, modules))) if fresh else None
     try:
         yield
     finally:

@@ -69,7 +69,8 @@ def k_center(
         labeled: ``[L, D]``, centres that are there already; without them the first centre is a
             uniform draw by the seed.
         method: exact (a 2-approximation of the smallest covering radius), or two_round: greedy in
-            every run of 16,384 rows, greedy on the union (Malkomes et al. 2015), within 4 times.
+            every run of a sixteenth of the rows (4,096 to 16,384), greedy on the union (Malkomes
+            et al. 2015), within 4 times.
         candidates: None for all rows, else about how many, drawn uniformly, may be picked.
         precision: of the embeddings while they are held, see ``select_rows``.
         device: cpu or cuda.

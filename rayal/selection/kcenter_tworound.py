@@ -22,7 +22,7 @@ from rayal.selection.kcenter import KCenter
 from rayal.selection.objective import Commit, Progress
 from rayal.selection.threads import Team
 from rayal.selection.tiles import Proposal, Tile, cut_tiles
-from rayal.types import PART_ROWS, Keys
+from rayal.types import Keys, part_rows
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class TwoRoundKCenter(KCenter):
     grouped: ClassVar[bool] = True
 
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
-        """Return what both rounds take; a part is taken to have PART_ROWS rows.
+        """Return what both rounds take; a part has so many rows as ingest gives it.
 
         While a thread is at a part it keeps the state of its rows a second time, and which are
         eligible. Every part sends k rows with key and score; the driver's greedy runs on those.
         """
         once = super().footprint(shapes, rows, k)
-        part = min(rows, PART_ROWS)
-        union = min(rows, k * -(-rows // PART_ROWS))
+        part = min(rows, part_rows(rows))
+        union = min(rows, k * -(-rows // part_rows(rows)))
         last = super().footprint(shapes, union, k)
         return replace(
             once,

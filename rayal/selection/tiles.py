@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayal.selection.devices import to_host, widened
-from rayal.types import PART_ROWS, TILE_ROWS, Keys
+from rayal.types import TILE_ROWS, Keys, part_rows
 
 Floats = npt.NDArray[np.float64]
 PAD = 64  # rows of a tile are a multiple of this, so that matrix products never become GEMV
@@ -197,7 +197,7 @@ def cut_tiles(
     keys: Keys, columns: Mapping[str, Tensor], eligible: npt.NDArray[np.bool_] | None = None
 ) -> list[Tile]:
     """Cut rows, already in key order, into tiles of TILE_ROWS padded to a multiple of PAD."""
-    tiles = []
+    tiles, part = [], part_rows(len(keys))
     for start in range(0, len(keys), TILE_ROWS):
         stop = min(start + TILE_ROWS, len(keys))
         pad = -(stop - start) % PAD
@@ -207,7 +207,7 @@ def cut_tiles(
                 np.pad(keys[start:stop], (0, pad)),
                 {n: _pad(c[start:stop], pad) for n, c in columns.items()},
                 np.pad(mask, (0, pad)),
-                group=int(keys[start - start % PART_ROWS]),
+                group=int(keys[start - start % part]),
             )
         )
     return tiles

@@ -4,6 +4,7 @@
 #                                                ROWS: bench large disk frozen plan bugs
 # The environment needs the peers: uv sync --group peers; and the data set: dataset-fashion-mnist.
 set -euo pipefail
+export UV_COMPILE_BYTECODE=1 # as other installers do: processes that start are measured
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 here="$repo/tests/acceptance"
 failed=0

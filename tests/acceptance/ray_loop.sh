@@ -3,6 +3,7 @@
 #   tests/acceptance/ray_loop.sh [FOLDER] [ROWS…]   FOLDER keeps the runs (default: a new one);
 #                                                   ROWS: fashion scan faults start suite memory
 set -euo pipefail
+export UV_COMPILE_BYTECODE=1 # as other installers do: processes that start are measured
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 here="$repo/tests/acceptance"
 failed=0

@@ -16,7 +16,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.rows import Rows, Source, keyed_hashes
 from rayal.errors import PoolError
 from rayal.project.ledger import Ledger
-from rayal.types import PART_BYTES, PART_ROWS, TILE_ROWS, id_keys
+from rayal.types import PART_BYTES, PART_ROWS, PARTS, TILE_ROWS, id_keys, part_rows
 
 
 def test_rows_stand_in_key_order_over_all_parts(
@@ -74,6 +74,16 @@ def test_cuts_hold_their_limits() -> None:
     for start, stop in cuts:
         assert stop - start <= PART_ROWS and sizes[start:stop].sum() <= PART_BYTES
         assert stop == len(sizes) or (stop - start) % TILE_ROWS == 0 or stop - start < TILE_ROWS
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [(0, 0), (1, 1), (60_000, 15), (16 * TILE_ROWS, 16), (200_000, 13), (10**6, 62)],
+)
+def test_a_pool_has_parts_for_many_workers(rows: int, parts: int) -> None:
+    cuts = list(place.cuts(np.ones(rows, np.int64)))
+    assert len(cuts) == parts and part_rows(rows) % TILE_ROWS == 0
+    assert len(cuts) >= min(-(-rows // TILE_ROWS), PARTS // 2)
 
 
 def test_ingest_again_adds_only_what_is_new(tmp_path: Path) -> None:

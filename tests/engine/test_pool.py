@@ -35,7 +35,7 @@ def pixels(pool: Pool, ids: list[str]) -> list[bytes]:
 
 def test_a_pool_tells_what_it_holds(pool: Pool) -> None:
     assert len(pool) == pool.rows("pool") == 9000 and pool.rows("test") == 50
-    assert [part.role for part in pool.parts] == ["pool", "test"]
+    assert [part.role for part in pool.parts] == ["pool"] * 3 + ["test"]
     assert [part.rows for part in pool.parts_of("test")] == [50]
     assert pool.payload == {
         "kind": "image",
@@ -90,16 +90,16 @@ def test_the_root_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_file_that_is_not_the_committed_one_is_refused(pool: Pool) -> None:
-    part, test = pool.parts
-    path = pool.root / part.file
+    (part, *_), (test,) = pool.parts_of("pool"), pool.parts_of("test")
+    path, ids = pool.root / part.file, [f"i{n}" for n in range(9000)]
     path.rename(path.with_suffix(".away"))
     with pytest.raises(StorageError, match="is missing"):
         pool.read(part)
     with pytest.raises(StorageError, match="is missing"):
-        pool.take(["i1"])
+        pool.take(ids)
     path.write_bytes((pool.root / test.file).read_bytes())
-    for read in (lambda: pool.read(part), lambda: pool.contains(["i1"])):
-        with pytest.raises(StorageError, match=r"has 50 rows .* the ledger holds 9000"):
+    for read in (lambda: pool.read(part), lambda: pool.contains(ids)):
+        with pytest.raises(StorageError, match=r"has 50 rows .* the ledger holds 4096"):
             read()
     path.write_bytes(path.with_suffix(".away").read_bytes()[:-20])
     with pytest.raises(StorageError, match="is damaged"):

@@ -182,7 +182,7 @@ def test_two_rounds_on_a_line() -> None:
 
 
 def test_one_group_is_the_exact_greedy() -> None:
-    x = np.random.default_rng(4).normal(size=(6000, 4))
+    x = np.random.default_rng(4).normal(size=(4000, 4))
     for labeled in (None, x[:30]):
         exact = k_center(x, 90, labeled=labeled, seed=1)
         picks = k_center(x, 90, labeled=labeled, method="two_round", seed=1)
