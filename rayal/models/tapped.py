@@ -13,13 +13,20 @@ from rayal.models.dropout import evaluating
 
 
 def pooled(tapped: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
-    """Return the mean over positions of each tapped layer, ``[N, D]`` of ``[N, D, …]``.
+    """Return the mean over positions of each tapped layer, ``[N, D]``.
 
     Args:
-        tapped: what ``TaskNet.taps`` gave.
+        tapped: what ``TaskNet.taps`` gave: feature maps ``[N, D, H, W]``, the vectors of a
+            sequence ``[N, T, D]`` (of padding too, which word embeddings make 0), or ``[N, D]``.
         names: the layers, in the order of the result.
     """
-    return [tapped[n].flatten(2).mean(dim=2) if tapped[n].ndim > 2 else tapped[n] for n in names]
+    return [_pooled(tapped[name]) for name in names]
+
+
+def _pooled(x: Tensor) -> Tensor:
+    if x.ndim == 3:
+        return x.mean(dim=1)
+    return x.flatten(2).mean(dim=2) if x.ndim > 3 else x
 
 
 def chosen_taps(

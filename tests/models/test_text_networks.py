@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rayal.errors import SettingsError
 from rayal.models import TaskNet, build_network
+from rayal.models.tapped import pooled, tap_widths
 from rayal.models.text import MaxOverTime, TfIdf, WordEmbedding
 from rayal.tasks import Vocabulary
 
@@ -59,6 +60,16 @@ def test_kim_cnn_by_its_definition() -> None:
     expected = torch.cat(features, dim=1)
     torch.testing.assert_close(net.embed(x), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(net(x), net.head(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_taps_of_texts_are_means_over_time() -> None:
+    net = network(width=6, filters=5).eval()
+    x = texts(*SENTENCES[:4])
+    words, windows = pooled(net.taps(x, ("words", "windows"))[1], ("words", "windows"))
+    assert isinstance(net.stages[0], WordEmbedding)
+    torch.testing.assert_close(words, net.stages[0].table.weight[x.long()].sum(dim=1) / 12)
+    torch.testing.assert_close(windows, net.embed(x))
+    assert tap_widths(net, net.tap_names, (12,)) == [6, 15]
 
 
 def test_padding_is_zero_and_stays_zero() -> None:
