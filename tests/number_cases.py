@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loop_cases import finish
 
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -59,9 +60,4 @@ def number_project(root: Path, strategy: Strategy, **changes: Any) -> Project:
     """Run a project to its end."""
     spec = number_spec(strategy, **changes)
     project = Project.create(Ledger(root), "p", number_pool(root), spec)
-    oracle = Oracle(project.pool, labels=project.task.labels)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
+    return finish(project, Oracle(project.pool, labels=project.task.labels))

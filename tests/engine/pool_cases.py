@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loop_cases import finish
 
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -15,7 +16,6 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
-from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.project import Ledger
 from rayal.strategies import Strategy
@@ -54,10 +54,4 @@ def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
 
 def finished(root: Path, what: ProjectSpec, *, executor: Executor = LOCAL) -> Project:
     """Run a project to its end."""
-    project = Project.create(Ledger(root), "p", pool_of(root), what, executor=executor)
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
+    return finish(Project.create(Ledger(root), "p", pool_of(root), what, executor=executor))

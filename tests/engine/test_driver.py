@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from loop_cases import finish, picks_of
 from torch import Tensor, nn
 
 from rayal.engine.arrays import array_source
@@ -73,18 +74,11 @@ def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
 
 
 def simulate(root: Path, pool: Pool, what: ProjectSpec, name: str = "p") -> Project:
-    project = Project.create(Ledger(root), name, pool, what)
-    oracle = Oracle(pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
+    return finish(Project.create(Ledger(root), name, pool, what))
 
 
 def picks(project: Project) -> list[tuple[str, float | None]]:
-    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0, 1)]
-    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+    return picks_of(project, -1, 0, 1)
 
 
 EXACT = ["margin", "coreset", "badge", "bald", "bait", "batchbald"]

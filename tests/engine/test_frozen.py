@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from loop_cases import finish, picks_of
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -106,18 +107,8 @@ def simulate(
     return finish(project)
 
 
-def finish(project: Project) -> Project:
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
-
-
 def picks(project: Project) -> list[tuple[str, float | None]]:
-    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0, 1)]
-    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+    return picks_of(project, -1, 0, 1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loop_cases import finish, picks_of
 
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -68,18 +69,8 @@ def simulate(root: Path, pool: Pool, what: ProjectSpec, name: str = "p", **more:
     return finish(Project.create(Ledger(root), name, pool, what, **more))
 
 
-def finish(project: Project) -> Project:
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
-
-
 def picks(project: Project) -> list[tuple[str, float | None]]:
-    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0, 1)]
-    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+    return picks_of(project, -1, 0, 1)
 
 
 def outputs(project: Project) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from loop_cases import finish, picks_of
 
 from rayal.engine.arrays import array_source
 from rayal.engine.cluster import connect
@@ -80,13 +81,7 @@ def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
 
 def simulated(project: Project) -> list[tuple[str, float | None]]:
     """Run a project to its end and return its picks with their scores."""
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    chosen = [project.ledger.selection(project.name, r) for r in (-1, 0)]
-    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+    return picks_of(finish(project), -1, 0)
 
 
 def both(root: Path, on_ray: Executor, what: ProjectSpec) -> tuple[Project, Project]:

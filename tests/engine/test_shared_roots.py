@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loop_cases import finish, picks_of
 
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -47,21 +48,15 @@ def spec(strategy: str = "margin", **changes: Any) -> ProjectSpec:
     return ProjectSpec(**{**values, **changes})
 
 
-def finish(project: Project) -> list[str]:
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    chosen = [project.ledger.selection(project.name, r) for r in range(-1, 2)]
-    return [p.item for s in chosen if s is not None for p in s.picks]
+def finished(project: Project) -> list[str]:
+    return [item for item, _ in picks_of(finish(project), -1, 0, 1)]
 
 
 def test_weights_that_another_project_dropped_are_trained_again(tmp_path: Path) -> None:
     pool = made(tmp_path)
     ledger = Ledger(tmp_path)
     first = Project.create(ledger, "a", pool, spec(seeds=Seeds(query=0)))
-    expected = finish(first)
+    expected = finished(first)
     second = Project.create(ledger, "b", pool, spec(seeds=Seeds(query=1)))
     oracle = Oracle(pool)
     second.prepare()
@@ -76,7 +71,7 @@ def test_weights_that_another_project_dropped_are_trained_again(tmp_path: Path) 
     if row is not None:
         ledger.forget_files([row.file])
         (tmp_path / row.file).unlink()
-    assert finish(Project(ledger, "b")) == expected
+    assert finished(Project(ledger, "b")) == expected
 
 
 def write(path: Path) -> None:
@@ -150,7 +145,7 @@ def test_a_pool_that_grows_enters_with_the_next_round_and_a_killed_round_keeps_i
 def test_a_pool_that_is_used_up_ends_the_project(tmp_path: Path) -> None:
     pool = made(tmp_path, rows=12)
     project = Project.create(Ledger(tmp_path), "live", pool, spec(rounds=None))
-    assert len(finish(project)) == 12
+    assert len(finished(project)) == 12
     assert project.finished
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from loop_cases import finish
 from torch import Tensor, nn
 
 from rayal.config import load
@@ -73,13 +74,7 @@ def spec(strategy: Strategy, network: str = "kim_cnn", **changes: Any) -> Projec
 
 
 def simulate(root: Path, pool: Pool, what: ProjectSpec) -> Project:
-    project = Project.create(Ledger(root), "p", pool, what)
-    oracle = Oracle(pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
+    return finish(Project.create(Ledger(root), "p", pool, what))
 
 
 def picks(project: Project) -> list[tuple[str, ...]]:

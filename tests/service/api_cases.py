@@ -7,8 +7,9 @@ import base64
 import functools
 import io
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from PIL import Image
 
+import rayal
+from rayal.cli import main
 from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
 from rayal.project import Ledger, Pick
@@ -30,6 +34,7 @@ from rayal.service.predictor import Predictor
 from rayal.service.uris import Prefixes
 from rayal.types import id_keys
 
+Run = Callable[..., tuple[int, str, str]]  # arguments to exit status, output and errors
 ITEMS = 40
 CLASSES = ["cat", "dog", "owl"]
 # what creation makes of a request, as far as the API reads it: creation itself loads torch
@@ -236,3 +241,25 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     assert document["request_id"] == answer.headers["x-request-id"]
     assert "Traceback" not in answer.text
     return document
+
+
+def shell(
+    made: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Return ``rayal remote`` in this process, as the service's administrator."""
+
+    def client(url: str, token: str | None) -> rayal.Client:
+        assert url == "http://127.0.0.1:8000"
+        return rayal.Client("http://service", token, transport=made.carrier)
+
+    def run(*argv: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rayal", "remote", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out = capsys.readouterr()
+        return int(ended.value.code or 0), out.out, out.err
+
+    monkeypatch.setattr("rayal.remote._client", client)
+    monkeypatch.setenv("RAYAL_TOKEN", made.tokens["admin"])
+    monkeypatch.setenv("COLUMNS", "200")
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from api_cases import Service, key, offer, problem, service
+from api_cases import Run, Service, key, offer, problem, service, shell
 from service_cases import FEATURES, NOTHING, patch_project, work
 
 import rayal
-from rayal.cli import main
 from rayal.errors import ConflictError, NeedsError
 from rayal.project import LabelEntry, Ledger
 from rayal.service.agreement import agreement_of
@@ -323,23 +321,11 @@ def test_the_client_sends_numbers(prices: Service) -> None:
 @pytest.fixture
 def remote(
     prices: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
-    def client(url: str, token: str | None) -> rayal.Client:
-        return rayal.Client("http://service", token, transport=prices.carrier)
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayal", "remote", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out, out.err
-
-    monkeypatch.setattr("rayal.remote._client", client)
-    monkeypatch.setenv("RAYAL_TOKEN", prices.tokens["admin"])
-    return run
+) -> Run:
+    return shell(prices, monkeypatch, capsys)
 
 
-def test_numbers_from_the_shell(remote: Any, prices: Service, tmp_path: Path) -> None:
+def test_numbers_from_the_shell(remote: Run, prices: Service, tmp_path: Path) -> None:
     assert remote("label", "prices", ROWS[0], "1.5e1")[0] == 0
     file = tmp_path / "labels.csv"
     file.write_text(f"id,label\n{ROWS[1]},2\n{ROWS[2]}, 3.25\n")

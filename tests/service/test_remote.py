@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from api_cases import CLASSES, Service, png, service
+from api_cases import CLASSES, Run, Service, png, service, shell
 from PIL import Image
 
-import rayal
 from rayal.cli import main
 from rayal.service import auth
 from rayal.service.work import perform
 
-Run = Callable[..., tuple[int, str, str]]
 IMAGES: dict[str, Any] = {
     "name": "new",
     "task": {"kind": "image", "classes": CLASSES, "size": [8, 8], "channels": 1},
@@ -38,21 +36,7 @@ def made(tmp_path: Path) -> Iterator[Service]:
 def remote(
     made: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    def client(url: str, token: str | None) -> rayal.Client:
-        assert url == "http://127.0.0.1:8000"
-        return rayal.Client("http://service", token, transport=made.carrier)
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rayal", "remote", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out, out.err
-
-    monkeypatch.setattr("rayal.remote._client", client)
-    monkeypatch.setenv("RAYAL_TOKEN", made.tokens["admin"])
-    monkeypatch.setenv("COLUMNS", "200")
-    return run
+    return shell(made, monkeypatch, capsys)
 
 
 def told(done: tuple[int, str, str]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loop_cases import finish, picks_of
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
-from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.models.committee import Committee
 from rayal.project import Ledger
@@ -65,20 +65,9 @@ def rounds_of(root: Path, strategy: Strategy, **changes: Any) -> Project:
     return finish(project)
 
 
-def finish(project: Project) -> Project:
-    oracle = Oracle(project.pool)
-    project.prepare()
-    while not project.finished:
-        oracle.work(project)
-        project.train(oracle.truth)
-    return project
-
-
 def picks(project: Project) -> list[tuple[str, float | None]]:
     """Return the picks of all rounds after the initial one, with their scores."""
-    rounds = range(project.spec.rounds or 0)
-    chosen = [project.ledger.selection(project.name, r) for r in rounds]
-    return [(p.item, p.score) for s in chosen if s is not None for p in s.picks]
+    return picks_of(project, *range(project.spec.rounds or 0))
 
 
 def items(project: Project) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from digit_cases import PLAIN, committee_of, digit_pool, digit_spec, finish, items, picks, rounds_of
+from digit_cases import PLAIN, committee_of, digit_pool, digit_spec, items, picks, rounds_of
+from loop_cases import finish
 from torch import Tensor
 from torch.nn import functional as F
 

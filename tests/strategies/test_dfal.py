@@ -13,11 +13,11 @@ from digit_cases import (
     committee_of,
     digit_pool,
     digit_spec,
-    finish,
     items,
     picks,
     rounds_of,
 )
+from loop_cases import finish
 
 import rayal
 from rayal.engine.attached import attached_columns, attached_rows
