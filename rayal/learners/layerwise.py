@@ -4,11 +4,7 @@ Source: Wang & Shang, IJCNN 2014, "A new method for deep active learning": the n
 pre-trained without labels on all items, as stacked restricted Boltzmann machines or stacked
 autoencoders, then fine-tuned on the labeled ones in every round.
 
-References:
-    Hinton, Osindero & Teh, Neural Computation 18, 2006 (greedy layers, machines);
-    Bengio, Lamblin, Popovici & Larochelle, NIPS 2006 (greedy layers, autoencoders);
-    Vincent, Larochelle, Lajoie, Bengio & Manzagol, JMLR 11, 2010 (denoising);
-    Hinton, UTML technical report 2010-003 (constants of the machines' training).
+What the layers' training stands on is told in :mod:`rayal.learners.layers`.
 """
 
 from __future__ import annotations
