@@ -20,8 +20,7 @@ from rayal.selection.tiles import PAD
 from rayal.signals.base import Forward, Signal
 from rayal.signals.predictions import check_member
 
-ROUNDING = 1e-6  # of the input's norm: nearer than this, a row lies on the boundary
-FLAT = 1e-12  # norm of a gradient that shows no direction
+FLAT = 1e-18  # norm of a gradient that shows no direction: its square is still a float32
 
 
 class Perturbed(NamedTuple):
@@ -29,7 +28,8 @@ class Perturbed(NamedTuple):
 
     Attributes:
         r: the perturbation without overshoot, ``[B, …]``.
-        distance: its Euclidean norm ``[B]``; inf where the network is flat around the row.
+        distance: its Euclidean norm ``[B]``; inf where the network is flat around the row, NaN
+            where its logits or their gradients are.
         flipped: whether x + (1 + overshoot) r has another class, bool ``[B]``.
     """
 
@@ -48,7 +48,8 @@ def deepfool(
 ) -> Perturbed:
     """Return the smallest perturbations that DeepFool finds, of all rows at once.
 
-    Rows do not interact; those that are done are frozen. One gradient of a class is held at a
+    Rows do not interact; those that are done are frozen. A row is done, too, with a step that is
+    lost in the rounding of the coordinates that it moves. One gradient of a class is held at a
     time, so memory is O(B |x|).
 
     Args:
@@ -60,13 +61,12 @@ def deepfool(
     """
     x = x.detach()
     r = torch.zeros_like(x)
-    size = _norms(x)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    flat, order = ~active, None
+    flat, broken, order = ~active, ~active, None
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         for _ in range(steps):
             here = (x + (1.0 + overshoot) * r).requires_grad_()
-            f = logits(here)  # [B, C]
+            f = logits(here.clone())  # [B, C]; a stage may work in place, and not on a leaf
             if order is None:
                 order = f.detach().topk(min(classes, f.shape[1]), dim=1).indices
             active = active & (f.detach().argmax(dim=1) == order[:, 0])
@@ -74,15 +74,30 @@ def deepfool(
                 break
             nearest, step = _nearest(f, here, order)
             flat = flat | (active & nearest.isinf() & (_norms(r) == 0.0))
-            active = active & ~nearest.isinf() & (nearest > ROUNDING * size)
+            broken = broken | (active & nearest.isnan())
+            active = active & nearest.isfinite()
             r = torch.where(_wide(active, r), r + step, r)
-        after = logits(x + (1.0 + overshoot) * r).argmax(dim=1)
+            active = active & (nearest > _rounding(x, step))
+        last = logits(x + (1.0 + overshoot) * r)
     assert order is not None
-    return Perturbed(r, _norms(r).masked_fill(flat, torch.inf), after != order[:, 0])
+    broken = broken | last.isnan().any(dim=1)
+    distance = _norms(r).masked_fill(flat, torch.inf).masked_fill(broken, torch.nan)
+    return Perturbed(r, distance, (last.argmax(dim=1) != order[:, 0]) & ~broken)
+
+
+def _rounding(x: Tensor, step: Tensor) -> Tensor:
+    """Return how far along a step the rounding of a row reaches, ``[B]``: Σ |w_i| ε |x_i| / |w|.
+
+    It is at most ε |x|, and far less where the large coordinates are not those that move.
+    """
+    moved = (step.abs() * x.abs()).flatten(1).sum(dim=1)
+    return torch.finfo(x.dtype).eps * moved / _norms(step).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _nearest(f: Tensor, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance to the nearest boundary of the linearised logits, and the step there.
+
+    The distance is inf where no boundary shows, and NaN where a gradient or a gap is NaN.
 
     Args:
         f: logits ``[B, C]`` with their graph.
@@ -102,8 +117,8 @@ def _nearest(f: Tensor, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         other, made = gradient(rank)
         w = made - base
         gap, norm = (other - value).abs(), _norms(w)
-        distance = torch.where(norm > FLAT, gap / norm.clamp_min(FLAT), torch.inf)
-        closer = distance < nearest
+        distance = torch.where(norm <= FLAT, torch.inf, gap / norm.clamp_min(FLAT))
+        closer = (distance < nearest) | distance.isnan()  # which no later class takes away
         nearest = torch.where(closer, distance, nearest)
         step = torch.where(_wide(closer, w), w * _wide(gap / norm.clamp_min(FLAT) ** 2, w), step)
     return nearest, step.detach()
@@ -149,7 +164,8 @@ class AdversarialDistance(Signal):
     """The length of the DeepFool perturbation of decoded rows, ``adversarial_distance`` ``[N]``.
 
     It is inf where the network is flat around a row: that is not near a boundary. A row that
-    keeps its class for all steps has the length it came to.
+    keeps its class for all steps has the length it came to. Lengths are Euclidean in the units of
+    decoded rows: those of a table's columns, whatever their scales.
 
     Args:
         classes: of the most probable, those whose boundaries count.

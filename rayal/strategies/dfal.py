@@ -47,7 +47,12 @@ class DFAL(Strategy):
     departures: ClassVar[str] = (
         "the whole pool is scored, the paper scores a random part of it; perturbed rows are not "
         "clipped to the range of pixels; DeepFool's constants (50 steps, overshoot 0.02, the 10 "
-        "most probable classes) are its authors', those of the paper were not at hand"
+        "most probable classes) are its authors', those of the paper were not at hand. Distances "
+        "are Euclidean in the decoded rows: pixels in [0, 1]; of a table its columns in their own "
+        "units, so that a column of large numbers is the cheapest to move; with a frozen backbone "
+        "embeddings, and twins are embeddings as well. Rows around which the network is flat have "
+        "score -inf, rows that keep their class for all steps the distance they came to; they are "
+        "not counted, and of a pick the attached column flipped says whether its twin changed class"
     )
 
     def signals(self) -> tuple[Signal, ...]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from signal_cases import TABLE, cnns, committee, images
+from signal_cases import TABLE, ask, cnns, committee, images
 from torch import Tensor, nn
 
-from rayal.errors import NeedsError
+from rayal import acquisition
+from rayal.engine.scan import Scan
+from rayal.engine.scan_options import ScanOptions
+from rayal.errors import NeedsError, ScoreError
+from rayal.labels import ClassLabel
+from rayal.learners import Supervised
 from rayal.models import HookedNet, TaskNet, build_network
 from rayal.signals import AdversarialDistance, Forward, compute
 from rayal.signals.adversarial import deepfool, perturbed_rows
+from rayal.strategies.dfal import DFAL
+from rayal.tasks import FeaturesTask, TableTask
 from rayal.types import id_keys
 
 W = torch.tensor([[1.0, 2.0], [0.5, -1.0], [-2.0, 0.3], [0.1, 0.1]], dtype=torch.float64)
@@ -47,9 +56,77 @@ def test_on_an_affine_classifier_the_distance_is_the_exact_margin() -> None:
 
 def test_two_classes_rank_as_the_margin_does() -> None:
     w, b = torch.tensor([1.0, -2.0], dtype=torch.float64), 0.3
-    x = torch.randn(50, 2, dtype=torch.float64)
-    made = deepfool(lambda z: torch.stack([z @ w + b, torch.zeros(len(z)).double()], dim=1), x)
+    x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def logits(z: Tensor) -> Tensor:
+        return torch.stack([z @ w + b, torch.zeros(len(z)).double()], dim=1)
+
+    made = deepfool(logits, x)
     torch.testing.assert_close(made.distance, (x @ w + b).abs() / w.norm(), rtol=1e-12, atol=0)
+    margin = acquisition.margin(logits(x).log_softmax(dim=1))
+    ours = DFAL().score({"adversarial_distance": made.distance})  # type: ignore[arg-type]
+    assert ours.argsort(descending=True).tolist() == margin.argsort(descending=True).tolist()
+
+
+def standardised(shift: Tensor, scale: Tensor, w: Tensor) -> Any:
+    """Return logits of two classes, on opposite sides of w · (x - shift) / scale = 0."""
+
+    def logits(x: Tensor) -> Tensor:
+        side = ((x - shift) / scale) @ w
+        return torch.stack([side, -side], dim=1)
+
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "w"),
+    [
+        ([1.6e9, 0.0], [1e7, 1.0], [0.0, 1.0]),  # seconds of a year, which do not matter
+        ([1.6e9, 0.0], [1e7, 1.0], [0.3, 1.0]),  # and which do
+        ([5e4, 0.0], [1.0, 1.0], [0.0, 1.0]),
+        ([5e4, 0.0], [1.0, 1.0], [0.5, 1.0]),  # in float32 such rows move by steps of 0.004
+        ([0.0, 1e-6], [1.0, 1e-6], [1.0, 1.0]),
+        ([1.6e18, 1.6e18], [1e16, 1e16], [1.0, -0.7]),  # nanoseconds alone
+    ],
+)
+def test_columns_of_any_scale_have_the_exact_distance_of_an_affine_network(
+    shift: list[float], scale: list[float], w: list[float]
+) -> None:
+    chance = torch.Generator().manual_seed(3)
+    at, wide, weight = (torch.tensor(v) for v in (shift, scale, w))
+    x = torch.randn(400, 2, generator=chance) * wide + at  # float32, as tables are decoded
+    raw, direction = x.double(), weight.double() / wide.double()
+    expected = ((raw - at.double()) @ direction).abs() / direction.norm()
+    made = deepfool(standardised(at, wide, weight), x)
+    reach = 2.0**-23 * (direction * at).abs().sum() / direction.norm()  # of rounding, in the row
+    torch.testing.assert_close(made.distance.double(), expected, rtol=2e-5, atol=reach.item())
+    assert (made.distance > 0).all()
+    assert made.flipped.double().mean() > 0.98  # but where rounding loses the overshoot
+
+
+def test_a_column_that_does_not_matter_changes_no_step_on_a_curved_network() -> None:
+    net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 2))
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        for layer in (net[0], net[2]):
+            layer.reset_parameters()  # type: ignore[operator]
+    u = torch.randn(100, 1, generator=torch.Generator().manual_seed(4))
+    alone = deepfool(net, u)
+    both = deepfool(lambda x: net(x[:, 1:]), torch.cat([torch.full_like(u, 1.6e9), u], dim=1))
+    assert torch.equal(both.distance, alone.distance) and torch.equal(both.r[:, 1:], alone.r)
+    assert (alone.distance > 0).all() and torch.equal(both.flipped, alone.flipped)
+
+
+def test_a_step_that_rounding_loses_ends_the_row_and_still_counts() -> None:
+    calls = [0]
+
+    def logits(x: Tensor) -> Tensor:
+        calls[0] += 1
+        side = x[:, 0] - 1e8 + 0.5  # rows are whole multiples of 8 here
+        return torch.stack([side, -side], dim=1)
+
+    made = deepfool(logits, torch.tensor([[1e8]]))
+    assert made.distance.tolist() == [0.5] and calls[0] == 3 and not made.flipped.any()
 
 
 @pytest.mark.parametrize("near", range(4))
@@ -71,6 +148,16 @@ def test_scaling_the_logits_changes_nothing_and_a_further_class_never_adds_dista
     fewer = deepfool(lambda z: affine(z)[:, :3], x)
     same = affine(x).argmax(dim=1) < 3
     assert (made.distance[same] <= fewer.distance[same] + 1e-12).all()
+
+
+def test_a_class_that_stands_twice_adds_no_distance() -> None:
+    x = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    made, own = deepfool(affine, x), affine(x).argmax(dim=1)
+    for twice in range(4):
+        doubled = deepfool(lambda z, c=twice: torch.cat([affine(z), affine(z)[:, [c]]], dim=1), x)  # type: ignore[misc]
+        assert (doubled.distance <= made.distance + 1e-12).all()
+        # a row of the doubled class itself may count as on the boundary between the two
+        assert (doubled.distance[own != twice] == made.distance[own != twice]).all()
 
 
 def reference(net: nn.Module, x: Tensor, steps: int = 50, overshoot: float = 0.02) -> Tensor:
@@ -178,3 +265,83 @@ def test_a_network_on_token_ids_is_refused() -> None:
     with pytest.raises(NeedsError, match="member 3"):
         AdversarialDistance(member=3).check(cnns(1))
     AdversarialDistance().check(cnns(1))
+
+
+class Broken(nn.Module):
+    """A linear model whose logits, or only their gradients, are NaN where a row is above 5."""
+
+    def __init__(self, gradients: bool) -> None:
+        super().__init__()
+        self.last, self.gradients = nn.Linear(2, 2), gradients
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(x)
+        above = (x > 5.0).any(dim=1, keepdim=True)
+        if not self.gradients:
+            return made.masked_fill(above, torch.nan)
+        inner = torch.where(above, x[:, :1] - x[:, :1].detach(), 1.0)
+        return made + 0.0 * inner.sqrt()  # of 0 the derivative is 0 · inf
+
+
+class Rows:
+    """A pool of one part, for a scan of rows that are at hand."""
+
+    root, name = "", "rows"
+
+    def __init__(self, x: Tensor) -> None:
+        flat = pa.array(x.flatten().numpy())
+        ids = [f"item/{i}" for i in range(len(x))]
+        self.table = pa.table(
+            {
+                "id": ids,
+                "key": id_keys(ids),
+                "features": pa.FixedSizeListArray.from_arrays(flat, x.shape[1]),
+            }
+        )
+
+    def read(self, part: Any) -> pa.Table:
+        return self.table
+
+
+def test_rows_of_which_the_network_says_nothing_are_named_and_not_ranked() -> None:
+    x = torch.tensor([[0.1, 0.2], [9.0, 0.3], [0.5, -0.4]])
+    for gradients in (False, True):
+        net = HookedNet(Broken(gradients), (2,))
+        made = deepfool(net, x)
+        assert made.distance.isnan().tolist() == [False, True, False]
+        assert not made.flipped[1] and made.flipped[[0, 2]].all() and (made.r[1] == 0).all()
+        asked = committee([net], TableTask(ClassLabel(("a", "b")), ("f", "g")))
+        object.__setattr__(asked, "statistics", {"mean": torch.zeros(2), "std": torch.ones(2)})
+        with pytest.raises(ScoreError, match=r"adversarial_distance.*item/1.*NaN"):
+            ask(asked, x, AdversarialDistance())
+        pool: Any = Rows(x)
+        scan = Scan(pool, asked, DFAL(), Supervised(), ScanOptions(batch=64))
+        with pytest.raises(ScoreError, match=r"adversarial_distance.*item/1.*NaN"):
+            scan.columns_of(SimpleNamespace(part="0"))  # type: ignore[arg-type]
+
+
+def test_a_network_with_filters_of_nan_has_no_nearest_rows() -> None:
+    asked = cnns(1)
+    object.__setattr__(asked, "statistics", {"mean": torch.zeros(1), "std": torch.ones(1)})
+    with torch.no_grad():
+        next(asked.net(0).parameters()).fill_(torch.nan)
+    made = perturbed_rows(asked, images(3), 0, classes=4, steps=5, overshoot=0.02)
+    assert made.distance.isnan().all() and not made.flipped.any()
+    with pytest.raises(ScoreError, match=r"adversarial_distance.*item/0.*NaN"):
+        ask(asked, images(3), AdversarialDistance())
+
+
+def test_a_first_stage_may_work_in_place_on_rows_that_are_not_standardised() -> None:
+    asked = committee(
+        [TaskNet({"act": nn.LeakyReLU(inplace=True), "head": nn.Linear(3, 2)})],
+        FeaturesTask(ClassLabel(("a", "b")), 3, "hash"),
+    )
+    AdversarialDistance().check(asked)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(6))
+    before = x.clone()
+    made = ask(asked, x, AdversarialDistance())["adversarial_distance"]
+    assert torch.equal(x, before)
+    head = asked.net(0).head
+    apart = deepfool(lambda z: head(nn.functional.leaky_relu(z)), x)
+    torch.testing.assert_close(made, apart.distance)
+    assert apart.flipped.all()
