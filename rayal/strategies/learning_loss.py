@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayal.errors import NeedsError
 from rayal.learners import Learner, Supervised, TrainContext, TrainState
 from rayal.learners.base import Batches
 from rayal.models.base import TaskNet
@@ -82,7 +83,8 @@ class LossPrediction(Supervised):
     """Train a module that predicts each row's loss beside the network that has it.
 
     Args:
-        ranking: weight of the ranking loss; with 0 the network trains as by ``supervised``.
+        ranking: weight of the ranking loss; with 0 the network trains as by ``supervised``, and
+            nothing predicts losses: the strategy learning_loss refuses it.
         margin: by which the predictions of a pair should differ.
         detach: share of the steps after which the ranking loss no longer reaches the network.
         taps: the hidden layers that are read; null: the last four with weights.
@@ -144,7 +146,17 @@ class LossPrediction(Supervised):
         return terms
 
     def extras(self, nets: nn.ModuleDict, x: Tensor) -> Mapping[str, Tensor]:
-        """Return ``predicted_loss`` ``[N]``."""
+        """Return ``predicted_loss`` ``[N]``.
+
+        Raises:
+            NeedsError: with a ranking of 0 the module is not trained and predicts nothing.
+        """
+        if not self.ranking:
+            raise NeedsError(
+                "predicted_loss is asked of loss_prediction with ranking 0, which does not train "
+                "the module that predicts it; set learner.ranking above 0 (the paper's is 1), or "
+                "choose a strategy that does not ask for it, such as margin"
+            )
         task, module = cast(TaskNet, nets["task"]), cast(LossModule, nets["loss"])
         _, tapped = task.taps(x, module.names)
         features = pooled(tapped, module.names)

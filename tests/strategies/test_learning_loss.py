@@ -10,18 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from digit_cases import CNN, PLAIN, committee_of, items, picks, pool_rows, rounds_of
+from digit_cases import (
+    CNN,
+    PLAIN,
+    committee_of,
+    digit_pool,
+    digit_spec,
+    items,
+    picks,
+    pool_rows,
+    rounds_of,
+)
 from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn import functional as F
 
 import rayal
+from rayal.engine.driver import Project
 from rayal.engine.train import NetworkSpec, context
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledBatch, LabeledRows, Supervised, TensorRows, TrainData, TrainState
 from rayal.models import HookedNet, TaskNet
 from rayal.models.tapped import chosen_taps, pooled
+from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.strategies.learning_loss import LearningLoss, LossPrediction, ranking_loss
 from rayal.tasks import ImageTask
@@ -167,14 +179,14 @@ def test_on_digits_the_module_ranks_losses_and_without_it_training_is_supervised
     on = rounds_of(tmp_path / "on", LearningLoss())
     learner = on.spec.learner
     assert isinstance(learner, LossPrediction) and learner.steps == PLAIN.steps
-    off = rounds_of(
-        tmp_path / "off", LearningLoss(), learner=dataclasses.replace(learner, ranking=0.0)
-    )
-    plain = rounds_of(tmp_path / "plain", strategies["random"](), learner=PLAIN)
-    without, base, with_it = (committee_of(p) for p in (off, plain, on))
-    nets = [[p.detach() for p in c.net(0).parameters()] for c in (without, base, with_it)]
+    without = dataclasses.replace(learner, ranking=0.0)
+    off = rounds_of(tmp_path / "off", strategies["margin"](), learner=without)
+    plain = rounds_of(tmp_path / "plain", strategies["margin"](), learner=PLAIN)
+    with_it = committee_of(on)
+    nets = [[p.detach() for p in committee_of(c).net(0).parameters()] for c in (off, plain, on)]
     assert not moved(nets[0], nets[1])  # bit for bit
     assert moved(nets[2], nets[1])
+    assert picks(off) == picks(plain)
     assert set(items(on)) != set(items(off))
 
     raw, y = pool_rows(on)
@@ -211,3 +223,11 @@ def test_a_network_whose_layers_are_unknown_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(NeedsError, match="no hidden layers"):
         rounds_of(tmp_path, LearningLoss(), network=NetworkSpec("mlp", {"widths": ()}))
+
+
+def test_a_module_that_is_not_trained_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    learner = dataclasses.replace(LEARNER, ranking=0.0)
+    pool = digit_pool(tmp_path)
+    with pytest.raises(NeedsError, match=r"ranking 0.*learner\.ranking above 0"):
+        Project.create(Ledger(tmp_path), "p", pool, digit_spec(LearningLoss(), learner=learner))
+    assert Ledger(tmp_path).projects() == []
