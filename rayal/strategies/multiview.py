@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayal import acquisition
+from rayal.errors import NeedsError
 from rayal.learners import Learner, Supervised, TrainContext, TrainData, TrainState
 from rayal.learners.loop import plain_batches
 from rayal.models.base import TaskNet
@@ -225,7 +226,9 @@ class MultiView(Strategy):
     departures: ClassVar[str] = (
         "a reconstruction, the paper's text was not at hand: what a view's classifier is, and how "
         "views are weighed, is rayal's choice (linear heads on pooled layers; cross-validated "
-        "accuracies under a softmax)"
+        "accuracies under a softmax). Views are weighed by accuracy or alike; weights that are "
+        "learned are not offered, nor is deep supervision, an auxiliary loss of the heads that "
+        "would train the network's hidden layers"
     )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -233,9 +236,18 @@ class MultiView(Strategy):
         return (Extra("hidden_log_probs"), Extra("view_accuracy"))
 
     def score(self, s: Columns) -> Tensor:
-        """Return the weighed mean of the views' normalised entropies ``[N]``."""
+        """Return the weighed mean of the views' normalised entropies ``[N]``.
+
+        Raises:
+            NeedsError: there is one class, whose entropy has no largest value to compare with.
+        """
         log_probs = s["hidden_log_probs"]  # [N, L, C]
         rows, views, classes = log_probs.shape
+        if classes < 2:
+            raise NeedsError(
+                f"multiview compares entropies with log C, and hidden_log_probs of shape "
+                f"{list(log_probs.shape)} have C = {classes} classes; give at least 2"
+            )
         entropies = acquisition.entropy(log_probs.reshape(-1, classes)).view(rows, views)
         largest = math.log(classes)
         accuracy = s["view_accuracy"].double()

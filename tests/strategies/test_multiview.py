@@ -161,3 +161,9 @@ def test_by_hand_through_select() -> None:
         "view_accuracy": np.full((3, 2), 0.5),
     }
     assert rayal.select("multiview", columns, 3).positions.tolist() == [2, 1, 0]
+
+
+def test_one_class_has_no_entropy_to_compare_with_and_is_refused() -> None:
+    columns = {"hidden_log_probs": np.zeros((3, 2, 1)), "view_accuracy": np.ones((3, 2))}
+    with pytest.raises(NeedsError, match="C = 1 classes; give at least 2"):
+        rayal.select("multiview", columns, 1)
