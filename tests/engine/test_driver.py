@@ -81,16 +81,20 @@ def picks(project: Project) -> list[tuple[str, float | None]]:
     return picks_of(project, -1, 0, 1)
 
 
-EXACT = ["margin", "coreset", "badge", "bald", "bait", "batchbald"]
-LEARNED = ["deal", "learning_loss", "multiview", "dfal"]
+EXACT = ["margin", "coreset", "badge", "bald", "bait", "batchbald", "bait_regression"]
+LEARNED = ["deal", "learning_loss", "multiview", "dfal", "multicriteria", "adaptive"]
+PARAMS: dict[str, dict[str, Any]] = {
+    "bald": {"passes": 4},
+    "batchbald": {"passes": 4},
+    "adaptive": {"leading": 60, "stride": 6, "hidden": 8},
+}
 
 
 @pytest.mark.parametrize("name", EXACT + LEARNED)
 def test_shards_order_of_ingest_scan_batch_and_repetition_do_not_change_a_bit(
     name: str, tmp_path: Path
 ) -> None:
-    params = {"passes": 4} if name in ("bald", "batchbald") else {}
-    strategy = strategies[name](**params)
+    strategy = strategies[name](**PARAMS.get(name, {}))
     first = simulate(tmp_path / "a", made(tmp_path / "a"), spec(strategy))
     assert len(picks(first)) == 40 and len({i for i, _ in picks(first)}) == 40
     for folder, order, shards, batch in (("b", 5, 7, 256), ("c", None, 2, 1000)):

@@ -19,7 +19,7 @@ from rayal.engine.memory import recall
 from rayal.learners import TrainContext, TrainData, TrainState
 from rayal.registry import strategies
 from rayal.selection import criteria
-from rayal.selection.criteria import MultiCriteria, Weights, among, unit_rows
+from rayal.selection.criteria import MultiCriteria, Weights, among
 from rayal.selection.functions import select_rows
 from rayal.strategies.base import Outcome
 from rayal.strategies.multicriteria import (
@@ -121,11 +121,6 @@ def test_without_labeled_rows_density_and_similarity_are_one() -> None:
     own = pool["log_probs"].argmax(dim=1)
     each = (0.1, 0.2, 0.3, 0.4)
     assert scores(pool, None, Weights(0, 0, 0, 1, each)) == [each[c] for c in own.tolist()]
-
-
-def test_the_class_mean_of_unit_vectors_gives_the_mean_cosine() -> None:
-    x, y = unit_rows(torch.randn(30, 5)), unit_rows(torch.randn(12, 5))
-    torch.testing.assert_close(x @ y.mean(dim=0), (x @ y.T).mean(dim=1))
 
 
 def test_equal_neighbors_all_vote() -> None:
