@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -150,6 +150,17 @@ class MomentNet(TaskNet):
         with torch.autocast(x.device.type, enabled=False):
             return log_probit(*propagate(self.stages[-1], mean, variance)), mean
 
+    def taps(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits ``[N, C]`` and the means ``[N, …]`` of the named stages' outputs."""
+        self._check_names(names)
+        mean, variance, tapped = x, None, {}
+        with torch.autocast(x.device.type, enabled=False):
+            for name, stage in zip(self.stage_names, self.stages, strict=True):
+                mean, variance = propagate(stage, mean, variance)
+                if name in names:
+                    tapped[name] = mean
+            return log_probit(mean, variance), tapped
+
     def _through(self, x: Tensor, start: int, stop: int | None) -> Moments:
         """Return the moments behind some stages; never under autocast, which takes digits."""
         mean, variance = x, None
@@ -253,6 +264,22 @@ def log_probit(mean: Tensor, variance: Tensor | None) -> Tensor:
         wide = wide / (1.0 + variance.to(wide.dtype)).sqrt()
     made: Tensor = torch.special.log_ndtr(wide)
     return made
+
+
+def one_against_all(mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
+    """Return the sum over classes of binary cross-entropies, float64 ``[B]``.
+
+    Both log P_c and log(1 - P_c) are computed of the moments: P_c of a class that is surely taken
+    rounds to 1, of which neither its complement nor a gradient could be had.
+
+    Args:
+        mean: of each class's normal, ``[B, C]``.
+        variance: ``[B, C]``.
+        y: targets in [0, 1], ``[B, C]``.
+    """
+    mean, variance = mean.double(), variance.double()
+    yes, no = log_probit(mean, variance), log_probit(-mean, variance)
+    return -(y * yes + (1.0 - y) * no).sum(dim=1)
 
 
 def _largest(pool: nn.MaxPool2d, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,9 @@ class Evidential(Supervised):
     source: ClassVar[str] = "Hemmer, Kühl & Schöffer, ICMLA 2020, section III-B"
     departures: ClassVar[str] = (
         "the Kullback-Leibler weight rises over half of the steps, as 50 of the authors' 100 "
-        "epochs; steps, optimiser and batch are those of the settings"
+        "epochs; steps, optimiser and batch are those of the settings. So is weight_decay, which "
+        "acts on all weights beside dense_decay: by adam or sgd the two add up on the last two "
+        "linear layers; with 0 these alone are decayed, as published"
     )
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class DFAL(Strategy):
         "clipped to the range of pixels; DeepFool's constants (50 steps, overshoot 0.02, the 10 "
         "most probable classes) are its authors', those of the paper were not at hand. Distances "
         "are Euclidean in the decoded rows: pixels in [0, 1]; of a table its columns in their own "
-        "units, so that a column of large numbers is the cheapest to move; with a frozen backbone "
+        "units, so that those of a small spread move most; with a frozen backbone "
         "embeddings, and twins are embeddings as well. Rows around which the network is flat have "
         "score -inf, rows that keep their class for all steps the distance they came to; they are "
         "not counted, and of a pick the attached column flipped says whether its twin changed class"

@@ -138,7 +138,8 @@ class MCADL(Strategy):
         "confident items. Cosines are of embeddings, not of pixels. Accuracies are those of the "
         "committee that chose a batch on that batch's labels, before it was trained on: those of "
         "training rows end at 1, and the authors' validation set of 800 images a class is more "
-        "than a project has; they are of uncertain items, so they are low. Pseudo-labels, which "
+        "than a project has; they are of uncertain items, so they are low, and labels that "
+        "come after the next round has begun do not count. Pseudo-labels, which "
         "are optional, are the learner certain_pseudo_labels"
     )
 

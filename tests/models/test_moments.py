@@ -126,7 +126,7 @@ def test_without_variance_it_is_the_plain_network() -> None:
     with torch.no_grad():
         for layer in normal_layers(net):
             layer.log_variance.fill_(-200.0)
-    x = torch.rand(5, 1, 8, 8)
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     mean, variance = net.moments(x)
     torch.testing.assert_close(mean, plain(x), rtol=1e-3, atol=2e-3)  # exp(-11) is what is left
     assert variance.max() < 1e-2
@@ -135,6 +135,23 @@ def test_without_variance_it_is_the_plain_network() -> None:
     assert embedding is not None and torch.equal(logits, net(x))
     torch.testing.assert_close(embedding, net.embed(x))
     torch.testing.assert_close(embedding, plain.embed(x), rtol=1e-3, atol=2e-3)
+
+
+def test_tapped_layers_are_the_means_on_the_way_to_the_logits() -> None:
+    net = MomentNet(build_network("small_cnn", {}, **CNN)).eval()  # type: ignore[arg-type]
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for layer in normal_layers(net):
+            layer.log_variance.fill_(-3.0)  # so that variances change the means behind a ReLU
+        logits, tapped = net.taps(x, net.stage_names)
+        assert torch.equal(logits, net(x)) and tuple(tapped) == net.stage_names
+        for index, name in enumerate(net.stage_names[:-1]):
+            assert torch.equal(tapped[name], net.run(x, 0, index + 1))
+        assert torch.equal(tapped[net.stage_names[-1]], net.moments(x)[0])
+        assert torch.equal(tapped[net.stage_names[-2]], net.embed(x))
+    assert set(net.taps(x, net.tap_names[:1])[1]) == {net.tap_names[0]}
+    with pytest.raises(NeedsError, match="no stage 'x' to tap"):
+        net.taps(x, ("x",))
 
 
 def test_initial_means_are_those_of_the_plain_network() -> None:

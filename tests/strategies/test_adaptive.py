@@ -14,16 +14,19 @@ import pytest
 import torch
 from digit_cases import PLAIN, committee_of, digit_pool, digit_spec, items, picks, rounds_of
 from loop_cases import finish
-from torch import Tensor
+from scipy import stats
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rayal
 from rayal.engine.driver import Project
 from rayal.engine.memory import recall
 from rayal.errors import NeedsError, SettingsError
-from rayal.learners import Supervised
+from rayal.learners import LabeledBatch, Supervised
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
-from rayal.models.moments import MomentNet, log_probit
+from rayal.learners.supervised import NO_KEYS
+from rayal.models.base import TaskNet
+from rayal.models.moments import MomentNet, log_probit, one_against_all
 from rayal.models.policy import PolicyNet, discounted
 from rayal.project import Ledger
 from rayal.registry import strategies
@@ -38,7 +41,6 @@ from rayal.strategies.adaptive import (
     MomentPropagation,
     entropies,
     likelihood,
-    one_against_all,
 )
 from rayal.strategies.base import Memory, Outcome
 from rayal.types import Columns
@@ -73,10 +75,46 @@ def test_the_loss_is_a_binary_cross_entropy_of_each_class() -> None:
     y = F.one_hot(torch.arange(6) % 5, 5).double()
     p = torch.special.ndtr(z)
     expected = F.binary_cross_entropy(p, y, reduction="none").sum(dim=1)
-    torch.testing.assert_close(one_against_all(torch.special.log_ndtr(z), y), expected)
+    torch.testing.assert_close(one_against_all(z, torch.zeros_like(z), y), expected)
+    wide = one_against_all(2.0 * z, torch.full_like(z, 3.0), y)  # 2 z / sqrt(1 + 3)
+    torch.testing.assert_close(wide, expected)
     wild = torch.tensor([[9.0, 30.0, -30.0]], requires_grad=True)
-    one_against_all(torch.special.log_ndtr(wild), torch.tensor([[0.0, 1.0, 1.0]])).sum().backward()  # type: ignore[no-untyped-call]
+    targets = torch.tensor([[0.0, 1.0, 1.0]])
+    one_against_all(wild, torch.zeros(1, 3), targets).sum().backward()  # type: ignore[no-untyped-call]
     assert wild.grad is not None and bool(torch.isfinite(wild.grad).all())
+
+
+class Bias(TaskNet):
+    """A network of one linear layer whose output is its bias."""
+
+    def __init__(self, *bias: float) -> None:
+        super().__init__({"head": nn.Linear(1, len(bias))})
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.copy_(torch.tensor(bias))
+
+
+@pytest.mark.parametrize("z", [12.0, 14.0, 30.0, 3000.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_that_is_surely_wrong_still_has_a_gradient(z: float, smoothing: float) -> None:
+    net = MomentNet(Bias(z, -z, 0.0))  # sure of class 0, and the label is 1
+    batch = LabeledBatch((), NO_KEYS, (torch.zeros(1, 1),), torch.tensor([1]))
+    losses = MomentPropagation()._losses(net, batch, 0.5, smoothing)
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    head = net.stages[-1]
+    made = next(p.grad for name, p in head.named_parameters() if name == "bias")
+    assert made is not None
+    hot = np.array([0.0, 1.0, 0.0]) * (1 - smoothing) + smoothing / 3
+    at = np.array([z, -z, 0.0])
+    hazard = np.exp(stats.norm.logpdf(at) - stats.norm.logcdf(at))  # d log Φ(z) / dz
+    other = np.exp(stats.norm.logpdf(at) - stats.norm.logcdf(-at))
+    np.testing.assert_allclose(made.numpy(), -hot * hazard + (1 - hot) * other, rtol=1e-5)
+    assert made[0] > 0 > made[1]
+    expected = -(hot * stats.norm.logcdf(at) + (1 - hot) * stats.norm.logcdf(-at)).sum()
+    assert losses.item() == pytest.approx(expected, rel=1e-5)
+    weighed = dataclasses.replace(batch, weight=torch.tensor([3.0]))
+    made = MomentPropagation()._losses(net, weighed, 0.5, smoothing)
+    assert made.item() == pytest.approx(3.0 * losses.item())
 
 
 def test_likelihoods_are_probabilities_of_classes() -> None:
