@@ -2,8 +2,9 @@
 
 Source: Hernández-Lobato & Adams, ICML 2015, "Probabilistic backpropagation for scalable learning of
 Bayesian neural networks", section 3. The gradients of the log-normaliser are written out, so that
-a row costs some dozen operations on the weights of each layer. Everything is float64; functions
-here change their arrays in place, and want numpy's floating point warnings off.
+a row costs some dozen operations on the weights of each layer. Moments and weights are float64,
+whatever rows were rounded to before; functions here change their arrays in place, and want numpy's
+floating point warnings off.
 """
 
 from __future__ import annotations
@@ -170,11 +171,16 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
     made = gradients(posterior, layers, slope, 0.5 * (slope * slope - 1.0 / total))
     for m, v, (dm, dv) in zip(posterior.means, posterior.variances, made, strict=True):
         new_m, new_v = m + v * dm, v - v * v * (dm * dm - 2.0 * dv)
-        good = (new_v > LEAST) & np.isfinite(new_m) & np.isfinite(new_v)
+        good = usable(new_m, new_v)
         np.copyto(m, new_m, where=good)
         np.copyto(v, new_v, where=good)
     take_gamma(posterior.noise, matched_gamma(logs, shape, rate))
     return float(logs[0])
+
+
+def usable(mean: Array, variance: Array) -> npt.NDArray[np.bool_]:
+    """Return which weights' means and variances are those of a normal distribution."""
+    return (variance > LEAST) & np.isfinite(mean) & np.isfinite(variance)
 
 
 def log_normalisers(centre: Any, variance: Any, shape: Any, rate: Any) -> list[Any]:

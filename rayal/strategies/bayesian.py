@@ -19,7 +19,10 @@ from rayal.signals import MemberStats, Signal
 from rayal.strategies.base import Strategy
 from rayal.types import Columns
 
-MASKS = "dropout masks are drawn once per pass and shared by all items, not per item"
+MASKS = (
+    "dropout masks are drawn once per pass and shared by all items, not per item; the weight decay "
+    "is the learner's and constant, not in proportion to 1/n of the labeled items"
+)
 
 
 @dataclass(frozen=True)

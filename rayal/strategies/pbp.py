@@ -62,7 +62,10 @@ class ProbabilisticBackpropagation(Learner):
     source: ClassVar[str] = "Hernández-Lobato & Adams, ICML 2015, section 3"
     departures: ClassVar[str] = (
         "the prior's factors of all weights are refined at once, from one posterior, where the "
-        "authors' code goes weight by weight (it has the same fixed points); an update is left out "
+        "authors' code goes weight by weight: with many rows or few weights they come to the same, "
+        "with 50 hidden units and some dozen rows not, because the Gamma distribution of the "
+        "weights' precision is then not updated and stays at its prior; rows are standardised anew "
+        "in each round, where that code keeps its first constants; an update is left out "
         "for a weight whose mean is not finite, and for a Gamma distribution without a mean "
         "variance, which that code lets through"
     )
