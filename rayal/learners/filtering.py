@@ -24,6 +24,7 @@ Array = npt.NDArray[np.float64]
 LEAST = 1e-100  # a variance that may be left of a weight
 FAR = -30.0  # deviations below zero from where a ratio of densities is a series
 NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
+SHARES = tuple(0.5**n for n in range(30))  # of an update of the prior, the whole first
 MOST = 1e6  # a cavity's variance from which on its prior factor is not refined
 
 
@@ -216,7 +217,7 @@ def matched_gamma(logs: Sequence[Any], shape: Any, rate: Any) -> tuple[Any, Any]
     )
 
 
-def take_gamma(held: Array, made: tuple[float, float]) -> bool:
+def take_gamma(held: Array, made: tuple[float, float] | Array) -> bool:
     """Take shape and rate into ``[2]`` if they are of a distribution with a mean variance."""
     shape, rate = made
     good = math.isfinite(shape) and math.isfinite(rate) and shape > 1.0 and rate > 0.0
@@ -251,15 +252,19 @@ class PriorFactors:
     def refine(self, posterior: Posterior) -> None:
         """Refine the factor of every weight once, all of them from the same posterior.
 
-        A weight is passed over where its cavity is not a distribution.
+        A weight is passed over where its cavity is not a distribution. What the weights add to the
+        Gamma distribution of their precision is halved until it leaves one: there may be many more
+        weights than rows, and none of them knows of the others' changes.
         """
         before = [held.copy() for held in (*self.shape, *self.rate)]
         layers = range(len(posterior.means))
         added = np.sum([self._refine_layer(posterior, layer) for layer in layers], axis=0)
-        shape, rate = posterior.prior + added
-        if not take_gamma(posterior.prior, (shape, rate)):
-            for held, old in zip((*self.shape, *self.rate), before, strict=True):
-                held[:] = old
+        share = next(
+            (s for s in SHARES if take_gamma(posterior.prior, posterior.prior + s * added)), 0.0
+        )
+        for held, old in zip((*self.shape, *self.rate), before, strict=True):
+            if share < 1.0:
+                held[:] = old + share * (held - old)
 
     def _refine_layer(self, posterior: Posterior, layer: int) -> Array:
         """Refine one layer's weights; return what they add to the weights' precision, ``[2]``."""
