@@ -24,6 +24,11 @@ from rayal.strategies.base import Ctx, Strategy
 from rayal.types import Columns
 
 _WEIGHT = 301  # salt of the draw
+_FRESH = (
+    "every round trains anew, where the authors' code goes on from the weights of the last; of "
+    "several members the first one is asked"
+)
+_WORDS = "words are the tokeniser's tokens; padding and special tokens, [UNK] among them, score 0"
 _RISE = 0.1  # keeps both parameters of the Beta distribution above 0
 
 
@@ -34,6 +39,7 @@ class EGL(Strategy):
 
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL)"
+    departures: ClassVar[str] = _FRESH
 
     def signals(self) -> tuple[Signal, ...]:
         """Return the expected gradient length."""
@@ -51,6 +57,7 @@ class EGLSoftmax(Strategy):
 
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-sm)"
+    departures: ClassVar[str] = _FRESH
 
     def signals(self) -> tuple[Signal, ...]:
         """Return probabilities and embedding of the same member."""
@@ -69,8 +76,8 @@ class EGLWord(Strategy):
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-word)"
     departures: ClassVar[str] = (
-        "words are the tokeniser's tokens; whether the paper divides by a word's frequency in "
-        "documents is not confirmed, and nothing is divided here"
+        f"{_FRESH}; {_WORDS}; whether the paper divides by a word's frequency in documents is not "
+        "confirmed, and nothing is divided here"
     )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -100,6 +107,7 @@ class EGLEntropyBeta(Strategy):
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-Entropy-Beta)"
     departures: ClassVar[str] = (
+        f"{_FRESH}; {_WORDS}; "
         "the paper's parameters of the Beta distribution and its normaliser are not confirmed: "
         "round t draws from Beta(2 (1 - t/T) + 0.1, 2 t/T + 0.1), and both scores are brought to "
         "[0, 1] over the candidates"
