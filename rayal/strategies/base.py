@@ -156,7 +156,8 @@ class Strategy:
         """Return the memory with which the next batch is chosen; by default there is none.
 
         A pure function, called once a round from the second one on; what it returns is stored
-        with the round's picks.
+        with the round's picks. It is called neither after a change of the strategy nor of the
+        classes: the memory is empty then.
 
         Args:
             memory: with which the last batch was chosen; empty for the first one.
