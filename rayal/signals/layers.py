@@ -118,9 +118,12 @@ def check_layers(net: TaskNet) -> None:
         unknown = getattr(layer, "running_mean", 0) is None
         if type(layer) not in _SQUARES or padded or named or unknown:
             kinds = ", ".join(sorted(kind.__name__ for kind in _SQUARES))
+            other = "egl_sm, which needs the last one alone"
+            if not net.ends_linear:  # egl_sm is not defined then
+                other = "margin or entropy, which need none"
             raise NeedsError(
                 f"gradients of {layer} cannot be told row by row; they can of {kinds} (padded by "
-                "zeros, by a number): use such layers, or egl_sm, which needs the last one alone"
+                f"zeros, by a number): use such layers, or {other}"
             )
 
 

@@ -16,11 +16,12 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from rayal import acquisition
+from rayal.models.committee import Committee
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
 from rayal.selection.mixture import MinMaxMixture
 from rayal.signals import Embedding, GradientLength, LogProbs, Signal, WordGradientLength
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Strategy, check_softmax
 from rayal.types import Columns
 
 _WEIGHT = 301  # salt of the draw
@@ -62,6 +63,10 @@ class EGLSoftmax(Strategy):
     def signals(self) -> tuple[Signal, ...]:
         """Return probabilities and embedding of the same member."""
         return (LogProbs(member=0), Embedding(member=0))
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless the last layer's gradient is the closed form."""
+        check_softmax(self, committee)
 
     def score(self, s: Columns) -> Tensor:
         """Return sqrt(|h|² + 1) Σ_k p_k |p - e_k|, a closed form."""
