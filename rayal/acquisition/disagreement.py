@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rayal.acquisition.uncertainty import probability_entropy
+from rayal.acquisition.uncertainty import LEAST, probability_entropy
 
 NOISE = 1e-14  # nats; what float64 leaves of equal members
-LEAST = -740.0  # a logarithm whose exponential is still 1e-322, and times it nothing
 CHUNK = 1 << 17  # probabilities at once
 
 
@@ -43,8 +42,12 @@ def bald_of_members(member_log_probs: Tensor) -> Tensor:
 
 
 def variation_ratio_mean(mean: Tensor) -> Tensor:
-    """Return 1 - max_c of the mean probabilities ``[N, C]``: the form of Gal et al., eq. 10."""
-    return 1.0 - mean.amax(dim=1).double()
+    """Return 1 - max_c of the mean probabilities ``[N, C]``: the form of Gal et al., eq. 10.
+
+    Computed as the sum of the others, which keeps its digits where the largest is close to 1.
+    """
+    wide = mean.double()
+    return wide.scatter(1, wide.argmax(dim=1, keepdim=True), 0.0).sum(dim=1)
 
 
 def variation_ratio_vote(votes: Tensor) -> Tensor:

@@ -7,46 +7,70 @@ References:
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-WIDE = 64  # columns from which sorting out the top two of each row is faster
+LEAST = -740.0  # a logarithm whose exponential is still 1e-322, and times it nothing
+HALF = -math.log(2.0)
 
 
 def least_confidence(log_probs: Tensor) -> Tensor:
     """Return 1 - max_c p_c ``[N]`` of log-probabilities ``[N, C]``.
 
-    Computed as -expm1(max log p), which keeps its digits where the maximum is close to 1.
+    Computed as the sum of the other probabilities, which keeps its digits where the maximum is
+    close to 1: a float32 logarithm of it has none left there.
     """
-    return -torch.expm1(log_probs.amax(dim=1).double())
+    return _ranked(log_probs).others
 
 
 def margin(log_probs: Tensor) -> Tensor:
-    """Return p_(2) - p_(1), the negated gap of the two largest, ``[N]`` of ``[N, C]``."""
-    first, second = (top.double().exp() for top in _two_largest(log_probs))
-    return second - first
+    """Return p_(2) - p_(1), the negated gap of the two largest, ``[N]`` of ``[N, C]``.
 
-
-def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest and the second of each row, ``[N]`` each; of one column, that twice."""
-    columns = x.shape[1]
-    if columns == 1 or columns > WIDE:
-        top = x.topk(min(2, columns), dim=1).values
-        return top[:, 0], top[:, -1]
-    across = x.T.contiguous()  # a running maximum over columns is vectorised over rows
-    first = torch.maximum(across[0], across[1])
-    second = torch.minimum(across[0], across[1])
-    for column in across[2:]:
-        second = torch.maximum(second, torch.minimum(first, column))
-        first = torch.maximum(first, column)
-    return first, second
+    A p_(1) above 1/2 is 1 - the sum of the others, as in ``least_confidence``.
+    """
+    first, second, others, _ = _ranked(log_probs)
+    exact = second.double().exp_()
+    return torch.where(first > HALF, (exact + others) - 1.0, exact - first.double().exp_())
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """Return -sum_c p_c log p_c in nats ``[N]`` of log-probabilities ``[N, C]``; 0 log 0 = 0."""
-    logs = log_probs.double()
-    probs = logs.exp()
-    return -torch.where(probs > 0, probs * logs, torch.zeros_like(probs)).sum(dim=1)
+    """Return -sum_c p_c log p_c in nats ``[N]`` of log-probabilities ``[N, C]``; 0 log 0 = 0.
+
+    A p_c above 1/2 is 1 - the sum of the others, as in ``least_confidence``.
+    """
+    first, _, others, terms = _ranked(log_probs)
+    logs = torch.where(first > HALF, torch.log1p(-others), first.double())
+    return terms - logs.exp() * logs
+
+
+class _Ranked(NamedTuple):
+    """Of each row: log p_(1) and log p_(2); the sum of p over all but (1), and of -p log p."""
+
+    first: Tensor
+    second: Tensor
+    others: Tensor  # float64
+    terms: Tensor  # float64
+
+
+def _ranked(log_probs: Tensor) -> _Ranked:
+    """Return four tensors ``[N]`` of ``[N, C]``; of one column, its log p twice."""
+    across = log_probs.T.contiguous()  # what runs over columns is vectorised over rows
+    first = across[0]
+    others = torch.zeros_like(first, dtype=torch.float64)
+    if len(across) == 1:
+        return _Ranked(first, first, others, others)
+    second, terms = torch.full_like(first, -math.inf), torch.zeros_like(others)
+    for column in across[1:]:
+        less = torch.minimum(first, column)
+        first, second = torch.maximum(first, column), torch.maximum(second, less)
+        logs = less.to(torch.float64, copy=True)
+        probs = logs.exp()
+        others += probs
+        terms -= probs.mul_(logs.clamp_min_(LEAST))  # 0 log 0 = 0
+    return _Ranked(first, second, others, terms)
 
 
 def probability_entropy(probs: Tensor) -> Tensor:

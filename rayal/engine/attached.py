@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayal.engine.shards import column_array, column_tensor
-from rayal.engine.storage import read_mapped, write_part
+from rayal.engine.storage import ATTACHED, read_mapped, write_part
 from rayal.errors import NeedsError, ScoreError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rayal.engine.driver import Project
     from rayal.engine.rounds import Stages
 
-FOLDER = "attached"
 ROWS = "x"  # the column whose rows are trained on
 
 
@@ -45,9 +44,9 @@ def attached_to(
         ``{"attached": hash}``; nothing where the strategy attaches nothing.
     """
     strategy, ids = stages.spec.strategy, [pick.item for pick in picks]
-    hash = digest(["attached", committee.hash, repr(strategy), stages.spec.scan.device, ids])
+    hash = digest([ATTACHED, committee.hash, repr(strategy), stages.spec.scan.device, ids])
     if hash_is_known(stages, hash):  # an earlier try ended before its selection was committed
-        return {FOLDER: hash}
+        return {ATTACHED: hash}
     if not ids:
         return {}
     place = home_of(stages.options.device)
@@ -58,27 +57,27 @@ def attached_to(
     if not len(made):
         return {}
     _check(type(strategy).__name__, made, ids, raw)
-    file = f"{FOLDER}/{stages.name}/{hash}.{uuid.uuid4().hex[:8]}.arrow"
+    file = f"{ATTACHED}/{stages.name}/{hash}.{uuid.uuid4().hex[:8]}.arrow"
     columns = {name: column_array(column) for name, column in made.items()}
     table = pa.table({"id": pa.array(ids, pa.large_string()), **columns})
     write_part(Path(stages.root) / file, table, {"columns": hash})
-    part = ColumnsPart(hash, FOLDER, file, len(ids), key_sum(id_keys(ids)))
+    part = ColumnsPart(hash, ATTACHED, file, len(ids), key_sum(id_keys(ids)))
     stages.ledger.commit_columns(stages.name, round, part)
-    return {FOLDER: hash}
+    return {ATTACHED: hash}
 
 
 def hash_is_known(stages: Stages, hash: str) -> bool:
     """Return whether attached columns are committed under a hash."""
-    return FOLDER in stages.ledger.columns(hash)
+    return ATTACHED in stages.ledger.columns(hash)
 
 
 def attached_columns(stages: Stages, round: int) -> tuple[str, Columns] | None:
     """Return what a round's strategy attached to its picks, with its hash; None for nothing."""
     selection = stages.ledger.selection(stages.name, round)
-    hash = None if selection is None else selection.provenance.get(FOLDER)
+    hash = None if selection is None else selection.provenance.get(ATTACHED)
     if hash is None:
         return None
-    part = stages.ledger.columns(hash)[FOLDER]
+    part = stages.ledger.columns(hash)[ATTACHED]
     table = read_mapped(Path(stages.root) / part.file).combine_chunks()
     names = [name for name in table.column_names if name != "id"]
     made = {name: column_tensor(table.column(name).chunk(0)) for name in names}

@@ -51,7 +51,7 @@ def recall(stages: Stages, round: int, committee: Committee) -> Recalled:
     """Return the memory of a round: what the strategy makes of the last batch's outcome.
 
     It is empty in the first round, for a strategy that remembers nothing, and where the last batch
-    was chosen by another strategy or with other hyperparameters.
+    was chosen by another strategy, with other hyperparameters, or among other classes.
 
     Args:
         stages: whose round it is.
@@ -67,6 +67,8 @@ def recall(stages: Stages, round: int, committee: Committee) -> Recalled:
         return Recalled()
     file = stages.ledger.columns(hash)[FOLDER].file
     stored = read_checkpoint(Path(stages.root) / file).tree
+    if stored["labels"] != stages.task.labels.to_json():
+        return Recalled()
     outcome = _outcome(stages, round, committee, stored)
     return Recalled(strategy.remember(stored["memory"], outcome), hash)
 
@@ -125,6 +127,7 @@ def keep_memory(
         return record
     tree = {
         "memory": dict(recalled.memory),
+        "labels": stages.task.labels.to_json(),
         "round": round,
         "seed": stages.spec.query_seed(round),
         "ids": ids,

@@ -6,7 +6,8 @@ again from the start: a new file that the ledger does not name, and an old one t
 any more, are both removed then. Rows, ids and keys stay, so that everything that was computed part
 by part still fits; a forgotten item's row is read by scans, and never chosen.
 
-What was computed of an item before (columns of scans, models, their tokenisers) is not touched.
+Rows that a strategy made of an item, which are as good as its content, become zeros. What else was
+computed of it before (columns of scans, models, their tokenisers) is not touched.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
 from rayal.engine.images import FORMATS
 from rayal.engine.ingest import locked
 from rayal.engine.lookup import verify
-from rayal.engine.storage import read_mapped, successors, sync_folder, write_part
+from rayal.engine.storage import (
+    ATTACHED,
+    read_mapped,
+    replace_part,
+    successors,
+    sync_folder,
+    write_part,
+)
 from rayal.failpoints import failpoint
 from rayal.project import Ledger
 from rayal.project.records import PoolPart
@@ -51,9 +60,12 @@ def purge(ledger: Ledger, name: str, *, seconds: float = 30.0) -> int:
     root, count = Path(ledger.root), 0
     with locked(root / "pools" / name, seconds):
         record = ledger.snapshot(name)
-        keys = id_keys(ledger.forgotten_items(name))
+        items = ledger.forgotten_items(name)
+        keys = id_keys(items)
         for part in record.parts:
             count += _purge_part(ledger, root, part, pool=name, keys=keys)
+        for made in ledger.columns_on(name, ATTACHED):
+            _blank(root / made.file, made.columns, items)
     return count
 
 
@@ -77,6 +89,31 @@ def _purge_part(ledger: Ledger, root: Path, part: PoolPart, *, pool: str, keys: 
     failpoint("purge.commit")
     _drop_others(root / file, new)
     return len(rows)
+
+
+def _blank(path: Path, columns: str, items: Sequence[str]) -> None:
+    """Put zeros in the place of the rows that a strategy made of some items."""
+    table = read_mapped(path).combine_chunks()
+    ids = table.column("id").to_numpy()
+    rows = np.flatnonzero(np.isin(ids, np.array(items, dtype=object)))
+    names = [name for name in table.column_names if name != "id"]
+    made = {name: _zeroed(table.column(name).chunk(0), rows) for name in names}
+    if any(made[name] != table.column(name).chunk(0) for name in names):
+        replace_part(path, pa.table({"id": table.column("id"), **made}), {"columns": columns})
+
+
+def _zeroed(array: pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
+    """Return a column of numbers or (nested) fixed-size lists of them with zeros in some rows."""
+    sizes, count = [], len(array)
+    while pa.types.is_fixed_size_list(array.type):
+        sizes.append(array.type.list_size)
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=False).reshape(count, -1).copy()
+    values[rows] = 0
+    made = pa.array(values.reshape(-1), array.type)
+    for size in reversed(sizes):
+        made = pa.FixedSizeListArray.from_arrays(made, size)
+    return made
 
 
 def _drop_others(path: Path, part: PoolPart) -> None:

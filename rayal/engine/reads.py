@@ -13,7 +13,7 @@ from torch import Tensor
 from rayal.engine.shards import column_tensor, open_columns
 from rayal.errors import StorageError
 from rayal.selection.devices import widened
-from rayal.types import Columns
+from rayal.types import Columns, digest
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -28,8 +28,8 @@ def hash_read(project: Project, round: int) -> str | None:
     """Return the hash of the columns that a round's training reads.
 
     None where the learner reads none, in the first round, and where the last round was scanned for
-    a learner that did not want them. What a round has recorded stands, also when the columns are
-    gone: its committee's hash depends on it.
+    a learner that did not want them, or by a model of other classes. What a round has recorded
+    stands, also when the columns are gone: its committee's hash depends on it.
     """
     names = names_read(project)
     begun = project.ledger.stage(project.name, round, "prepare") if names else None
@@ -38,7 +38,9 @@ def hash_read(project: Project, round: int) -> str | None:
         return recorded
     stage = project.ledger.stage(project.name, round - 1, "scan") if names and round else None
     hash = None if stage is None else stage.output["columns"]
-    if hash is None:
+    if stage is None or hash is None:
+        return None
+    if stage.output.get("labels") != digest(project.task.labels.to_json()):
         return None
     for part in project.ledger.columns(hash).values():
         held = open_columns(Path(project.root) / part.file).column_names

@@ -41,11 +41,12 @@ from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
-from rayal.types import TILE_ROWS, Keys, id_keys
+from rayal.types import TILE_ROWS, Keys, digest, id_keys
 
 Report = Callable[[str, int, int], None]
 Truth = Callable[[Sequence[str]], Sequence[Label]]
 RUNNERS_UP = 10
+HELD = ("labeled", "offered", "leased", "conflict")  # whose label is there, or on its way
 
 
 class Stages:
@@ -150,7 +151,8 @@ class Stages:
             new = [(result.low, result.high) for result in results]
             scores = spread([*map(written_range, before), *new])
             rows = sum(part.rows for part in parts)
-            output = {"columns": hash, "rows": rows, **scores}
+            answers = digest(self.task.labels.to_json())  # what the columns' classes are
+            output = {"columns": hash, "rows": rows, "labels": answers, **scores}
             self.finish(round, "scan", output, started)
         committed = self.ledger.columns(hash)
         return scan, [self.root / committed[part.part].file for part in parts]
@@ -210,7 +212,7 @@ class Stages:
         strategy = self.spec.strategy
         context = {}
         if strategy.context:
-            context = rows_by_key(paths, strategy.context, self.excluded())
+            context = rows_by_key(paths, strategy.context, self.excluded(*HELD))
         recalled = recall(self, round, scan.committee)
         known = {"context": context, "memory": recalled.memory}
         result, n, approximation = self._greedy(round, strategy, paths, self.spec.batch, **known)

@@ -131,6 +131,7 @@ class Scan:
         check_learner(self.strategy, self.learner)
         for signal in self.signals:
             signal.check(self.committee)
+        self.strategy.check(self.committee)
         for member in range(self.committee.size if self.options.compile else 0):
             check_compiles(self.committee.net(member))
         given = {name for signal in self.signals for name in signal.names()}

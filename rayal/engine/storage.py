@@ -34,6 +34,7 @@ _C.mmap.argtypes = (
 _C.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _C.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 TEMPORARY = ".tmp-"  # prefix of names that never count
+ATTACHED = "attached"  # folder and part name of rows that strategies made of their picks
 
 
 def write_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
@@ -51,6 +52,11 @@ def write_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None
         raise StorageError(
             f"{path} exists already; files of a storage root are immutable: write under a new name"
         )
+    replace_part(path, table, metadata)
+
+
+def replace_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write as ``write_part`` does, in the place of a file whose content must go."""
     described = table.replace_schema_metadata({**metadata, "version": FORMAT_VERSION})
 
     def write(draft: Path) -> None:

@@ -181,6 +181,10 @@ class Learner(ABC):
 
     #: named recipes: hyperparameters that the settings' `preset` fills in
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: what to do about a loss that is not finite
+    remedy: ClassVar[str] = (
+        "lower the learning rate, and look for extreme values among the labeled rows"
+    )
     #: what it can learn to predict: class, number
     targets: ClassVar[tuple[str, ...]] = ("class",)
     taxonomy: ClassVar[str]

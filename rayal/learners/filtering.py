@@ -2,8 +2,9 @@
 
 Source: Hernández-Lobato & Adams, ICML 2015, "Probabilistic backpropagation for scalable learning of
 Bayesian neural networks", section 3. The gradients of the log-normaliser are written out, so that
-a row costs some dozen operations on the weights of each layer. Everything is float64; functions
-here change their arrays in place, and want numpy's floating point warnings off.
+a row costs some dozen operations on the weights of each layer. Moments and weights are float64,
+whatever rows were rounded to before; functions here change their arrays in place, and want numpy's
+floating point warnings off.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Array = npt.NDArray[np.float64]
 LEAST = 1e-100  # a variance that may be left of a weight
 FAR = -30.0  # deviations below zero from where a ratio of densities is a series
 NORMALISER = 1.0 / math.sqrt(2.0 * math.pi)
+SHARES = tuple(0.5**n for n in range(30))  # of an update of the prior, the whole first
 MOST = 1e6  # a cavity's variance from which on its prior factor is not refined
 
 
@@ -170,11 +172,16 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
     made = gradients(posterior, layers, slope, 0.5 * (slope * slope - 1.0 / total))
     for m, v, (dm, dv) in zip(posterior.means, posterior.variances, made, strict=True):
         new_m, new_v = m + v * dm, v - v * v * (dm * dm - 2.0 * dv)
-        good = (new_v > LEAST) & np.isfinite(new_m) & np.isfinite(new_v)
+        good = usable(new_m, new_v)
         np.copyto(m, new_m, where=good)
         np.copyto(v, new_v, where=good)
     take_gamma(posterior.noise, matched_gamma(logs, shape, rate))
     return float(logs[0])
+
+
+def usable(mean: Array, variance: Array) -> npt.NDArray[np.bool_]:
+    """Return which weights' means and variances are those of a normal distribution."""
+    return (variance > LEAST) & np.isfinite(mean) & np.isfinite(variance)
 
 
 def log_normalisers(centre: Any, variance: Any, shape: Any, rate: Any) -> list[Any]:
@@ -210,7 +217,7 @@ def matched_gamma(logs: Sequence[Any], shape: Any, rate: Any) -> tuple[Any, Any]
     )
 
 
-def take_gamma(held: Array, made: tuple[float, float]) -> bool:
+def take_gamma(held: Array, made: tuple[float, float] | Array) -> bool:
     """Take shape and rate into ``[2]`` if they are of a distribution with a mean variance."""
     shape, rate = made
     good = math.isfinite(shape) and math.isfinite(rate) and shape > 1.0 and rate > 0.0
@@ -245,15 +252,19 @@ class PriorFactors:
     def refine(self, posterior: Posterior) -> None:
         """Refine the factor of every weight once, all of them from the same posterior.
 
-        A weight is passed over where its cavity is not a distribution.
+        A weight is passed over where its cavity is not a distribution. What the weights add to the
+        Gamma distribution of their precision is halved until it leaves one: there may be many more
+        weights than rows, and none of them knows of the others' changes.
         """
         before = [held.copy() for held in (*self.shape, *self.rate)]
         layers = range(len(posterior.means))
         added = np.sum([self._refine_layer(posterior, layer) for layer in layers], axis=0)
-        shape, rate = posterior.prior + added
-        if not take_gamma(posterior.prior, (shape, rate)):
-            for held, old in zip((*self.shape, *self.rate), before, strict=True):
-                held[:] = old
+        share = next(
+            (s for s in SHARES if take_gamma(posterior.prior, posterior.prior + s * added)), 0.0
+        )
+        for held, old in zip((*self.shape, *self.rate), before, strict=True):
+            if share < 1.0:
+                held[:] = old + share * (held - old)
 
     def _refine_layer(self, posterior: Posterior, layer: int) -> Array:
         """Refine one layer's weights; return what they add to the weights' precision, ``[2]``."""

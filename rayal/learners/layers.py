@@ -64,6 +64,10 @@ class LayerTraining(Learner):
 
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Wang & Shang, IJCNN 2014; a part of layerwise_pretrained"
+    remedy: ClassVar[str] = (
+        "this is the pre-training of layerwise_pretrained: set its pretrain_lr lower, and look for "
+        "extreme values among all rows of the pool"
+    )
 
     def networks(self, ctx: TrainContext) -> nn.ModuleDict:
         """Return the network, the scale of its input, and each layer's decoder or visible bias."""

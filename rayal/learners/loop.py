@@ -64,7 +64,7 @@ def fit(
     _check(learner, data)
     with keyed(ctx, "begin"):
         state = learner.begin(ctx, data)
-    _resume(state, checkpoint, ctx)
+    _resume(state, checkpoint)
     over = False
     while not over:
         with keyed(ctx, "epoch", state.epoch):
@@ -121,16 +121,20 @@ def keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
         yield
 
 
-def _resume(state: TrainState, checkpoint: CheckpointStore, ctx: TrainContext) -> None:
-    latest = checkpoint.latest()
-    if latest is None:
-        return
-    stored = read_checkpoint(latest[1], ctx.device)
-    if stored.kind != "state":
-        raise StorageError(
-            f"{latest[1]} is the end of a training, from which none can go on; load its predictor"
-        )
-    state.load_state_dict(stored.tree)
+def _resume(state: TrainState, checkpoint: CheckpointStore) -> None:
+    while (latest := checkpoint.latest()) is not None:
+        try:
+            stored = read_checkpoint(latest[1])  # side tables stay on the CPU; weights are copied
+        except StorageError:
+            if checkpoint.latest() == latest:
+                raise
+            continue  # another process went on meanwhile, and removed this epoch's file
+        if stored.kind != "state":
+            raise StorageError(
+                f"{latest[1]} is the end of a training, from which none can go on; load its "
+                "predictor"
+            )
+        return state.load_state_dict(stored.tree)
 
 
 def _write_state(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:
@@ -282,6 +286,5 @@ def check_finite(
         if not math.isfinite(value):
             raise ScoreError(
                 f"{type(learner).__name__}: loss {name!r} is {value} at step {state.step} of "
-                f"{ctx.steps}, round {ctx.round}, member {ctx.member}; lower the learning rate, "
-                "and look for extreme values among the labeled rows"
+                f"{ctx.steps}, round {ctx.round}, member {ctx.member}; {learner.remedy}"
             )

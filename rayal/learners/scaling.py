@@ -89,7 +89,9 @@ def _moments(rows: Rows) -> tuple[Tensor, Tensor, torch.Size]:
 def take_in(linear: nn.Linear, scale: Scale, ctx: TrainContext) -> None:
     """Change a first layer, trained on scaled raw rows, to give the same of transformed rows.
 
-    The eval transform is affine in each number of a row, whatever rows its constants come from.
+    The eval transform is affine in each number of a row, whatever rows its constants come from. It
+    is asked at both ends of the scale: at 0 and 1, digits would cancel of numbers that are large
+    beside their spread.
 
     Args:
         linear: it is changed.
@@ -97,12 +99,11 @@ def take_in(linear: nn.Linear, scale: Scale, ctx: TrainContext) -> None:
         ctx: with the task and the constants of its eval transform.
     """
     shape = (1, *ctx.task.input_shape)
+    shift, width = scale.shift.double().cpu(), scale.width.double().cpu()
     zero, one = (
-        ctx.task.transform(torch.full(shape, value, dtype=torch.float64), ctx.statistics).flatten()
-        for value in (0.0, 1.0)
+        ctx.task.transform(end.view(shape), ctx.statistics).double().flatten()
+        for end in (shift, shift + width)
     )
-    weight, width = linear.weight.double().cpu(), scale.width.double().cpu()
-    folded = weight / ((one - zero) * width)
-    moved = folded @ zero + weight @ (scale.shift.double().cpu() / width)
-    linear.bias.sub_(moved.to(linear.bias))
+    folded = linear.weight.double().cpu() / (one - zero)
+    linear.bias.sub_((folded @ zero).to(linear.bias))
     linear.weight.copy_(folded)

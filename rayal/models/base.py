@@ -46,6 +46,11 @@ class TaskNet(nn.Module):
         return last
 
     @property
+    def ends_linear(self) -> bool:
+        """Whether the logits are the last linear layer's output itself."""
+        return self.link is None
+
+    @property
     def n_outputs(self) -> int:
         """Columns of the logits, C."""
         return self.head.out_features

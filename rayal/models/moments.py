@@ -132,6 +132,11 @@ class MomentNet(TaskNet):
         #: labeled rows that it is trained on; a learner sets it
         self.rows = 1
 
+    @property
+    def ends_linear(self) -> bool:
+        """False: logits are a function of the last layer's mean and variance."""
+        return False
+
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the last layer's output, ``[N, C]`` each."""
         mean, variance = self._through(x, 0, None)

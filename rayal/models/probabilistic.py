@@ -2,7 +2,8 @@
 
 Source: Hernández-Lobato & Adams, ICML 2015, "Probabilistic backpropagation for scalable learning of
 Bayesian neural networks", section 3: every layer's input is a mean and a variance for each unit;
-a linear layer and a ReLU turn them into those of the next layer. Everything is float64.
+a linear layer and a ReLU turn them into those of the next layer. Weights and moments are float64;
+the rows that come in are float32, as everywhere.
 """
 
 from __future__ import annotations

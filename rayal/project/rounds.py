@@ -177,6 +177,15 @@ class Files(Store):
             found = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
         return {part.part: part for part in sorted(found, key=lambda p: p.part)}
 
+    def columns_on(self, pool: str, part: str) -> list[ColumnsPart]:
+        """Return the part of that name of all columns that projects of a pool have committed."""
+        names = [column_parts.c[f] for f in ColumnsPart.__dataclass_fields__]
+        mine = (column_parts.c.project == projects.c.project) & (projects.c.pool == pool)
+        query = select(*names).join(projects, mine).where(column_parts.c.part == part)
+        with self._read() as conn:
+            found = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
+        return sorted(found, key=lambda made: made.columns)
+
     def forget_files(self, files: Sequence[str]) -> None:
         """Let checkpoints and columns of these files no longer count; unknown files are skipped.
 

@@ -17,6 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from rayal.errors import SettingsError
 from rayal.selection.devices import to_device, to_host
 from rayal.selection.fisher_algebra import (
     Information,
@@ -36,8 +37,18 @@ from rayal.selection.tiles import PAD, Floats, Proposal, Tile
 from rayal.types import TILE_ROWS
 
 LabeledWeight = Literal["sum", "mean", "release"]
-REFRESH = 64  # commits between factorisations of the explicit matrix
+REFRESH = 64  # changes at most between factorisations of the explicit matrix
 BITS = 61  # of the integers in which tiles are summed
+
+
+def check_form(rank: int, block_diagonal: bool) -> None:
+    """Raise SettingsError where both ways to leave information out are asked for."""
+    if rank > 0 and block_diagonal:
+        raise SettingsError(
+            f"{rank=} keeps the most probable labels with the information between them, and "
+            "block_diagonal=True leaves that out for all labels; give one of them: rank 0, or "
+            "block_diagonal False"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Fisher(Objective):
     """Greedy on tr(M⁻¹ F): forward to oversample * k picks, then backward to k.
 
     F is the mean Fisher information over candidates and context, M = ridge I + labeled + picked.
-    Each row keeps G = Vᵀ M⁻¹ V and H = Vᵀ M⁻¹ F M⁻¹ V, C x C, and updates them by the low-rank
+    Each row keeps G = Vᵀ M⁻¹ V and H = Vᵀ M⁻¹ F M⁻¹ V, w x w, and updates them by the low-rank
     change of every pick; adding the row lowers the trace by tr(H (I + G)⁻¹). This gain is not
     submodular, so every row is evaluated at every step. Removals touch the picks alone and happen
     on the driver. Runners-up are rows that the forward pass never took.
@@ -58,8 +69,12 @@ class Fisher(Objective):
         labeled_weight: sum: labeled rows count as candidates do; mean: all of them together as
             one row; release: mean * L / (L + k), and candidates k / (L + k), as the authors' code.
         rank: keep this many most probable labels of each row; 0, and C or more, keep all.
-        block_diagonal: leave out the information between classes.
+        block_diagonal: leave out the information between classes: C problems ``[D, D]``, and C
+            numbers for the forms of a row.
         noise: standard deviation of the regression form.
+
+    Raises:
+        SettingsError: rank together with block_diagonal.
     """
 
     title: ClassVar[str] = "BAIT"
@@ -72,6 +87,9 @@ class Fisher(Objective):
     rank: Annotated[int, Ge(0)] = 0
     block_diagonal: bool = False
     noise: Annotated[float, Gt(0)] = 1.0
+
+    def __post_init__(self) -> None:
+        check_form(self.rank, self.block_diagonal)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,10 +117,10 @@ class Fisher(Objective):
 
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what the greedy takes: forms of every row, and the matrices of all classes."""
-        size, rank = 1, 1
+        form = (1, 1, 1)
         if self.log_probs is not None:
-            size, rank = sizes_of(width(shapes, self.log_probs), self.rank, self.block_diagonal)
-        sizes = (size, rank, width(shapes, self.embedding))
+            form = sizes_of(width(shapes, self.log_probs), self.rank, self.block_diagonal)
+        sizes = (*form, width(shapes, self.embedding))
         return fisher_footprint(sizes, rows, self.target(k), refresh=REFRESH)
 
     def block(self, progress: Progress) -> int:
@@ -115,9 +133,8 @@ class Fisher(Objective):
         pad = -len(rows) % PAD
         factor, h = self._factors({n: tile.rows(n, rows) for n in self.needs})
         h = torch.cat([h, h.new_zeros((pad, h.shape[1]))])
-        width, size = factor.shape[2], factor.shape[1]
-        rows_first = factor.transpose(1, 2)
-        factor = torch.cat([rows_first, h.new_zeros((pad, width, size))]).transpose(1, 2)
+        columns = factor.mT  # [T, P, w, Q], the layout that it has
+        factor = torch.cat([columns, h.new_zeros((pad, *columns.shape[1:]))]).mT
         tile.state.update(rows=rows, h=h, factor=factor)
 
     def summarize(self, tile: Tile, message: Any) -> Any:
@@ -129,7 +146,7 @@ class Fisher(Objective):
         """
         factor, h = tile.state["factor"], tile.state["h"]
         if message is None:
-            size = (factor**2).sum(dim=(1, 2)) * (h**2).sum(dim=1)  # the trace of I(x)
+            size = (factor**2).sum(dim=(1, 2, 3)) * (h**2).sum(dim=1)  # the trace of I(x)
             return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
         blocks = to_host(fisher_blocks(factor, h))
         np.rint(np.ldexp(blocks, message, out=blocks), out=blocks)
@@ -157,17 +174,16 @@ class Fisher(Objective):
         if "pool" not in state:
             return []
         pool = torch.from_numpy(state["pool"])
-        size = int(np.sqrt(2 * len(pool)))
         labeled, count = torch.zeros_like(pool), 0
         if all(name in context for name in self.needs):
             count = len(context[self.embedding])
             for start in range(0, count, TILE_ROWS):
                 part = {n: context[n][start : start + TILE_ROWS] for n in self.needs}
                 labeled += fisher_blocks(*self._factors(part))
-        fisher = from_blocks((pool + labeled) / max(state["rows"] + count, 1), size)
+        fisher = from_blocks((pool + labeled) / max(state["rows"] + count, 1))
         known, weight = self._weights(count, progress.k)
-        matrix = from_blocks(labeled * known, size)
-        matrix.diagonal().add_(self.ridge)
+        matrix = from_blocks(labeled * known)
+        matrix.diagonal(dim1=1, dim2=2).add_(self.ridge)
         state.update(information=Information(matrix, fisher), scale=np.sqrt(weight), picks=[])
         return [self._restart(state["information"], scale=state["scale"])]
 
@@ -189,7 +205,7 @@ class Fisher(Objective):
         information: Information = state["information"]
         directions = information.step(factor[0], h[0], 1.0)
         columns: dict[str, Any] = {"directions": directions.numpy()}
-        if len(state["picks"]) % REFRESH == 0:
+        if information.stale(REFRESH):
             information.refreshed()
             columns = dict(self._restart(information).columns)
         return Commit(proposal.keys[:1], proposal.priority[:1, 0], columns)
@@ -222,7 +238,7 @@ class Fisher(Objective):
         h = torch.stack([x for _, x in progress.state["picks"]])
         keys = np.array(progress.keys, dtype=np.uint64)
         for removed in range(len(kept) - progress.k):
-            if removed % REFRESH == 0:
+            if removed == 0 or information.stale(REFRESH):
                 information.refreshed()
                 g = forms(factor, h, information.inverse)
                 half = forms(factor, h, information.middle())
@@ -234,10 +250,10 @@ class Fisher(Objective):
         return kept
 
     def _factors(self, columns: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the class parts ``[T, Q, w]`` and the embedding ``[T, D]``, float64."""
+        """Return the class parts ``[T, P, Q, w]`` and the embedding ``[T, D]``, float64."""
         h = torch.as_tensor(columns[self.embedding]).double()
         if self.log_probs is None:
-            return h.new_full((len(h), 1, 1), 1.0 / self.noise), h
+            return h.new_full((len(h), 1, 1, 1), 1.0 / self.noise), h
         log_probs = torch.as_tensor(columns[self.log_probs])
         return class_factors(log_probs, self.rank, self.block_diagonal), h
 

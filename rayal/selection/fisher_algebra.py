@@ -4,6 +4,10 @@ The Fisher information of one row is I(x) = (diag p - p pᵀ) ⊗ h hᵀ = V V�
 B Bᵀ is the class part. diag p - p pᵀ has the ones vector as its null direction, so classes are
 rotated by an orthonormal basis of the rest: Q = C - 1 coordinates, no trace changes.
 
+Matrices are block-diagonal, of P blocks [Q·D, Q·D] that are kept alone, each with its own B. All
+classes together are one block, P = 1; without the information between classes there are C of them
+with the numbers √(p_c (1 - p_c)) for B, Q = w = 1. Traces are sums over blocks.
+
 References:
     Ash, Goel, Krishnamurthy & Kakade, NeurIPS 2021, section 3 (trace objective, low-rank updates);
     Tanabe & Sagae, JRSS B 54, 1992 (Cholesky factor of a multinomial covariance, closed form);
@@ -13,6 +17,8 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
+from math import isqrt
 
 import numpy as np
 import torch
@@ -22,7 +28,8 @@ from rayal.errors import ScoreError
 
 ROWS = 512  # rows whose D·Q-wide products are held at once
 FLOOR = 1e-10  # smallest eigenvalue of I - G when a pick is removed
-DRIFT = 1e-6  # relative error of the tracked trace that is accepted
+DRIFT = 1e-6  # error of the tracked trace that is accepted, relative to what it started from
+FALL = 1e-4  # a trace that fell to this share, or rose as much, leaves updates too few digits
 
 
 def class_basis(classes: int) -> Tensor:
@@ -37,13 +44,13 @@ def class_basis(classes: int) -> Tensor:
 
 
 def class_factors(log_probs: Tensor, rank: int = 0, block_diagonal: bool = False) -> Tensor:
-    """Return B with B Bᵀ = rotated diag p - p pᵀ, float64 ``[T, Q, w]``.
+    """Return B with B Bᵀ = rotated diag p - p pᵀ, float64 ``[T, P, Q, w]``.
 
     Args:
         log_probs: ``[T, C]``, normalised again in float64; -inf is probability 0.
         rank: keep the columns √p_y (p - e_y) of this many most probable labels; 0, and C or more,
             keep all, in the closed Cholesky form of width C - 1.
-        block_diagonal: the diagonal p (1 - p) alone, not rotated; Q = w = C.
+        block_diagonal: the diagonal p (1 - p) alone, not rotated: P = C, Q = w = 1.
 
     Raises:
         ScoreError: a row has no class of positive probability.
@@ -57,12 +64,13 @@ def class_factors(log_probs: Tensor, rank: int = 0, block_diagonal: bool = False
         )
     if block_diagonal:
         rest = 1.0 - torch.eye(probs.shape[1], dtype=torch.float64, device=probs.device)
-        return torch.diag_embed((probs * (probs @ rest)).sqrt())  # 1 - p without cancellation
+        spread = probs * (probs @ rest)  # 1 - p without cancellation
+        return spread.sqrt()[:, :, None, None]
     basis = class_basis(probs.shape[1]).to(probs.device)
     exact = rank == 0 or rank >= probs.shape[1]
     factor = _cholesky_factor(probs) if exact else _label_columns(probs, rank)
     rows = factor.transpose(1, 2) @ basis  # [T, w, Q], the layout that Bᵀ times columns reads
-    return rows.transpose(1, 2)
+    return rows.transpose(1, 2)[:, None]
 
 
 def _cholesky_factor(probs: Tensor) -> Tensor:
@@ -93,45 +101,48 @@ def pairs(size: int) -> list[tuple[int, int]]:
 
 
 def fisher_blocks(factor: Tensor, h: Tensor) -> Tensor:
-    """Return sum_i (B Bᵀ)[a, b] h hᵀ for pairs a ≤ b, float64 ``[Q (Q + 1) / 2, D, D]``."""
-    outer = factor @ factor.transpose(1, 2)  # [T, Q, Q]
-    every, d = pairs(factor.shape[1]), h.shape[1]
-    blocks = h.new_empty((len(every), d, d))
-    for block, (a, b) in zip(blocks, every, strict=True):
-        torch.mm((h * outer[:, a, b, None]).T, h, out=block)
+    """Return sum_i (B Bᵀ)[a, b] h hᵀ for pairs a ≤ b, float64 ``[P, Q (Q + 1) / 2, D, D]``."""
+    outer = factor @ factor.mT  # [T, P, Q, Q]
+    parts, size = factor.shape[1:3]
+    every, d = pairs(size), h.shape[1]
+    blocks = h.new_empty((parts, len(every), d, d))
+    for part in range(parts):
+        for block, (a, b) in zip(blocks[part], every, strict=True):
+            torch.mm((h * outer[:, part, a, b, None]).T, h, out=block)
     return blocks
 
 
-def from_blocks(blocks: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix ``[Q·D, Q·D]`` of blocks ``[Q (Q + 1) / 2, D, D]``."""
-    d = blocks.shape[-1]
-    full = blocks.new_zeros((size, d, size, d))
-    for (a, b), block in zip(pairs(size), blocks, strict=True):
-        full[a, :, b] = full[b, :, a] = (block + block.T) / 2
-    return full.reshape(size * d, size * d)
+def from_blocks(blocks: Tensor) -> Tensor:
+    """Return symmetric matrices ``[P, Q·D, Q·D]`` of blocks ``[P, Q (Q + 1) / 2, D, D]``."""
+    parts, count, d = blocks.shape[:3]
+    size = (isqrt(8 * count + 1) - 1) // 2
+    full = blocks.new_zeros((parts, size, d, size, d))
+    for (a, b), block in zip(pairs(size), blocks.unbind(dim=1), strict=True):
+        full[:, a, :, b] = full[:, b, :, a] = (block + block.mT) / 2
+    return full.reshape(parts, size * d, size * d)
 
 
 def forms(factor: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
-    """Return Vᵀ A V of every row, ``[T, w, w]``, for a symmetric A ``[Q·D, Q·D]``."""
-    size, d = factor.shape[1], h.shape[1]
-    blocks = matrix.reshape(size, d, size * d)
-    parts = []
+    """Return Vᵀ A V of every row, ``[T, P, w, w]``, for symmetric A ``[P, Q·D, Q·D]``."""
+    (parts, size), d = factor.shape[1:3], h.shape[1]
+    blocks = matrix.reshape(parts, size, d, size * d)
+    made = []
     for start in range(0, len(h), ROWS):
         x, b = h[start : start + ROWS], factor[start : start + ROWS]
-        inner = x.new_empty((len(x), size, size))
-        for a in range(size):
-            left = (x @ blocks[a][:, a * d :]).view(len(x), size - a, d)
-            inner[:, a, a:] = torch.bmm(left, x[:, :, None])[:, :, 0]
-            inner[:, a:, a] = inner[:, a, a:]
-        parts.append(b.transpose(1, 2) @ inner @ b)
-    return torch.cat(parts)
+        inner = x.new_empty((len(x), parts, size, size))
+        for part, a in product(range(parts), range(size)):
+            left = (x @ blocks[part, a][:, a * d :]).view(len(x), size - a, d)
+            inner[:, part, a, a:] = torch.bmm(left, x[:, :, None])[:, :, 0]
+            inner[:, part, a:, a] = inner[:, part, a, a:]
+        made.append(b.mT @ inner @ b)
+    return torch.cat(made)
 
 
 def projected(factor: Tensor, h: Tensor, directions: Tensor) -> Tensor:
-    """Return Vᵀ A of every row, ``[T, w, m]``, for A ``[Q·D, m]``; h is contracted first."""
-    size, d, m = factor.shape[1], h.shape[1], directions.shape[1]
-    wide = directions.reshape(size, d, m).transpose(0, 1).reshape(d, size * m)
-    return torch.bmm(factor.transpose(1, 2), (h @ wide).view(len(h), size, m))
+    """Return Vᵀ A of every row, ``[T, P, w, m]``, for A ``[P, Q·D, m]``; h is contracted first."""
+    (parts, size), d, m = factor.shape[1:3], h.shape[1], directions.shape[2]
+    wide = directions.reshape(parts, size, d, m).permute(2, 0, 1, 3).reshape(d, -1)
+    return factor.mT @ (h @ wide).view(len(h), parts, size, m)
 
 
 def updated(g: Tensor, half: Tensor, projection: Tensor, sign: float) -> None:
@@ -141,37 +152,41 @@ def updated(g: Tensor, half: Tensor, projection: Tensor, sign: float) -> None:
     asked for, and their traces are those of the symmetric part.
 
     Args:
-        g: Vᵀ M⁻¹ V, ``[T, w, w]``.
-        half: Vᵀ M⁻¹ F M⁻¹ V, ``[T, w, w]``.
-        projection: U and W side by side, ``[T, w, 2 m]``.
+        g: Vᵀ M⁻¹ V, ``[T, P, w, w]``.
+        half: Vᵀ M⁻¹ F M⁻¹ V, ``[T, P, w, w]``.
+        projection: U and W side by side, ``[T, P, w, 2 m]``.
         sign: +1 when a row was added, -1 when one was removed.
     """
-    m = projection.shape[2] // 2
-    u, w = projection[:, :, :m], projection[:, :, m:]
-    g.baddbmm_(u, u.transpose(1, 2), alpha=-sign)
-    half.baddbmm_(u, w.transpose(1, 2), alpha=-2.0 * sign)
+    each = projection.flatten(0, 1)  # [T·P, w, 2 m]
+    u, w = each.chunk(2, dim=2)
+    g.view(-1, *g.shape[2:]).baddbmm_(u, u.mT, alpha=-sign)
+    half.view(-1, *g.shape[2:]).baddbmm_(u, w.mT, alpha=-2.0 * sign)
 
 
 def trace_decrease(g: Tensor, half: Tensor) -> Tensor:
     """Return tr(H (I + G)⁻¹), ``[T]``: by how much adding a row lowers the trace."""
-    eye = torch.eye(g.shape[1], dtype=torch.float64, device=g.device)
+    if g.shape[-1] == 1:
+        return (half / (1.0 + g)).sum(dim=(1, 2, 3)).clamp_min(0.0)
+    eye = torch.eye(g.shape[-1], dtype=torch.float64, device=g.device)
     lower = torch.linalg.cholesky(eye + g)
     inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    trace: Tensor = (torch.bmm(inverse, half) * inverse).sum(dim=(1, 2))
+    trace: Tensor = (inverse @ half * inverse).sum(dim=(1, 2, 3))
     return trace.clamp_min(0.0)  # rounding of a gain of 0
 
 
 def trace_increase(g: Tensor, half: Tensor) -> Tensor:
     """Return tr(H (I - G)⁻¹), ``[T]``: by how much removing a row raises the trace."""
-    values, vectors = torch.linalg.eigh(torch.eye(g.shape[1]).to(g) - g)
-    rotated = vectors.transpose(1, 2) @ half @ vectors
-    trace: Tensor = (rotated.diagonal(dim1=1, dim2=2) / values.clamp_min(FLOOR)).sum(dim=1)
+    if g.shape[-1] == 1:
+        return (half / (1.0 - g).clamp_min(FLOOR)).sum(dim=(1, 2, 3))
+    values, vectors = torch.linalg.eigh(torch.eye(g.shape[-1]).to(g) - g)
+    rotated = (vectors.mT @ half @ vectors).diagonal(dim1=2, dim2=3)
+    trace: Tensor = (rotated / values.clamp_min(FLOOR)).sum(dim=(1, 2))
     return trace
 
 
 @dataclass
 class Information:
-    """The driver's matrices: M, its inverse, F, and tr(M⁻¹ F), all ``[Q·D, Q·D]`` float64.
+    """The driver's matrices: M, its inverse, F, and tr(M⁻¹ F); float64 ``[P, Q·D, Q·D]``.
 
     Args:
         matrix: M = ridge I + labeled + picked information, as of the last factorisation.
@@ -184,20 +199,25 @@ class Information:
     changes: list[tuple[float, Tensor]] = field(default_factory=list)
     inverse: Tensor = field(init=False)
     trace: float = field(init=False, default=float("nan"))
+    since: float = field(init=False, default=0.0)  # the trace as of the last factorisation
 
     def __post_init__(self) -> None:
         self.refactor()
 
     def refactor(self) -> float:
-        """Recompute M⁻¹ by Cholesky and return the relative error of the tracked trace."""
+        """Recompute M⁻¹ by Cholesky and return the error of the tracked trace.
+
+        The tracked trace is a sum of changes, whose rounding is in proportion to the largest of
+        them: the error is relative to the trace now or at the last factorisation, the larger one.
+        """
         for sign, v in self.changes:
-            self.matrix.addmm_(v, v.T, alpha=sign)
+            self.matrix.baddbmm_(v, v.mT, alpha=sign)
         self.changes.clear()
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix))
-        self.inverse = (self.inverse + self.inverse.T) / 2
+        self.inverse = (self.inverse + self.inverse.mT) / 2
         trace = float((self.inverse * self.fisher).sum())
-        drift = abs(self.trace - trace) / max(abs(trace), 1e-300)
-        self.trace = trace
+        drift = abs(self.trace - trace) / max(abs(trace), abs(self.since), 1e-300)
+        self.trace = self.since = trace
         return drift
 
     def refreshed(self) -> None:
@@ -206,38 +226,48 @@ class Information:
         Raises:
             ScoreError: low-rank updates lost too many digits.
         """
-        if (drift := self.refactor()) > DRIFT:
+        drift = self.refactor()
+        if not drift <= DRIFT:  # NaN included
             raise ScoreError(
                 f"the Fisher trace drifted by {drift:.1e} of its value, {DRIFT:.0e} is allowed; "
                 "give a larger ridge, or embeddings of smaller scale"
             )
 
+    def stale(self, changes: int) -> bool:
+        """Return whether a factorisation is due: after so many changes, or a far fall or rise.
+
+        Forms of rows and the inverse are sums of changes too: behind a fall by 1 / FALL they have
+        lost as many digits.
+        """
+        far = self.trace < FALL * self.since or FALL * self.trace > self.since
+        return far or len(self.changes) >= changes
+
     def middle(self) -> Tensor:
         """Return M⁻¹ F M⁻¹."""
         product = self.inverse @ self.fisher @ self.inverse
-        return (product + product.T) / 2
+        return (product + product.mT) / 2
 
     def step(self, factor: Tensor, h: Tensor, sign: float) -> Tensor:
-        """Add (+1) or remove (-1) one row and return the directions ``[Q·D, 2 w]``: Z and W.
+        """Add (+1) or remove (-1) one row and return the directions ``[P, Q·D, 2 w]``: Z and W.
 
         With Z = M⁻¹ V (I ± G)^(-1/2): M⁻¹ becomes M⁻¹ ∓ Z Zᵀ, and W = M⁻¹ F Z ∓ Z K / 2 with
         K = Zᵀ F Z carries H, so that rows need one product with Z and W and no more.
 
         Args:
-            factor: the row's B, ``[Q, w]``.
+            factor: the row's B, ``[P, Q, w]``.
             h: the row's embedding, ``[D]``.
             sign: +1 adds, -1 removes.
         """
-        v = (factor[:, None, :] * h[None, :, None]).reshape(-1, factor.shape[1])  # [Q·D, w]
+        v = (factor[:, :, None, :] * h[:, None]).flatten(1, 2)  # [P, Q·D, w]
         wide = self.inverse @ v
-        g = v.T @ wide
-        eye = torch.eye(len(g), dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(eye + sign * (g + g.T) / 2)
-        z = wide @ (vectors / values.clamp_min(FLOOR).sqrt())
+        g = v.mT @ wide
+        eye = torch.eye(g.shape[-1], dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(eye + sign * (g + g.mT) / 2)
+        z = wide @ (vectors / values.clamp_min(FLOOR).sqrt()[:, None])
         fz = self.fisher @ z
-        k = z.T @ fz
+        k = z.mT @ fz
         w = self.inverse @ fz - sign * (z @ k) / 2
-        self.inverse.addmm_(z, z.T, alpha=-sign)
+        self.inverse.baddbmm_(z, z.mT, alpha=-sign)
         self.changes.append((sign, v))
-        self.trace -= sign * float(k.diagonal().sum())
-        return torch.cat([z, w], dim=1)
+        self.trace -= sign * float(k.diagonal(dim1=1, dim2=2).sum())
+        return torch.cat([z, w], dim=2)

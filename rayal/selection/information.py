@@ -41,7 +41,8 @@ def bait(
         ridge: multiple of the identity in M, larger than 0.
         rank: keep the information of this many most probable labels of a row; 0, and C or more,
             keep all.
-        block_diagonal: leave out the information between classes.
+        block_diagonal: leave out the information between classes: C matrices ``[D, D]`` instead of
+            one ``[C·D, C·D]``. Not together with rank.
         device: cpu or cuda.
         ids: N distinct ids, which break ties.
         seed: accepted for uniformity; nothing is drawn.
@@ -54,7 +55,8 @@ def bait(
         NeedsError: one of the two labeled columns is missing, or has rows of another shape.
         ScoreError: a column holds NaN or +inf, or a row is -inf for every class.
         BudgetError: k is negative or larger than N.
-        ValueError: oversample is less than 1, ridge not positive, or rank negative.
+        ValueError: oversample is less than 1, ridge not positive, or rank negative; as a
+            SettingsError, rank is given together with block_diagonal.
     """
     if (labeled_log_probs is None) != (labeled_embeddings is None):
         raise NeedsError(

@@ -85,19 +85,45 @@ def recording(net: nn.Module, layers: list[Recorded]) -> Iterator[None]:
         raise NeedsError(
             "a layer of the network runs twice, so its gradient is no sum over layers; use egl_sm"
         )
+    for layer in _owners(net):
+        if id(layer) not in ran:
+            raise NeedsError(
+                f"{layer} has trained parameters and was not called, so what its weights do "
+                "elsewhere cannot be told; call the layer itself, freeze it with "
+                "requires_grad_(False) if it is not used, or use egl_sm"
+            )
 
 
 def check_layers(net: TaskNet) -> None:
-    """Raise NeedsError where trained parameters belong to a layer of no known kind."""
+    """Raise NeedsError where trained parameters belong to a layer of no known kind.
+
+    Also where a layer is trained in part, or two layers have a parameter in common.
+    """
+    owned: set[int] = set()
     for layer in _owners(net):
+        held = list(layer.parameters(recurse=False))
+        if not all(p.requires_grad for p in held):
+            raise NeedsError(
+                f"of {layer} some parameters are trained and some are frozen, and lengths are of "
+                "whole layers; train or freeze all of them, or use egl_sm"
+            )
+        if owned & {id(p) for p in held}:
+            raise NeedsError(
+                f"{layer} shares a parameter with another layer, whose gradients add up before "
+                "their length is taken; give each layer its own, or use egl_sm"
+            )
+        owned |= {id(p) for p in held}
         padded = getattr(layer, "padding_mode", "zeros") != "zeros"
         named = isinstance(getattr(layer, "padding", 0), str)
         unknown = getattr(layer, "running_mean", 0) is None
         if type(layer) not in _SQUARES or padded or named or unknown:
             kinds = ", ".join(sorted(kind.__name__ for kind in _SQUARES))
+            other = "egl_sm, which needs the last one alone"
+            if not net.ends_linear:  # egl_sm is not defined then
+                other = "margin or entropy, which need none"
             raise NeedsError(
                 f"gradients of {layer} cannot be told row by row; they can of {kinds} (padded by "
-                "zeros, by a number): use such layers, or egl_sm, which needs the last one alone"
+                f"zeros, by a number): use such layers, or {other}"
             )
 
 

@@ -56,8 +56,9 @@ class MemberStats(Signal):
     probabilities.
 
     Probabilities are rounded to float32 once; all else is float64, summed as differences to the
-    first prediction, and the entropy stays float64. So equal predictions give variance 0, and an
-    entropy that equals the entropy of the mean bit for bit: mutual information is exactly 0.
+    first prediction, and mean and entropy stay float64. So equal predictions give variance 0, and
+    an entropy that equals the entropy of the mean bit for bit: mutual information is exactly 0; and
+    predictions that are nearly equal give what little they have, not the rounding of their mean.
 
     Args:
         passes: dropout masks per member; 0 uses the members as they are.
@@ -92,7 +93,7 @@ class MemberStats(Signal):
         assert first is not None
         shift, squares, change, votes = (torch.as_tensor(total) / count for total in sums)
         variance = (squares - shift * shift).clamp_min_(0.0)
-        columns = ((first + shift).float(), base + change, votes.float(), variance.float())
+        columns = (first + shift, base + change, votes.float(), variance.float())
         return dict(zip(self.names(), columns, strict=True))
 
 

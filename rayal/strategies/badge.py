@@ -13,12 +13,13 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
+from rayal.models.committee import Committee
 from rayal.registry import strategies
 from rayal.selection.distances import squared_norm
 from rayal.selection.kmeans import First, KMeansPP
 from rayal.selection.kmeans_parallel import KMeansParallel
 from rayal.signals import Embedding, LogProbs, Signal
-from rayal.strategies.base import Ctx, Joint
+from rayal.strategies.base import Ctx, Joint, check_softmax
 from rayal.types import Columns
 
 
@@ -59,6 +60,10 @@ class BADGE(Joint):
     def signals(self) -> tuple[Signal, ...]:
         """Return probabilities and embedding of the same member."""
         return (LogProbs(member=0), Embedding(member=0))
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless the last layer's gradient is the closed form."""
+        check_softmax(self, committee)
 
     def score(self, s: Columns) -> Tensor:
         """Return the squared gradient norm (|p|² + 1 - 2 p_max) |h|²."""

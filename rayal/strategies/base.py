@@ -10,6 +10,7 @@ import numpy.typing as npt
 from annotated_types import Ge
 from torch import Tensor
 
+from rayal.errors import NeedsError
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.selection.objective import Objective
@@ -117,6 +118,12 @@ class Strategy:
         """Return what the scan must compute, each at most once."""
         return ()
 
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError, with a remedy, if the method does not hold for such a committee.
+
+        Signals are asked on their own. Nothing has started yet: the networks are untrained.
+        """
+
     def score(self, s: Columns) -> Tensor | None:
         """Return ``[N]``, or ``[N, 1 + T]`` with T tie-breakers behind the score.
 
@@ -149,13 +156,30 @@ class Strategy:
         """Return the memory with which the next batch is chosen; by default there is none.
 
         A pure function, called once a round from the second one on; what it returns is stored
-        with the round's picks.
+        with the round's picks. It is called neither after a change of the strategy nor of the
+        classes: the memory is empty then.
 
         Args:
             memory: with which the last batch was chosen; empty for the first one.
             outcome: what became of that batch.
         """
         return {}
+
+
+def check_softmax(strategy: Strategy, committee: Committee) -> None:
+    """Raise NeedsError unless probabilities are a softmax of the last linear layer of member 0.
+
+    Gradients of the loss with respect to that layer are (p - e_y) ⊗ h only then.
+    """
+    net = committee.net(0)
+    if not net.ends_linear:
+        behind = type(net).__name__ if net.link is None else type(net.link).__name__
+        raise NeedsError(
+            f"{type(strategy).__name__} differentiates a softmax of the last linear layer in "
+            f"closed form, and this learner's probabilities are another function of it ({behind}); "
+            "use the learner supervised, or a strategy that asks for probabilities or embedding "
+            "alone, such as margin, entropy or coreset"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ from rayal.strategies.base import Strategy
 from rayal.types import Columns
 
 MASKS = "dropout masks are drawn once per pass and shared by all items, not per item"
+_DECAY = (
+    "the weight decay is the learner's and constant, where the paper's falls with the number of "
+    "labeled items as 1/n"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Disagreement(Strategy):
     passes: Annotated[int, Ge(0)] = 100
 
     taxonomy: ClassVar[str] = "informativeness"
-    departures: ClassVar[str] = MASKS
+    departures: ClassVar[str] = f"{MASKS}; {_DECAY}"
 
     def signals(self) -> tuple[Signal, ...]:
         """Return streamed statistics of the members' predictions."""

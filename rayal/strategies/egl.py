@@ -16,14 +16,20 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from rayal import acquisition
+from rayal.models.committee import Committee
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
 from rayal.selection.mixture import MinMaxMixture
 from rayal.signals import Embedding, GradientLength, LogProbs, Signal, WordGradientLength
-from rayal.strategies.base import Ctx, Strategy
+from rayal.strategies.base import Ctx, Strategy, check_softmax
 from rayal.types import Columns
 
 _WEIGHT = 301  # salt of the draw
+_FRESH = (
+    "every round trains anew, where the authors' code goes on from the weights of the last; of "
+    "several members the first one is asked"
+)
+_WORDS = "words are the tokeniser's tokens; padding and special tokens, [UNK] among them, score 0"
 _RISE = 0.1  # keeps both parameters of the Beta distribution above 0
 
 
@@ -34,6 +40,7 @@ class EGL(Strategy):
 
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL)"
+    departures: ClassVar[str] = _FRESH
 
     def signals(self) -> tuple[Signal, ...]:
         """Return the expected gradient length."""
@@ -51,10 +58,15 @@ class EGLSoftmax(Strategy):
 
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-sm)"
+    departures: ClassVar[str] = _FRESH
 
     def signals(self) -> tuple[Signal, ...]:
         """Return probabilities and embedding of the same member."""
         return (LogProbs(member=0), Embedding(member=0))
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless the last layer's gradient is the closed form."""
+        check_softmax(self, committee)
 
     def score(self, s: Columns) -> Tensor:
         """Return sqrt(|h|² + 1) Σ_k p_k |p - e_k|, a closed form."""
@@ -69,8 +81,8 @@ class EGLWord(Strategy):
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-word)"
     departures: ClassVar[str] = (
-        "words are the tokeniser's tokens; whether the paper divides by a word's frequency in "
-        "documents is not confirmed, and nothing is divided here"
+        f"{_FRESH}; {_WORDS}; whether the paper divides by a word's frequency in documents is not "
+        "confirmed, and nothing is divided here"
     )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -100,6 +112,7 @@ class EGLEntropyBeta(Strategy):
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Zhang, Lease & Wallace, AAAI 2017 (EGL-Entropy-Beta)"
     departures: ClassVar[str] = (
+        f"{_FRESH}; {_WORDS}; "
         "the paper's parameters of the Beta distribution and its normaliser are not confirmed: "
         "round t draws from Beta(2 (1 - t/T) + 0.1, 2 t/T + 0.1), and both scores are brought to "
         "[0, 1] over the candidates"

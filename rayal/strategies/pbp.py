@@ -62,9 +62,13 @@ class ProbabilisticBackpropagation(Learner):
     source: ClassVar[str] = "Hernández-Lobato & Adams, ICML 2015, section 3"
     departures: ClassVar[str] = (
         "the prior's factors of all weights are refined at once, from one posterior, where the "
-        "authors' code goes weight by weight (it has the same fixed points); an update is left out "
-        "for a weight whose mean is not finite, and for a Gamma distribution without a mean "
-        "variance, which that code lets through"
+        "authors' code goes weight by weight. With 10 hidden units, or with 300 rows, variances "
+        "rank alike (correlation 0.99); with 50 units and 30 to 60 rows they need not (0.6 to "
+        "0.9), as the weights' precision runs off weight by weight, and is updated by a half, a "
+        "quarter or less here, as far as it stays a distribution. Rows are standardised anew in "
+        "each round, where that code keeps its first constants. An update is left out for a "
+        "weight whose mean is not finite, and for a Gamma distribution of the noise without a "
+        "mean variance, which that code lets through"
     )
 
     def networks(self, ctx: TrainContext) -> nn.ModuleDict:

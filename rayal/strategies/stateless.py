@@ -33,6 +33,10 @@ def select(
 ) -> Selection:
     """Choose k rows by a registered strategy, from columns computed anywhere.
 
+    There are no rounds here: a strategy that goes by the round's number is in round 0 at every
+    call. Such is ``egl_entropy_beta``, whose word gradients weigh most then; ``params`` may give
+    its ``weight``.
+
     Args:
         name: the strategy's registered name.
         columns: the strategy's columns, ``[N, …]``; ``rayal strategies NAME`` lists them.

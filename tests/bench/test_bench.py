@@ -152,7 +152,7 @@ def test_the_pool_is_scanned_as_the_plain_loop_scans_it(tmp_path: Path) -> None:
     table = job.scan.pool.read(part)
     pixels = np.frombuffer(b"".join(table.column("data").to_pylist()), np.uint8).copy()
     ordered = replace(job, x=torch.from_numpy(pixels).view(-1, 1, 28, 28))
-    torch.testing.assert_close(pools.plain_pool(ordered), made["member_stats.mean"])
+    torch.testing.assert_close(pools.plain_pool(ordered), made["member_stats.mean"].float())
     assert pools.scanned(job, "local") == 300
 
 

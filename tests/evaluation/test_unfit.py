@@ -126,11 +126,17 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     }
 
 
-def settings(pool: dict[str, str], model: dict[str, Any], name: str, storage: Path) -> Any:
+def settings(
+    pool: dict[str, str],
+    model: dict[str, Any],
+    name: str,
+    storage: Path,
+    learner: str = "supervised",
+) -> Any:
     given = {
         "pool": pool,
         "model": model,
-        "learner": {"name": "supervised", "steps": 2},
+        "learner": {"name": learner, "steps": 2},
         "strategies": [name] if name != "random" else [],
         "initial": {"count": 10},
         "rounds": 1,
@@ -168,6 +174,45 @@ def test_what_does_not_fit_is_refused_before_the_source_is_read(
             protocol.run(asked)
         return
     with pytest.raises(NeedsError, match=REMEDY[min(unmet)]):
+        protocol.run(asked)
+    assert not (tmp_path / "storage").exists()
+
+
+# a learner whose probabilities are no softmax of the last linear layer, and what is behind it
+UNLIKE = {"evidential": "LogConcentration", "moment_propagation": "MomentNet"}
+
+
+@pytest.mark.parametrize("learner", ["supervised", *UNLIKE])
+@pytest.mark.parametrize("name", ["bait", "badge", "egl_sm", "coreset", "margin"])
+def test_closed_forms_of_the_softmax_layer_are_refused_of_learners_without_it(
+    name: str,
+    learner: str,
+    sources: dict[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*arguments: Any, **named: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(protocol, "pool_of", start)
+    _, model, _ = PROJECTS["images"]
+    asked = settings(sources["images"], model, name, tmp_path / "storage", learner)
+    if learner not in UNLIKE or name in ("coreset", "margin"):  # what the refusal names
+        with pytest.raises(Started):
+            protocol.run(asked)
+        return
+    remedy = rf"\({UNLIKE[learner]}\); use the learner supervised.*margin, entropy or coreset"
+    with pytest.raises(NeedsError, match=remedy):
+        protocol.run(asked)
+    assert not (tmp_path / "storage").exists()
+
+
+def test_no_strategy_is_recommended_that_is_refused_of_normal_weights(
+    sources: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    _, model, _ = PROJECTS["images"]
+    asked = settings(sources["images"], model, "egl", tmp_path / "storage", "moment_propagation")
+    with pytest.raises(NeedsError, match=r"NormalConv2d.*or margin or entropy, which need none"):
         protocol.run(asked)
     assert not (tmp_path / "storage").exists()
 

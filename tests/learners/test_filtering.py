@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 
@@ -24,6 +25,7 @@ from rayal.learners.filtering import (
     propagate,
     rectify,
     take_gamma,
+    usable,
 )
 from rayal.models.moments import rectified
 from rayal.models.probabilistic import ProbabilisticNet
@@ -210,13 +212,10 @@ def test_a_bad_update_is_left_out_for_that_weight_alone() -> None:
 
 
 def test_a_mean_that_is_no_number_is_left_out_though_its_variance_is_one() -> None:
-    # the variance's update is finite where the derivative at the mean overflows: inf · 0 is NaN
-    posterior = Posterior(
-        [np.array([[np.inf, 0.1]])], [np.array([[1.0, 1.0]])], np.array([6.0, 6.0]), np.ones(2)
-    )
-    before = posterior.means[0].copy()
-    absorb(posterior, np.array([1.0]), 1.0)
-    assert np.array_equal(posterior.means[0], before)
+    """Public code compares the mean with NaN by !=, which is always true."""
+    means = np.array([math.nan, math.inf, 1.0, 1.0, 1.0, 1.0])
+    variances = np.array([1.0, 1.0, math.nan, math.inf, LEAST, 2 * LEAST])
+    assert usable(means, variances).tolist() == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize("made", [(math.nan, 1.0), (2.0, math.inf), (1.0, 2.0), (3.0, -1.0)])
@@ -317,9 +316,39 @@ def test_a_cavity_that_is_no_distribution_is_passed_over() -> None:
 
 def test_a_prior_without_a_mean_variance_is_not_taken() -> None:
     posterior, factors = trained()
-    posterior.prior[:] = 1.0 + 1e-12, 1e-9
-    shapes = [a.copy() for a in factors.shape]
+    posterior.prior[:] = 1.0, 1e-9  # nothing that is added makes this a distribution
+    held = [a.copy() for a in (*factors.shape, *factors.rate)]
     factors.refine(posterior)
-    assert posterior.prior[0] > 1.0 and posterior.prior[1] > 0.0
-    if posterior.prior[1] == 1e-9:
-        assert all(np.array_equal(a, b) for a, b in zip(shapes, factors.shape, strict=True))
+    assert posterior.prior.tolist() == [1.0, 1e-9]
+    now = (*factors.shape, *factors.rate)
+    assert all(np.array_equal(a, b) for a, b in zip(held, now, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_more_weights_than_rows_leave_a_prior_that_is_the_sum_of_its_factors(seed: int) -> None:
+    """With 50 units the summed update of the first pass leaves no Gamma distribution."""
+    rng, rows = np.random.default_rng(seed), 30
+    _, posterior = fresh((6, 50, 1), seed)
+    for v in posterior.variances:
+        v[:] = 1.2
+    factors = PriorFactors.of(posterior)
+    x = rng.normal(size=(rows, 6))
+    y = np.sin(x[:, 0]) + x[:, 1] * x[:, 2]
+    for turn in range(12):
+        for row in rng.permutation(rows):
+            absorb(posterior, x[row], float(y[row]))
+        if turn == 0:
+            summed = sum(
+                PriorFactors._refine_layer(*copy.deepcopy((factors, posterior)), layer)
+                for layer in range(2)
+            )
+            assert (posterior.prior + summed)[0] < 1.0
+        before = posterior.prior.copy()
+        factors.refine(posterior)
+        assert not np.array_equal(posterior.prior, before)
+        assert np.isfinite(posterior.prior).all()
+        assert posterior.prior[0] > 1.0 and posterior.prior[1] > 0.0
+        added = [sum(float(a.sum()) for a in held) for held in (factors.shape, factors.rate)]
+        np.testing.assert_allclose(posterior.prior, 6.0 + np.array(added), rtol=1e-9, atol=1e-9)
+    assert all(np.isfinite(m).all() for m in posterior.means)
+    assert all((v > 0.0).all() and np.isfinite(v).all() for v in posterior.variances)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from rayal.engine.train import NetworkSpec, context
-from rayal.errors import NeedsError, SettingsError
+from rayal.errors import NeedsError, ScoreError, SettingsError
 from rayal.labels import ClassLabel
 from rayal.learners import LayerwisePretrained, Supervised, TensorRows, TrainContext, fit
 from rayal.learners.checkpoint import read_checkpoint
@@ -291,3 +291,9 @@ def test_machines_start_as_published_and_binary_units_get_the_larger_rate() -> N
     decays = [g["weight_decay"] for g in state.optimizers["layer1"].param_groups]
     assert decays == [1e-4, 0]
     assert isinstance(state.networks["scale"], Scale)
+
+
+def test_a_pretraining_that_diverges_names_its_own_remedy(tmp_path: Path) -> None:
+    learner, ctx = pretraining(kind="rbm", inputs="standard", pretrain_lr=1e30)
+    with pytest.raises(ScoreError, match=r"set its pretrain_lr lower.*all rows of the pool"):
+        fit(learner, PoolData(unlabeled=digit_rows()), ctx, checkpoint=DirStore(tmp_path))

@@ -38,7 +38,7 @@ from rayal.learners import (
     fit,
 )
 from rayal.learners.base import Batches
-from rayal.learners.checkpoint import read_checkpoint
+from rayal.learners.checkpoint import Checkpoint, read_checkpoint
 
 SHORT: dict[str, Any] = {"steps": 11, "epoch_steps": 3, "batch": 8}
 RESUMED: dict[str, dict[str, Any]] = {
@@ -74,6 +74,58 @@ def test_resumes_to_the_same_bits_after_a_kill_at_any_epoch(
         final = read_checkpoint(store.rows[4][0])
         assert final.kind == "predictor"
         assert same(final.tree["nets"]["task"], learner.predictor(whole)["task"].state_dict())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_checkpoint_is_read_on_the_cpu_where_side_tables_belong(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device of the training, rows held out would not index those on the CPU."""
+    places: list[str] = []
+
+    def reading(path: Path, place: torch.device | str = "cpu") -> Checkpoint:
+        places.append(str(place))
+        return read_checkpoint(path, place)
+
+    monkeypatch.setattr("rayal.learners.loop.read_checkpoint", reading)
+    learner, data = Supervised(**SHORT, early_stopping=0.3, patience=9), tiny_data()
+    ctx = tiny_context(learner, data, device=torch.device(device))
+    store = DirStore(tmp_path, kill_after=2)
+    with pytest.raises(Killed):
+        fit(learner, data, ctx, checkpoint=store)
+    state = fit(learner, data, ctx, checkpoint=store)
+    assert places == ["cpu"] and state.epoch == 4 and "held" in state.tables
+
+
+class Overtaken(DirStore):
+    """A store whose latest epoch's file goes once, as another process commits the next one."""
+
+    asked: int = 0
+
+    def latest(self) -> tuple[int, Path] | None:
+        self.asked += 1
+        if self.asked == 1:
+            return 1, self.folder / "gone.safetensors"
+        return super().latest()
+
+
+def test_an_epoch_that_another_process_has_replaced_is_asked_for_once_more(tmp_path: Path) -> None:
+    learner, data = Supervised(**SHORT), tiny_data()
+    ctx = tiny_context(learner, data)
+    whole = trained(learner, tmp_path / "whole")
+    first = DirStore(tmp_path, kill_after=2)
+    with pytest.raises(Killed):
+        fit(learner, data, ctx, checkpoint=first)
+    store = Overtaken(tmp_path, rows=first.rows)
+    assert same(fit(learner, data, ctx, checkpoint=store).state_dict(), whole.state_dict())
+    assert store.asked == 3  # the one that is gone, whether there is another, and that one
+
+
+def test_a_checkpoint_that_is_gone_for_good_is_an_error(tmp_path: Path) -> None:
+    learner, data = Supervised(**SHORT), tiny_data()
+    store = DirStore(tmp_path, rows={1: (tmp_path / "gone.safetensors", False)})
+    with pytest.raises(StorageError, match=r"gone\.safetensors is missing"):
+        fit(learner, data, tiny_context(learner, data), checkpoint=store)
 
 
 def test_a_finished_training_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -366,7 +418,8 @@ def test_a_loss_that_is_not_a_number_names_step_and_term(tmp_path: Path) -> None
     data = tiny_data()
     x = torch.full((20, FEATURES), torch.nan)
     bad = replace(data, labeled=replace(data.labeled, rows=TensorRows(data.labeled.rows.ids, x)))
-    with pytest.raises(ScoreError, match="loss 'loss' is nan at step 0 of 11, round 0, member 0"):
+    says = "loss 'loss' is nan at step 0 of 11, round 0, member 0.* among the labeled rows"
+    with pytest.raises(ScoreError, match=says):
         trained(Supervised(**SHORT), tmp_path, bad)
 
 

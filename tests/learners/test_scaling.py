@@ -66,3 +66,19 @@ def test_the_layer_gives_of_transformed_rows_what_it_gave_of_scaled_ones(task: A
     after = layer(task.transform(raw, statistics).flatten(1))
     assert not torch.equal(before, layer(scale(raw)))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_are_large_beside_their_spread_keep_their_digits() -> None:
+    """Seconds since 1970 within an hour: the transform at 0 and 1 would be two equal numbers."""
+    draw = torch.Generator().manual_seed(2)
+    raw = torch.rand((60, 4), generator=draw) * torch.tensor([1e3, 1e3, 1.0, 1.0])
+    raw += torch.tensor([1.7e9, -4e7, 0.0, 1e3])
+    scale = Scale((4,))
+    measure(scale, TensorRows([str(i) for i in range(60)], raw), "standard")
+    layer = nn.Linear(4, 6)
+    before = layer(scale(raw))
+    ctx = context(Supervised(), NetworkSpec("mlp"), TASK)
+    statistics = TASK.fit(raw[:30])
+    take_in(layer, scale, type(ctx)(**{**vars(ctx), "statistics": statistics}))
+    after = layer(TASK.transform(raw, statistics).flatten(1))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from rayal.errors import NeedsError, ScoreError
+from rayal.errors import NeedsError, ScoreError, SettingsError
 from rayal.selection import Fisher, bait, bait_regression, select_rows
 from rayal.selection.arrays import as_tensor
+from rayal.selection.fisher import REFRESH
 from rayal.selection.fisher_algebra import (
     Information,
     class_basis,
@@ -126,23 +127,23 @@ def test_class_factors_are_the_kronecker_form_without_the_null_direction() -> No
     np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-15)
     np.testing.assert_allclose(basis.sum(dim=0), 0.0, atol=1e-15)
     factor = class_factors(torch.from_numpy(lp))
-    assert factor.shape == (20, 4, 4)
-    back = basis @ factor
+    assert factor.shape == (20, 1, 4, 4)
+    back = (basis @ factor)[:, 0]
     p = np.exp(lp) / np.exp(lp).sum(axis=1, keepdims=True)
     covariance = np.einsum("ni,ij->nij", p, np.eye(5)) - p[:, :, None] * p[:, None, :]
     np.testing.assert_allclose(back @ back.transpose(1, 2), covariance, atol=1e-15)
     v = naive_factors(lp, h)
     kron = np.array([np.kron(c, np.outer(x, x)) for c, x in zip(covariance, h, strict=True)])
     np.testing.assert_allclose(v @ v.transpose(0, 2, 1), kron, atol=1e-13)
-    full = from_blocks(fisher_blocks(back.contiguous(), torch.from_numpy(h)), 5)
-    np.testing.assert_allclose(full, kron.sum(axis=0), atol=1e-12)
+    full = from_blocks(fisher_blocks(back[:, None].contiguous(), torch.from_numpy(h)))
+    np.testing.assert_allclose(full[0], kron.sum(axis=0), atol=1e-12)
 
 
 def test_two_classes_and_one_weight_by_hand() -> None:
     log_probs = torch.log(torch.tensor([[0.3, 0.7]], dtype=torch.float64))
     factor = class_factors(log_probs)
     information = float((factor**2).sum()) * 2.0**2
-    assert factor.shape == (1, 1, 1)
+    assert factor.shape == (1, 1, 1, 1)
     assert information == pytest.approx(1.68)  # 2 p (1 - p) h²
     # ridge 1 and F = I(x): the trace falls from 1.68 to 1.68 / 2.68
     chosen = select_rows(
@@ -210,15 +211,15 @@ def test_a_rank_of_all_classes_is_the_exact_form_bit_for_bit_and_a_lower_one_los
 def test_traces_never_rise_forward_and_never_fall_backward() -> None:
     lp, h = (torch.from_numpy(a) for a in made(40, 3, 4))
     factor = class_factors(lp)
-    fisher = from_blocks(fisher_blocks(factor, h), 3) / 40
-    information = Information(torch.eye(9, dtype=torch.float64), fisher)
+    fisher = from_blocks(fisher_blocks(factor, h)) / 40
+    information = Information(torch.eye(9, dtype=torch.float64)[None], fisher)
     traces = [information.trace]
     for row in range(12):
         information.step(factor[row], h[row], 1.0)
         traces.append(information.trace)
     assert (np.diff(traces) < 0).all()
     assert information.refactor() < 1e-12
-    assert traces[-1] == pytest.approx(trace(information.matrix.numpy(), fisher.numpy()))
+    assert traces[-1] == pytest.approx(trace(information.matrix[0].numpy(), fisher[0].numpy()))
     for row in range(12):
         information.step(factor[row], h[row], -1.0)
         traces.append(information.trace)
@@ -243,11 +244,118 @@ def test_the_block_diagonal_form_is_one_problem_per_class() -> None:
     assert chosen.positions.tolist() == forward
 
 
-def information_of(n: int = 30) -> tuple[Information, torch.Tensor, torch.Tensor]:
+def diagonal_factors(log_probs: Floats, h: Floats) -> Floats:
+    """Return V ``[N, C·D, C]``: column y is √(p_y (1 - p_y)) e_y ⊗ h."""
+    p = np.exp(log_probs) / np.exp(log_probs).sum(axis=1, keepdims=True)
+    weight = np.sqrt(p * (1 - p))
+    v: Floats = np.einsum("nc,cb,nd->ncdb", weight, np.eye(p.shape[1]), h)
+    return v.reshape(len(h), p.shape[1] * h.shape[1], p.shape[1])
+
+
+@pytest.mark.parametrize("labeled", [0, 6])
+@pytest.mark.parametrize("weight", ["sum", "release"])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_block_diagonal_picks_are_those_of_the_explicit_block_diagonal_inverse(
+    weight: Any, labeled: int, classes: int
+) -> None:
+    (lp, h), (llp, lh) = made(50, 3, classes, seed=2), made(labeled, 3, classes, seed=1)
+    k = 7
+    v, known = diagonal_factors(lp, h), diagonal_factors(llp, lh)
+    v, m, fisher = problem(v, known, weight, k, 1.0)
+    forward, kept, traces = naive_bait(v, m, fisher, 2 * k, k)
+    context = {"log_probs": llp, "embedding": lh} if labeled else {}
+    objective = Fisher(labeled_weight=weight, block_diagonal=True)
+    chosen = select_rows(objective, {"log_probs": lp, "embedding": h}, k, context=context)
+    assert chosen.positions.tolist() == kept
+    expected = [traces[i] - traces[i + 1] for i in map(forward.index, kept)]
+    np.testing.assert_allclose(chosen.scores, expected, rtol=1e-9)
+
+
+def test_block_diagonal_holds_one_matrix_of_the_embedding_per_class() -> None:
+    lp, h = (torch.from_numpy(a) for a in made(20, 3, 4))
+    factor = class_factors(lp, block_diagonal=True)
+    assert factor.shape == (20, 4, 1, 1)
+    fisher = from_blocks(fisher_blocks(factor, h))
+    assert fisher.shape == (4, 3, 3)
+    information = Information(torch.eye(3, dtype=torch.float64).repeat(4, 1, 1), fisher)
+    directions = information.step(factor[0], h[0], 1.0)
+    assert directions.shape == (4, 3, 2) and information.inverse.shape == (4, 3, 3)
+    v = diagonal_factors(lp.numpy(), h.numpy())
+    dense = np.eye(12) + v[0] @ v[0].T
+    blocks = np.linalg.inv(dense).reshape(4, 3, 4, 3)[range(4), :, range(4)]
+    np.testing.assert_allclose(information.inverse, blocks)
+    whole = np.einsum("nab,ncb->ac", v, v)
+    assert information.trace == pytest.approx(trace(dense, whole), rel=1e-13)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_shards_do_not_change_a_bit_of_either_form(diagonal: bool) -> None:
+    lp, h = made(7 * 4096 + 5, 5, 3)  # eight tiles
+    columns, objective = {"log_probs": lp, "embedding": h}, Fisher(block_diagonal=diagonal)
+    context = {"log_probs": lp[:50], "embedding": h[:50]}
+    one = select_rows(objective, columns, 5, context=context)
+    for shards in (2, 7):
+        other = select_rows(objective, columns, 5, context=context, shards=shards)
+        assert other.ids == one.ids and other.scores.tobytes() == one.scores.tobytes()
+
+
+def test_removals_are_those_of_explicit_inverses_over_a_refresh() -> None:
+    lp, h = made(110, 2, 3)
+    v, m, fisher = problem(naive_factors(lp, h), np.zeros((0, 1, 1)), "sum", 20, 1.0)
+    _, kept, _ = naive_bait(v, m, fisher, 100, 20)  # 80 removals, more than REFRESH
+    assert bait(lp, h, 20, oversample=5).tolist() == kept
+    assert REFRESH < 80
+
+
+def exact_greedy(v: Floats, forward: int) -> list[int]:
+    """Return the forward order with ridge 1 and no labels, of inverses in extended precision."""
+    wide = v.astype(np.longdouble)
+    information = np.einsum("naw,nbw->nab", wide, wide)
+    fisher, m = information.mean(axis=0), np.eye(v.shape[1], dtype=np.longdouble)
+    chosen: list[int] = []
+    for _ in range(forward):
+        left, right = m + information, np.broadcast_to(fisher, information.shape).copy()
+        for i in range(len(m)):  # Gauss-Jordan: right becomes M⁻¹ F
+            right[:, i] /= left[:, i, i, None]
+            left[:, i] /= left[:, i, i, None].copy()
+            for j in (j for j in range(len(m)) if j != i):
+                right[:, j] -= left[:, j, i, None] * right[:, i]
+                left[:, j] -= left[:, j, i, None].copy() * left[:, i]
+        costs = np.trace(right, axis1=1, axis2=2)
+        costs[chosen] = np.inf
+        chosen.append(int(costs.argmin()))
+        m = m + information[chosen[-1]]
+    return chosen
+
+
+@pytest.mark.skipif(
+    bool(np.finfo(np.longdouble).eps > 1e-18), reason="no wider type than float64 here"
+)
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_embeddings_of_a_large_scale_are_chosen_as_exactly(diagonal: bool) -> None:
+    lp, h = made(200, 4, 3)
+    h = (1e5 * h).astype(np.float32).astype(float)  # the trace falls from 2e10 to 5 in four picks
+    v = diagonal_factors(lp, h) if diagonal else rotated_factors(lp, h)
+    objective = Fisher(oversample=1, block_diagonal=diagonal)
+    chosen = select_rows(objective, {"log_probs": lp, "embedding": h}, 140)
+    assert chosen.positions[:90].tolist() == exact_greedy(v, 90)
+
+
+def rotated_factors(log_probs: Floats, h: Floats) -> Floats:
+    """Return V ``[N, (C - 1)·D, C]`` of classes without their null direction."""
+    basis = class_basis(log_probs.shape[1]).numpy()
+    v = naive_factors(log_probs, h).reshape(len(h), log_probs.shape[1], h.shape[1], -1)
+    rotated: Floats = np.einsum("cq,ncdw->nqdw", basis, v)
+    return rotated.reshape(len(h), -1, log_probs.shape[1])
+
+
+def information_of(
+    n: int = 30, scale: float = 1.0
+) -> tuple[Information, torch.Tensor, torch.Tensor]:
     lp, h = (torch.from_numpy(a) for a in made(n, 4, 3))
-    factor = class_factors(lp)
-    fisher = from_blocks(fisher_blocks(factor, h), 2) / n
-    return Information(torch.eye(8, dtype=torch.float64), fisher), factor, h
+    factor, h = class_factors(lp), scale * h
+    fisher = from_blocks(fisher_blocks(factor, h)) / n
+    return Information(torch.eye(8, dtype=torch.float64)[None], fisher), factor, h
 
 
 def test_gains_and_costs_are_differences_of_traces_and_removal_undoes_addition() -> None:
@@ -272,11 +380,49 @@ def test_gains_and_costs_are_differences_of_traces_and_removal_undoes_addition()
 
 
 def test_a_trace_that_drifted_is_refused() -> None:
-    information, factor, h = information_of()
-    information.step(factor[0], h[0], 1.0)
-    information.trace *= 1.001
+    for wrong in (1.001, 0.999, float("nan")):
+        information, factor, h = information_of()
+        information.step(factor[0], h[0], 1.0)
+        information.trace *= wrong
+        with pytest.raises(ScoreError, match="drifted"):
+            information.refreshed()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_an_inverse_that_is_wrong_is_refused(scale: float) -> None:
+    information, factor, h = information_of(scale=scale)
+    for row in range(3):
+        information.step(factor[row], h[row], 1.0)
+    sound, _, _ = information_of(scale=scale)
+    information.inverse *= 1.01
+    for row in range(3):
+        sound.step(factor[row], h[row], 1.0)
+    for row in range(3, 20):
+        information.step(factor[row], h[row], 1.0)
+        sound.step(factor[row], h[row], 1.0)
+    sound.refreshed()
     with pytest.raises(ScoreError, match="drifted"):
         information.refreshed()
+
+
+def test_a_far_fall_or_rise_of_the_trace_asks_for_a_factorisation() -> None:
+    information, factor, h = information_of()
+    assert not information.stale(2)
+    information.step(factor[0], h[0], 1.0)
+    assert not information.stale(2)  # it fell, but not far
+    information.step(factor[1], h[1], 1.0)
+    assert information.stale(2)
+    information.refreshed()
+    assert not information.stale(2)
+    information, factor, h = information_of(scale=1e5)
+    for row in range(5):
+        information.step(factor[row], h[row], 1.0)
+    assert information.stale(64)
+    information.refactor()
+    assert not information.stale(64)
+    for row in range(4, -1, -1):
+        information.step(factor[row], h[row], -1.0)
+    assert information.trace > 1e4 and information.stale(64)
 
 
 def test_one_pick_is_the_exhaustive_minimum_and_batches_are_no_better_than_it() -> None:
@@ -318,7 +464,7 @@ def test_near_certain_rows_in_float32_stay_finite() -> None:
     factor = class_factors(torch.from_numpy(lp))
     p = torch.softmax(torch.from_numpy(lp), dim=1)
     covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    back = class_basis(4) @ factor
+    back = (class_basis(4) @ factor)[:, 0]
     np.testing.assert_allclose(back @ back.transpose(1, 2), covariance, atol=1e-15)
 
 
@@ -350,7 +496,8 @@ def test_all_rows_identical_rows_and_more_picks_than_distinct_rows() -> None:
     two = bait(np.repeat(lp[:2], 20, axis=0), np.repeat(h[:2], 20, axis=0), 15)
     assert len(set(two.tolist())) == 15
     assert bait(lp, h, 0).tolist() == []
-    assert len(bait(np.zeros((5, 1)), h[:5], 3)) == 3  # one class: no information at all
+    for diagonal in (False, True):  # one class: no information at all
+        assert len(bait(np.zeros((5, 1)), h[:5], 3, block_diagonal=diagonal)) == 3
 
 
 def test_a_tiny_ridge_does_not_break_removals() -> None:
@@ -392,8 +539,8 @@ def test_the_sum_over_tiles_is_the_mean_information() -> None:
     shard = Shard(objective, tiles, 0)
     chosen = choose(objective, LocalShards([shard]), 1)
     factor = class_factors(tensors["log_probs"])
-    exact = from_blocks(fisher_blocks(factor, tensors["embedding"].double()), 2) / 9000
-    information = Information(torch.eye(8, dtype=torch.float64), exact)
+    exact = from_blocks(fisher_blocks(factor, tensors["embedding"].double())) / 9000
+    information = Information(torch.eye(8, dtype=torch.float64)[None], exact)
     g = forms(factor, tensors["embedding"].double(), information.inverse)
     half = forms(factor, tensors["embedding"].double(), information.middle())
     gains = trace_decrease(g, half).numpy()
@@ -411,6 +558,11 @@ def test_what_cannot_be_is_refused() -> None:
         bait(lp, h, 1, oversample=0)
     with pytest.raises(ValueError, match="rank at least 0"):
         bait(lp, h, 1, rank=-1)
+    for rank in (1, 3):
+        with pytest.raises(ValueError, match=r"block_diagonal=True leaves that out.*give one"):
+            bait(lp, h, 1, rank=rank, block_diagonal=True)
+    with pytest.raises(SettingsError, match="give one of them"):
+        Fisher(rank=1, block_diagonal=True)
     with pytest.raises(ValueError, match="ridge"):
         bait_regression(h, 1, ridge=0.0)
     with pytest.raises(ScoreError, match="-inf for every class"):

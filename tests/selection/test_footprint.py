@@ -143,8 +143,8 @@ def test_width_counts_numbers_of_a_row() -> None:
 def restart(objective: Fisher) -> Commit:
     """Return the opening commit of the greedy, for matrices that are not the pool's."""
     classes = 1 if objective.log_probs is None else SHAPES["log_probs.0"][0]
-    size, _ = sizes_of(classes, objective.rank, objective.block_diagonal)
-    matrix = np.eye(size * SHAPES["embedding"][0])
+    parts, size, _ = sizes_of(classes, objective.rank, objective.block_diagonal)
+    matrix = np.tile(np.eye(size * SHAPES["embedding"][0]), (parts, 1, 1))
     return Commit(np.zeros(0, np.uint64), np.zeros(0), {"inverse": matrix, "middle": matrix})
 
 
@@ -169,6 +169,21 @@ def test_fisher_by_hand() -> None:
     pick = 2 * 4 * 2 * 4 + 2 * 2 * 2 * 4 + 2 * 2 * 2**3 + 4 * 2**3
     opening = 2 * 2 * 3 * 4 * 4  # two matrices, three pairs of classes
     assert said.flops == pytest.approx(2 * 1_000 * (20 * pick + 1.5 * opening))
+
+
+def test_a_block_diagonal_fisher_by_hand() -> None:
+    shapes: Shapes = {"log_probs": (100,), "embedding": (512,)}
+    said = Fisher(block_diagonal=True).footprint(shapes, 1_000, 10)
+    # position, 512 of the embedding, and of each class the factor and two forms
+    assert said.row == 8 * (1 + 512 + 100 + 2 * 100)
+    matrix = 8 * 100 * 512 * 512  # 210 MB, not the 20 GB of all classes together
+    assert said.shard == 2 * matrix
+    assert said.summing == 3 * matrix + 4_096 * 8 * (2 * 100 + 512)
+    assert said.driver == 7 * matrix + 20 * 8 * (100 + 512) + 20 * 8 * 512 * 100
+    pick = 100 * (2 * 2 * 512 + 2 * 2 + 8)  # Z and W, one column each of every class
+    assert said.flops == pytest.approx(2 * 1_000 * (20 * pick + 1.5 * 4 * 100 * 512 * 512))
+    exact = Fisher().footprint(shapes, 1_000, 10)
+    assert exact.driver > 90 * said.driver and exact.shard > 90 * said.shard
 
 
 def test_a_shard_holds_no_more_sums_than_it_has_threads() -> None:

@@ -291,6 +291,45 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
         ask(signal_cases.committee([net]), torch.randn(3, 1, 2, 2), GradientLength())
 
 
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_layer_that_is_trained_in_part_is_refused(frozen: str) -> None:
+    net = build_network("mlp", {"widths": [5]}, input_shape=(1, 8, 8), n_outputs=4, seed=0)
+    getattr(net.head, frozen).requires_grad_(False)
+    with pytest.raises(NeedsError, match=r"some are frozen.*train or freeze all of them"):
+        GradientLength().check(signal_cases.committee([net]))
+    net.head.requires_grad_(False)
+    GradientLength().check(signal_cases.committee([net]))
+
+
+def test_layers_that_share_a_parameter_are_refused() -> None:
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    net = TaskNet({"flat": nn.Flatten(), "a": a, "b": b, "head": nn.Linear(4, 4)})
+    with pytest.raises(NeedsError, match="shares a parameter with another layer"):
+        GradientLength().check(signal_cases.committee([net]))
+
+
+class Functional(nn.Module):
+    """Uses the weights of a layer without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+
+def test_weights_that_are_used_without_their_layer_are_refused() -> None:
+    body = Functional()
+    net = TaskNet({"flat": nn.Flatten(), "body": body, "head": nn.Linear(4, 4)})
+    asked, x = signal_cases.committee([net]), torch.randn(3, 1, 2, 2)
+    with pytest.raises(NeedsError, match=r"Linear\(in_features=4.* was not called"):
+        ask(asked, x, GradientLength())
+    body.requires_grad_(False)
+    assert (ask(asked, x, GradientLength()) > 0).all()
+
+
 def test_signals_pickle() -> None:
     for signal in (WordGradientLength(), GradientLength()):
         assert pickle.loads(pickle.dumps(signal)) == signal

@@ -9,11 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from signal_cases import EVERY, IMAGES, Normed, ask, cnns, committee, count_calls, fixed, images
+from scipy.stats import spearmanr
+from signal_cases import (
+    EVERY,
+    IMAGES,
+    TABLE,
+    Normed,
+    ask,
+    cnns,
+    committee,
+    count_calls,
+    fixed,
+    images,
+)
 from torch import Tensor, nn
 
 from rayal import acquisition
 from rayal.errors import NeedsError
+from rayal.labels import ClassLabel
 from rayal.models import HookedNet, dropout_masks, evaluating
 from rayal.signals import (
     Embedding,
@@ -25,6 +38,7 @@ from rayal.signals import (
     ViewLogProbs,
     compute,
 )
+from rayal.tasks import TableTask
 from rayal.types import id_keys
 
 
@@ -65,6 +79,55 @@ def test_equal_members_have_nothing_to_tell(probs: tuple[float, ...], size: int)
     assert (made["member_stats.variance"] == 0).all()
     assert torch.equal(acquisition.probability_entropy(mean), made["member_stats.entropy"])
     assert (acquisition.bald(mean, made["member_stats.entropy"]) == 0).all()
+
+
+class Logits(nn.Module):
+    """Answers (s x, 0) in float32."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.scale * x, torch.zeros_like(x)], dim=1)
+
+
+def test_members_that_nearly_agree_rank_by_their_true_mutual_information() -> None:
+    """A float32 mean would leave its rounding, 3e-8 nats, of disagreements below 1e-9."""
+    scales = (0.9999, 1.0001)
+    nets = [HookedNet(Logits(s), (1,)) for s in scales]
+    x = torch.linspace(5.0, 9.0, 300)[:, None]
+    made = ask(committee(nets, TABLE), x, MemberStats())
+    found = acquisition.bald(made["member_stats.mean"], made["member_stats.entropy"]).numpy()
+    logits = np.array([(n(x)[:, 0]).detach().double().numpy() for n in nets], dtype=np.longdouble)
+    q = 1 / (1 + np.exp(logits))  # [2, N], of the class that is not expected
+    mean = q.mean(axis=0)
+    true = (q * np.log(q / mean) + (1 - q) * (np.log1p(-q) - np.log1p(-mean))).mean(axis=0)
+    assert 1e-13 < true.min() < true.max() < 1e-8
+    assert spearmanr(found, true.astype(float)).statistic > 0.999
+    np.testing.assert_allclose(found, true.astype(float), rtol=0.05, atol=1e-13)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_confident_rows_are_told_apart_through_float32_log_probs(classes: int) -> None:
+    """For two classes the three measures rank alike; with more, none of them has ties."""
+
+    class Sure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.others = nn.Parameter(torch.zeros(classes - 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, self.others.expand(len(x), -1)], dim=1)
+
+    task = TableTask(ClassLabel(tuple("abcde"[:classes])), ("f",))
+    x = torch.linspace(10.0, 30.0, 400)[torch.randperm(400), None]
+    log_probs = ask(committee([HookedNet(Sure(), (1,))], task), x, LogProbs())["log_probs"]
+    assert log_probs.dtype == torch.float32
+    expected = x[:, 0].argsort(descending=True).tolist()
+    for measure in (acquisition.least_confidence, acquisition.margin, acquisition.entropy):
+        scores = measure(log_probs)
+        assert scores.argsort().tolist() == expected and len(set(scores.tolist())) == 400
 
 
 def test_log_probs_are_the_log_of_the_mean() -> None:
@@ -116,7 +179,9 @@ def test_columns_have_their_shapes_and_types() -> None:
         "logit_variance": (5, 4),
     }
     wide = {n for n, column in made.items() if column.dtype != torch.float32}
-    assert wide == {"member_stats.entropy"} and not any(c.requires_grad for c in made.values())
+    assert wide == {"member_stats.mean", "member_stats.entropy"} and not any(
+        c.requires_grad for c in made.values()
+    )
 
 
 def test_embedding_belongs_to_the_log_probs() -> None:

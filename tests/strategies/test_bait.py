@@ -103,5 +103,8 @@ def test_parameters_have_bounds() -> None:
     for params in ({"oversample": 0}, {"ridge": 0.0}, {"rank": -1}, {"labeled_weight": "max"}):
         with pytest.raises(SettingsError, match=next(iter(params))):
             rayal.select("bait", columns, 1, params=params)
+    for params in ({"rank": 1, "block_diagonal": True}, {"rank": 2, "block_diagonal": True}):
+        with pytest.raises(SettingsError, match="give one of them: rank 0, or block_diagonal"):
+            rayal.select("bait", columns, 1, params=params)
     with pytest.raises(NeedsError, match="embedding"):
         rayal.select("bait", {"log_probs": made["log_probs"]}, 1)

@@ -179,7 +179,7 @@ def test_the_entropy_of_one_member_is_the_models_own() -> None:
     for name in ("mc_entropy", "ensemble_entropy"):
         made = rayal.select(name, columns, len(p))
         assert made.ids == plain.ids
-        np.testing.assert_allclose(made.scores, plain.scores, rtol=1e-12)
+        np.testing.assert_allclose(made.scores, plain.scores, rtol=1e-7)  # of float32 columns
     for name in ("bald", "ensemble_bald"):
         assert np.abs(scores(name, p)).max() == 0.0
 
