@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from rayal import acquisition
+from rayal.errors import NeedsError
 from rayal.models.committee import Committee
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
@@ -67,6 +68,11 @@ class EGLSoftmax(Strategy):
     def check(self, committee: Committee) -> None:
         """Raise NeedsError unless the last layer's gradient is the closed form."""
         check_softmax(self, committee)
+        if committee.net(0).head.bias is None:
+            raise NeedsError(
+                "egl_sm counts the gradient of the last linear layer's bias, and this one has "
+                "none; give it a bias, or use egl, which takes layers as they are"
+            )
 
     def score(self, s: Columns) -> Tensor:
         """Return sqrt(|h|² + 1) Σ_k p_k |p - e_k|, a closed form."""

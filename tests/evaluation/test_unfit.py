@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class Pooled(nn.Module):
 
 def pooled(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     return Pooled(n_outputs)
+
+
+def unbiased(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), n_outputs, bias=False))
 
 
 def backbone() -> nn.Module:
@@ -213,6 +218,16 @@ def test_no_strategy_is_recommended_that_is_refused_of_normal_weights(
     _, model, _ = PROJECTS["images"]
     asked = settings(sources["images"], model, "egl", tmp_path / "storage", "moment_propagation")
     with pytest.raises(NeedsError, match=r"NormalConv2d.*or margin or entropy, which need none"):
+        protocol.run(asked)
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_last_layer_without_bias_is_refused_where_the_closed_form_counts_one(
+    sources: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    model = {"network": f"{__name__}:unbiased"}
+    asked = settings(sources["images"], model, "egl_sm", tmp_path / "storage")
+    with pytest.raises(NeedsError, match=r"last linear layer's bias.*give it a bias, or use egl"):
         protocol.run(asked)
     assert not (tmp_path / "storage").exists()
 
