@@ -272,15 +272,11 @@ def log_probit(mean: Tensor, variance: Tensor | None) -> Tensor:
 
 
 def one_against_all(mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
-    """Return the sum over classes of binary cross-entropies, float64 ``[B]``.
+    """Return the classes' binary cross-entropies summed, float64 ``[B]``, of moments ``[B, C]``.
 
     Both log P_c and log(1 - P_c) are computed of the moments: P_c of a class that is surely taken
-    rounds to 1, of which neither its complement nor a gradient could be had.
-
-    Args:
-        mean: of each class's normal, ``[B, C]``.
-        variance: ``[B, C]``.
-        y: targets in [0, 1], ``[B, C]``.
+    rounds to 1, of which neither its complement nor a gradient could be had. Targets y are in
+    [0, 1], ``[B, C]``.
     """
     mean, variance = mean.double(), variance.double()
     yes, no = log_probit(mean, variance), log_probit(-mean, variance)
