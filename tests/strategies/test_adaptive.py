@@ -433,9 +433,11 @@ def test_a_project_without_a_policy_picks_as_entropy_does(tmp_path: Path) -> Non
 
 def test_fixed_heuristics_run_on_the_same_predictor(tmp_path: Path) -> None:
     learner = MomentPropagation(**dataclasses.asdict(PLAIN))
-    for name in ("entropy", "badge"):
+    for name in ("entropy", "coreset"):
         made = rounds_of(tmp_path / name, strategies[name](), learner=learner, rounds=1)
         assert len(set(items(made))) == 20
+    with pytest.raises(NeedsError, match="MomentNet"):  # its probabilities are no softmax
+        rounds_of(tmp_path / "badge", strategies["badge"](), learner=learner)
 
 
 def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path: Path) -> None:
