@@ -15,6 +15,7 @@ from torch import Tensor
 
 LEAST = -740.0  # a logarithm whose exponential is still 1e-322, and times it nothing
 HALF = -math.log(2.0)
+SURE = -0.05  # a logarithm from which on float32 costs what is left of 1 too many digits
 
 
 def least_confidence(log_probs: Tensor) -> Tensor:
@@ -29,11 +30,15 @@ def least_confidence(log_probs: Tensor) -> Tensor:
 def margin(log_probs: Tensor) -> Tensor:
     """Return p_(2) - p_(1), the negated gap of the two largest, ``[N]`` of ``[N, C]``.
 
-    A p_(1) above 1/2 is 1 - the sum of the others, as in ``least_confidence``.
+    Of a sure row p_(1) is 1 - the sum of the others, as in ``least_confidence``.
     """
-    first, second, others, _ = _ranked(log_probs)
-    exact = second.double().exp_()
-    return torch.where(first > HALF, (exact + others) - 1.0, exact - first.double().exp_())
+    first, second = _two_largest(log_probs.mT.contiguous())
+    gap = second.double().exp_() - first.double().exp_()
+    sure = torch.nonzero(first > SURE)[:, 0]
+    if len(sure):
+        _, second, others, _ = _ranked(log_probs[sure])
+        gap[sure] = (second.double().exp_() + others) - 1.0
+    return gap
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -53,6 +58,16 @@ class _Ranked(NamedTuple):
     second: Tensor
     others: Tensor  # float64
     terms: Tensor  # float64
+
+
+def _two_largest(across: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest and the second of each column of ``[C, N]``; of one row, that twice."""
+    first = across[0]
+    second = first if len(across) == 1 else torch.full_like(first, -math.inf)
+    for column in across[1:]:
+        second = torch.maximum(second, torch.minimum(first, column))
+        first = torch.maximum(first, column)
+    return first, second
 
 
 def _ranked(log_probs: Tensor) -> _Ranked:
