@@ -85,6 +85,7 @@ def ingest(
     payload = _payload(sources)
     known = None if labels is None else read_known(labels)
     with Ledger(root) as ledger, locked(root / "pools" / name) as folder, Spill(folder) as spill:
+        failpoint("ingest.begin")
         before = _before(ledger, name, payload)
         for stray in stray_files(ledger, name):
             stray.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rayal.failpoints import failpoint
 from rayal.learners.base import Learner, TrainContext, TrainData
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind
 from rayal.learners.loop import Progress, fit
@@ -32,6 +33,7 @@ class Fit:
     def train(self, member: int, store: CheckpointStore, progress: Progress | None = None) -> None:
         """Train a member from its last committed epoch to its end, unless it is there already."""
         if not is_final(store):
+            failpoint("train.begin")
             with torch_threads(self.threads):
                 ctx = replace(self.ctx, member=member)
                 fit(self.learner, self.data, ctx, checkpoint=store, progress=progress)
