@@ -31,7 +31,12 @@ from rayal.learners.base import (
     TrainState,
     UnlabeledBatch,
 )
-from rayal.learners.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
+from rayal.learners.checkpoint import (
+    CheckpointStore,
+    latest_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from rayal.learners.data import names
 from rayal.types import id_keys
 
@@ -61,12 +66,32 @@ def fit(
         ScoreError: a loss is not finite; the message names the step and the term.
         StorageError: the training is finished already, or its checkpoint cannot be read.
     """
+    state = fit_unless_done(learner, data, ctx, checkpoint=checkpoint, progress=progress)
+    if state is None:
+        latest = checkpoint.latest()
+        raise StorageError(
+            f"{None if latest is None else latest[1]} is the end of a training, from which none "
+            "can go on; load its predictor"
+        )
+    return state
+
+
+def fit_unless_done(
+    learner: Learner,
+    data: TrainData,
+    ctx: TrainContext,
+    *,
+    checkpoint: CheckpointStore,
+    progress: Progress | None = None,
+) -> TrainState | None:
+    """Train as ``fit`` does; return None where somebody else has finished the training.
+
+    Several processes may train one member into one store: equal hashes mean equal weights. Who
+    finds after an epoch that another is further goes on with the other's.
+    """
     _check(learner, data)
-    with keyed(ctx, "begin"):
-        state = learner.begin(ctx, data)
-    _resume(state, checkpoint)
-    over = False
-    while not over:
+    state = _begun(learner, data, ctx, checkpoint)
+    while state is not None:
         with keyed(ctx, "epoch", state.epoch):
             _epoch(learner, state, data, ctx, progress)
             over = state.stopped or state.step >= ctx.steps
@@ -74,6 +99,11 @@ def fit(
                 learner.on_end(state, ctx, data)
         write = _write_predictor if over else _write_state
         checkpoint.save(state.epoch, partial(write, learner, state, ctx), over)
+        if over:
+            break
+        latest = checkpoint.latest()
+        if latest is not None and latest[0] > state.epoch:
+            state = _begun(learner, data, ctx, checkpoint)
     return state
 
 
@@ -121,20 +151,20 @@ def keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
         yield
 
 
-def _resume(state: TrainState, checkpoint: CheckpointStore) -> None:
-    while (latest := checkpoint.latest()) is not None:
-        try:
-            stored = read_checkpoint(latest[1])  # side tables stay on the CPU; weights are copied
-        except StorageError:
-            if checkpoint.latest() == latest:
-                raise
-            continue  # another process went on meanwhile, and removed this epoch's file
-        if stored.kind != "state":
-            raise StorageError(
-                f"{latest[1]} is the end of a training, from which none can go on; load its "
-                "predictor"
-            )
-        return state.load_state_dict(stored.tree)
+def _begun(
+    learner: Learner, data: TrainData, ctx: TrainContext, checkpoint: CheckpointStore
+) -> TrainState | None:
+    """Return the state after the last committed epoch; None behind the end of the training."""
+    with keyed(ctx, "begin"):
+        state = learner.begin(ctx, data)
+    # side tables stay on the CPU; weights are copied
+    stored = latest_of(checkpoint, read_checkpoint)
+    if stored is None:
+        return state
+    if stored.kind != "state":
+        return None
+    state.load_state_dict(stored.tree)
+    return state
 
 
 def _write_state(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the processes of the race tests do; loaded once, by their common parent."""
+"""What the processes of the race tests do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimiser loads it: seconds that belong to no test
 
 from rayal.cli import main
 from rayal.engine.driver import Project
