@@ -84,7 +84,7 @@ class _Others:
             if not stages:
                 continue
             last = stages[-1].round
-            chosen = stages[-1].stage == "select" or row.settings.get("rounds") == 0
+            chosen = any(s.stage == "select" for s in stages) or row.settings.get("rounds") == 0
             beginning |= last == 0 and not chosen
             present |= {
                 s.output["columns"] for s in stages if s.round == last and s.output.get("columns")

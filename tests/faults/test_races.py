@@ -107,7 +107,7 @@ def refused_beside_another(folder: Path, alone: list[tuple[Any, ...]], *, at: st
     assert picks(root) == alone
     with Ledger(root, create=False) as ledger:
         (pool,) = ledger.pools()
-        assert ledger.projects() == ["random-0"]
+        assert ledger.projects() == ["random-s0"]
         assert [path.name for path in sorted((root / "pools").iterdir())] == [pool]
 
 
@@ -127,6 +127,50 @@ def test_a_refused_run_leaves_what_another_made_again_and_again(
     repetition: int, alone: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     refused_beside_another(tmp_path, alone, at=MOMENTS[repetition % len(MOMENTS)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(5))
+def test_of_two_refused_runs_nothing_is_left(repetition: int, tmp_path: Path) -> None:
+    root, go = tmp_path / "run", tmp_path / "go"
+    both = []
+    for name in ("one", "other"):
+        source = csv(tmp_path / f"{name}.csv", gap=True)
+        both.append(
+            start(
+                command, "run", str(settings(tmp_path, source, root, name)),
+                log=tmp_path / f"{name}.log", RAYAL_WAITPOINT=f"ingest.begin:1@{go}-{name}",
+            )
+        )  # fmt: skip
+        wait_for(Path(f"{go}-{name}.here"), both[-1])
+    for name in ("one", "other"):
+        Path(f"{go}-{name}").touch()
+    assert [running.end()[0] for running in both] == [2, 2]
+    assert not root.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(5))
+def test_two_runs_make_one_pool_of_the_same_source(
+    repetition: int, alone: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    root, go, source = tmp_path / "run", tmp_path / "go", csv(tmp_path / "good.csv")
+    config = settings(tmp_path, source, root, "good")
+    first = start(
+        command, "run", str(config),
+        log=tmp_path / "first.log", RAYAL_WAITPOINT=f"ingest.commit:1@{go}",
+    )  # fmt: skip
+    wait_for(Path(f"{go}.here"), first)
+    seeds = "seeds=[{pool: 0, model: 0, query: 7}]"
+    out = tmp_path / "out"
+    argv = ("run", str(config), "--set", seeds, "--out", str(out))
+    second = start(command, *argv, log=tmp_path / "second.log")
+    go.touch()
+    assert [running.end()[0] for running in (first, second)] == [0, 0]
+    assert picks(root) == alone
+    with Ledger(root, create=False) as ledger:
+        (pool,) = ledger.pools()
+        assert ledger.snapshot(pool).number == 1 and len(ledger.projects()) == 2
 
 
 # ---- a shared model ------------------------------------------------------------------------------
