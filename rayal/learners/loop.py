@@ -12,24 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rayal.errors import NeedsError, ScoreError, StorageError, nearest
+from rayal.errors import ScoreError, StorageError
 from rayal.learners.base import (
-    LabeledBatch,
     Learner,
     Rows,
-    Stream,
     TrainContext,
     TrainData,
     TrainState,
-    UnlabeledBatch,
 )
 from rayal.learners.checkpoint import (
     CheckpointStore,
@@ -37,11 +33,9 @@ from rayal.learners.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from rayal.learners.data import names
-from rayal.types import id_keys
+from rayal.learners.feeds import check_streams, feed_of, moved
 
 Progress = Callable[[str, int, int], None]
-View = Callable[[Tensor, TrainContext, torch.Generator], Tensor]
 
 
 def fit(
@@ -89,7 +83,7 @@ def fit_unless_done(
     Several processes may train one member into one store: equal hashes mean equal weights. Who
     finds after an epoch that another is further goes on with the other's.
     """
-    _check(learner, data)
+    check_streams(learner, data)
     state = _begun(learner, data, ctx, checkpoint)
     while state is not None:
         with keyed(ctx, "epoch", state.epoch):
@@ -115,7 +109,8 @@ def _epoch(
     progress: Progress | None,
 ) -> None:
     learner.on_epoch_start(state, ctx, data)
-    feeds = [f for s in learner.streams() if (f := _feed(s, learner, state, data, ctx)) is not None]
+    wanted = (feed_of(stream, learner, state, data, ctx) for stream in learner.streams())
+    feeds = [feed for feed in wanted if feed is not None]
     _train_mode(state, single=any(feed.rows_per_step == 1 for feed in feeds))
     for step in range(state.step, min(ctx.steps, state.step + learner.epoch_steps)):
         batches = {feed.stream.name: feed.batch(step, ctx) for feed in feeds}
@@ -176,114 +171,6 @@ def _write_predictor(learner: Learner, state: TrainState, ctx: TrainContext, pat
     write_checkpoint(path, "predictor", {"nets": nets, "statistics": dict(ctx.statistics)})
 
 
-# ---- batches -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Feed:
-    """The rows of a stream during one epoch."""
-
-    stream: Stream
-    rows: Rows
-    chosen: Tensor  # int64 [n], positions in rows
-    targets: Tensor | None  # [n]
-    weights: Tensor | None  # [n]
-    rows_per_step: int
-    epoch_start: int
-    generator: torch.Generator
-
-    def batch(self, step: int, ctx: TrainContext) -> UnlabeledBatch:
-        """Return the batch of a step."""
-        here = self._places(step, ctx)
-        positions = self.chosen[here]
-        ids = names(self.rows, positions)
-        raw = self.rows.take(positions).to(ctx.device)
-        views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
-        moved = tuple(_moved(view, ctx) for view in views)
-        if self.targets is None:
-            return UnlabeledBatch(ids, id_keys(ids), moved)
-        y = _moved(ctx.task.standardised(self.targets[here], ctx.statistics), ctx)
-        weight = None if self.weights is None else _moved(self.weights[here], ctx)
-        return LabeledBatch(ids, id_keys(ids), moved, y, weight)
-
-    def _places(self, step: int, ctx: TrainContext) -> Tensor:
-        """Return which of the chosen rows a step sees, int64 ``[rows_per_step]``."""
-        n, size, salt = len(self.chosen), self.rows_per_step, 0
-        if self.stream.source == "pseudo":  # its rows are those of this epoch
-            salt, step = self.epoch_start, step - self.epoch_start
-        if self.stream.sampler == "cyclic":
-            return torch.arange(step * size, (step + 1) * size) % n
-        turn, index = divmod(step, n // size)
-        order = _shuffled(n, ctx.chance("batches", self.stream.name, salt, turn))
-        return order[index * size : (index + 1) * size]
-
-
-@lru_cache(maxsize=8)
-def _shuffled(rows: int, seed: int) -> Tensor:
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-
-
-def _feed(
-    stream: Stream, learner: Learner, state: TrainState, data: TrainData, ctx: TrainContext
-) -> _Feed | None:
-    """Return the rows of a stream for the epoch that begins; None when it has none."""
-    labeled = {"labeled": data.labeled, "attached": data.attached}.get(stream.source)
-    rows = labeled.rows if labeled is not None else None
-    if stream.source in FROM_POOL:
-        rows = data.unlabeled
-    if rows is None:
-        return None
-    everything = torch.arange(0 if stream.source == "pseudo" else len(rows))
-    chosen = state.tables.get(f"rows.{stream.name}", everything)
-    if not len(chosen):
-        return None
-
-    def column(kind: str, known: Tensor | None) -> Tensor | None:
-        of_rows = None if known is None else known[chosen]
-        return state.tables.get(f"{kind}.{stream.name}", of_rows)
-
-    return _Feed(
-        stream=stream,
-        rows=rows,
-        chosen=chosen,
-        targets=column("targets", labeled.targets if labeled is not None else None),
-        weights=column("weights", labeled.weights if labeled is not None else None),
-        rows_per_step=min(max(1, round(stream.ratio * learner.batch)), len(chosen)),
-        epoch_start=state.step,
-        generator=ctx.generator("views", stream.name, state.epoch),
-    )
-
-
-def _check(learner: Learner, data: TrainData) -> None:
-    for stream in learner.streams():
-        if stream.source in FROM_POOL and data.unlabeled is None:
-            raise NeedsError(
-                f"{type(learner).__name__} trains on unlabeled rows (stream {stream.name!r}), and "
-                "none were given; give the pool's other rows, or use the learner supervised"
-            )
-        for view in stream.views:
-            if view not in VIEWS:
-                raise NeedsError(
-                    f"stream {stream.name!r}: no view {view!r}; {nearest(view, VIEWS)}"
-                )
-
-
-def _plain(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
-    return ctx.task.transform(x, ctx.statistics)
-
-
-def _weak(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
-    return ctx.task.augment(ctx.task.transform(x, ctx.statistics), generator)
-
-
-FROM_POOL = ("unlabeled", "pseudo")
-VIEWS: dict[str, View] = {"raw": lambda x, ctx, generator: x, "plain": _plain, "weak": _weak}
-
-
-def _moved(x: Tensor, ctx: TrainContext) -> Tensor:
-    return x.to(ctx.device, ctx.dtype) if x.is_floating_point() else x.to(ctx.device)
-
-
 # ---- for the hooks of learners -------------------------------------------------------------------
 
 
@@ -300,7 +187,7 @@ def plain_batches(
     """
     for part in torch.tensor_split(positions, math.ceil(len(positions) / size)):
         raw = rows.take(part).to(ctx.device)
-        yield _moved(ctx.task.transform(raw, ctx.statistics), ctx)
+        yield moved(ctx.task.transform(raw, ctx.statistics), ctx)
 
 
 def batchnorms(net: nn.Module) -> list[_BatchNorm]:

@@ -19,7 +19,7 @@ own, or read columns, say so by ``trial``.
 
 from __future__ import annotations
 
-from rayal.testing.learners import LEARNER_CHECKS, Trial
+from rayal.testing.learners import LEARNER_CHECKS
 from rayal.testing.strategies import (
     CLASSES,
     MEMBERS,
@@ -29,6 +29,7 @@ from rayal.testing.strategies import (
     make_columns,
     run,
 )
+from rayal.testing.trials import Trial
 
 __all__ = [
     "STRATEGY_CHECKS",
