@@ -25,7 +25,7 @@ class Apart(Objective):
         tile.state["far"] = np.ones(len(tile.keys))
 
     def gain(self, tile: Tile) -> Floats:
-        return (1.0 + tile.columns["score"].double().numpy()) * tile.state["far"]
+        return np.asarray((1.0 + tile.columns["score"].double().numpy()) * tile.state["far"])
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         keys, gains = proposal.keys[:1], proposal.priority[:1, 0]

@@ -133,7 +133,7 @@ class Files(Store):
             last = next(iter(_checkpoints(tx.conn, model, member)), None)
             if last is not None and (last.final or (last.epoch, last.final) >= (epoch, final)):
                 return last
-            row = {**key, **values, "committed": tx.time}
+            row: dict[str, Any] = {**key, **values, "committed": tx.time}
             if last is not None and last.epoch == epoch:
                 tx.update(checkpoints, [row])
             else:

@@ -229,7 +229,7 @@ def answer(learner: Learner, state: TrainState) -> dict[str, Tensor]:
 def same(a: Any, b: Any) -> bool:
     """Return whether two nested states are equal bit by bit."""
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+        return a.dtype == b.dtype and bool(a.numpy().tobytes() == b.numpy().tobytes())
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
