@@ -116,9 +116,10 @@ def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
         return
     root = root.resolve()
     with held(root):
-        gone = _used_by_nobody(root / FILE, told)
+        path = root / FILE
+        gone = not path.exists() or _used_by_nobody(path, told)
         if gone:
-            (root / FILE).unlink()
+            path.unlink(missing_ok=True)
         yield gone
 
 

@@ -130,23 +130,25 @@ def test_a_refused_run_leaves_what_another_made_again_and_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("repetition", range(5))
-def test_of_two_refused_runs_nothing_is_left(repetition: int, tmp_path: Path) -> None:
-    root, go = tmp_path / "run", tmp_path / "go"
-    both = []
-    for name in ("one", "other"):
+@pytest.mark.parametrize("first", ["founder", "guest"])
+def test_of_two_refused_runs_each_takes_back_what_it_made(first: str, tmp_path: Path) -> None:
+    root, both = tmp_path / "run", dict[str, Running]()
+    for name in ("founder", "guest"):
         source = csv(tmp_path / f"{name}.csv", gap=True)
-        both.append(
-            start(
-                command, "run", str(settings(tmp_path, source, root, name)),
-                log=tmp_path / f"{name}.log", RAYAL_WAITPOINT=f"ingest.begin:1@{go}-{name}",
-            )
-        )  # fmt: skip
-        wait_for(Path(f"{go}-{name}.here"), both[-1])
-    for name in ("one", "other"):
-        Path(f"{go}-{name}").touch()
-    assert [running.end()[0] for running in both] == [2, 2]
-    assert not root.exists()
+        config, log = settings(tmp_path, source, root, name), tmp_path / f"{name}.log"
+        point = f"ingest.begin:1@{tmp_path / name}"
+        both[name] = start(command, "run", str(config), log=log, RAYAL_WAITPOINT=point)
+        wait_for(tmp_path / f"{name}.here", both[name])
+    for name in sorted(both, key=lambda name: name != first):
+        (tmp_path / name).touch()
+        assert both[name].end()[0] == 2
+    if first == "guest":
+        assert not root.exists()
+        return
+    # the founder's ledger was in use, and was not the guest's to take away
+    assert [path.name for path in root.iterdir() if path.is_file()] == ["ledger.sqlite"]
+    with Ledger(root, create=False) as ledger:
+        assert list(ledger.events()) == []
 
 
 @pytest.mark.slow
