@@ -62,7 +62,7 @@ def attached_to(
     table = pa.table({"id": pa.array(ids, pa.large_string()), **columns})
     write_part(Path(stages.root) / file, table, {"columns": hash})
     part = ColumnsPart(hash, ATTACHED, file, len(ids), key_sum(id_keys(ids)))
-    stages.ledger.commit_columns(stages.name, round, part)
+    stages.commit_columns(round, part)
     return {ATTACHED: hash}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayal.engine.ingest import remove_stray_files, stray_files
@@ -18,7 +19,9 @@ YOUNG = 600.0  # seconds within which a file may belong to a run that has not co
 def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False) -> dict[str, int]:
     """Remove columns, weights and memories that no later round of the project reads.
 
-    Weights of a model that the ledger knows by a version stay: it may be asked at any time.
+    Weights of a model that the ledger knows by a version stay: it may be asked at any time. So do
+    columns that another project of the root reads now, or may be about to: those of round 0 are
+    shared by strategies, which other processes may run.
 
     Args:
         ledger: the storage root's ledger.
@@ -36,9 +39,10 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
     chosen = {s.round for s in stages if s.stage == "select"}
     versions = ledger.versioned([s.output["model"] for s in stages if s.stage == "train"])
     files = _spent_pretraining(ledger, stages)
+    others = _Others.of(ledger, project)
     for stage in stages:
         old = stage.round < last
-        spent = old or (keep == "picks" and stage.round in chosen)
+        spent = (old or (keep == "picks" and stage.round in chosen)) and not others.read(stage)
         if stage.stage in ("scan", "auxiliary") and stage.output.get("columns") and spent:
             files += [p.file for p in ledger.columns(stage.output["columns"]).values()]
         read = stage.round == max(chosen, default=-1)  # by the next round, whenever it comes
@@ -56,6 +60,41 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
         for path in paths.values():
             path.unlink(missing_ok=True)
     return sizes
+
+
+@dataclass(frozen=True)
+class _Others:
+    """What the other projects of a root need of columns that they may share.
+
+    Args:
+        present: hashes of the columns of their last rounds.
+        beginning: whether one of them is within its round 0.
+    """
+
+    present: frozenset[str]
+    beginning: bool
+
+    @classmethod
+    def of(cls, ledger: Ledger, project: str) -> _Others:
+        """Ask the ledger; a project on another pool has columns of its own."""
+        pool, present, beginning = ledger.project(project).pool, set[str](), False
+        for other in ledger.projects():
+            row = ledger.project(other)
+            stages = ledger.stages(other) if other != project and row.pool == pool else []
+            if not stages:
+                continue
+            last = stages[-1].round
+            chosen = any(s.stage == "select" for s in stages) or row.settings.get("rounds") == 0
+            beginning |= last == 0 and not chosen
+            present |= {
+                s.output["columns"] for s in stages if s.round == last and s.output.get("columns")
+            }
+        return cls(frozenset(present), beginning)
+
+    def read(self, stage: StageRow) -> bool:
+        """Return whether they need the columns that a stage has made."""
+        early = stage.round == 0 and self.beginning
+        return early or stage.output.get("columns") in self.present
 
 
 def _spent_pretraining(ledger: Ledger, stages: Sequence[StageRow]) -> list[str]:

@@ -9,12 +9,9 @@ Nothing counts before the ledger commits it: killed and repeated, ingest gives t
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -28,6 +25,7 @@ from rayal.engine.storage import TEMPORARY
 from rayal.engine.texts import text_lengths
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
+from rayal.project.folders import held
 from rayal.project.ledger import Ledger
 from rayal.project.records import Snapshot
 
@@ -59,6 +57,8 @@ def ingest(
     duplicates: Literal["keep", "first"] = "keep",
     subset: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    ledger: Ledger | None = None,
+    wait: float = 0.0,
 ) -> int:
     """Add the items of sources to a pool and return the snapshot that holds them.
 
@@ -76,6 +76,8 @@ def ingest(
         subset: (count, seed); keeps the items of the role pool with the smallest hash of
             their id under the seed.
         progress: called with rows read and rows in all, None if not known.
+        ledger: the root's, where the caller has it open.
+        wait: seconds to wait for another ingest into the pool to end.
 
     Raises:
         PoolError: the sources do not form a pool, or do not fit the pool that there is.
@@ -84,7 +86,12 @@ def ingest(
     _check(name, duplicates, subset)
     payload = _payload(sources)
     known = None if labels is None else read_known(labels)
-    with Ledger(root) as ledger, locked(root / "pools" / name) as folder, Spill(folder) as spill:
+    with (
+        Ledger(root) if ledger is None else nullcontext(ledger) as ledger,
+        locked(root / "pools" / name, wait) as folder,
+        Spill(folder) as spill,
+    ):
+        failpoint("ingest.begin")
         before = _before(ledger, name, payload)
         for stray in stray_files(ledger, name):
             stray.unlink()
@@ -205,6 +212,8 @@ def _counts(quarantined: Sequence[tuple[str, str]], settled: Settled) -> dict[st
 def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
     """Make a pool's folder and hold it against a second ingest.
 
+    One that was made here, and that nothing was put into, is removed again.
+
     Args:
         folder: the pool's.
         seconds: how long to wait for another ingest to end.
@@ -212,23 +221,13 @@ def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
     Raises:
         PoolError: another ingest goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(handle, folder, time.monotonic() + seconds)
-        yield folder
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path, deadline: float) -> None:
-    while True:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            own = stack.enter_context(held(folder, seconds))
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise PoolError(
-                    f"another ingest writes to {folder}; wait until it has ended"
-                ) from None
-            time.sleep(0.01)
+            raise PoolError(f"another ingest writes to {folder}; wait until it has ended") from None
+        try:
+            yield folder
+        finally:
+            if own.made:
+                own.remove_empty()

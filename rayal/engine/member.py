@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rayal.failpoints import failpoint
 from rayal.learners.base import Learner, TrainContext, TrainData
-from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind
-from rayal.learners.loop import Progress, fit
+from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, latest_of
+from rayal.learners.loop import Progress, fit_unless_done
 from rayal.selection.threads import torch_threads
 
 
@@ -30,11 +31,12 @@ class Fit:
     threads: int
 
     def train(self, member: int, store: CheckpointStore, progress: Progress | None = None) -> None:
-        """Train a member from its last committed epoch to its end, unless it is there already."""
+        """Train a member from its last committed epoch to its end, unless somebody has done so."""
         if not is_final(store):
+            failpoint("train.begin")
             with torch_threads(self.threads):
                 ctx = replace(self.ctx, member=member)
-                fit(self.learner, self.data, ctx, checkpoint=store, progress=progress)
+                fit_unless_done(self.learner, self.data, ctx, checkpoint=store, progress=progress)
 
 
 def train_members(
@@ -61,8 +63,7 @@ def train_members(
 
 def is_final(store: CheckpointStore) -> bool:
     """Return whether a member is trained to its end."""
-    latest = store.latest()
-    return latest is not None and checkpoint_kind(latest[1]) == "predictor"
+    return latest_of(store, checkpoint_kind) == "predictor"
 
 
 def _of_all(progress: Progress | None, member: int, members: int) -> Progress | None:

@@ -138,7 +138,7 @@ def keep_memory(
     write_durably(Path(stages.root) / file, partial(write_checkpoint, kind="memory", tree=tree))
     failpoint("memory")
     part = ColumnsPart(hash, FOLDER, file, len(ids), key_sum(id_keys(ids)))
-    stages.ledger.commit_columns(stages.name, round, part)
+    stages.commit_columns(round, part)
     return record
 
 

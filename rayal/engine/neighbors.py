@@ -222,7 +222,7 @@ def _commit(project: Stages, round: int, job: Neighbors, missing: Sequence[Part]
     for made in project.executor.map_parts(job, missing, threads=threads, report=tick):
         reconcile(of.pop(made.part), made)
         row = ColumnsPart(job.name, made.part, made.file, made.rows, made.key_sum)
-        project.ledger.commit_columns(project.name, round, row)
+        project.commit_columns(round, row)
     if of:
         raise StorageError(f"nothing came back for parts {sorted(of)}; run the same again")
 

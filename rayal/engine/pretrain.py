@@ -17,7 +17,7 @@ from rayal.engine.pool_rows import EveryRow
 from rayal.engine.train import context
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, TrainContext, Weights
-from rayal.learners.checkpoint import read_checkpoint
+from rayal.learners.checkpoint import latest_of, read_checkpoint
 from rayal.learners.data import PoolData
 from rayal.models.committee import home_of
 from rayal.types import FORMAT_VERSION, digest
@@ -117,7 +117,11 @@ def pretraining_of(spec: ProjectSpec, task: Task) -> Learner | None:
 
 
 def member_store(stages: Stages, round: int, hash: str, member: int) -> FolderStore:
-    """Return a member's checkpoints; an epoch's file goes when the next one is recorded."""
+    """Return a member's checkpoints; an epoch's file goes when a later one is recorded.
+
+    Another process may train the same member. What comes behind that which it has recorded goes
+    too, and who wrote it goes on with the other's file.
+    """
     ledger, root = stages.ledger, Path(stages.root)
 
     def committed() -> tuple[int, str] | None:
@@ -125,20 +129,21 @@ def member_store(stages: Stages, round: int, hash: str, member: int) -> FolderSt
         return None if row is None else (row.epoch, row.file)
 
     def commit(epoch: int, file: str, final: bool) -> None:
-        before = ledger.checkpoint(hash, member)
-        ledger.commit_checkpoint(
+        last = ledger.commit_checkpoint(
             stages.name, round, model=hash, member=member, epoch=epoch, file=file, final=final
         )
-        if before is not None and before.epoch < epoch:
-            ledger.forget_files([before.file])
-            (root / before.file).unlink(missing_ok=True)
+        rows = ledger.checkpoints(hash, member)
+        behind = [row.file for row in rows if row.epoch < last.epoch]
+        if behind:
+            ledger.forget_files(behind)
+        for spent in {*behind, file} - {last.file}:
+            (root / spent).unlink(missing_ok=True)
 
     return FolderStore(root, "models", hash, member, committed, commit)
 
 
 def _read(store: FolderStore) -> Weights:
-    latest = store.latest()
-    stored = None if latest is None else read_checkpoint(latest[1])
+    stored = latest_of(store, read_checkpoint)
     if stored is None or stored.kind != "predictor":
         raise StorageError(
             f"pre-training {store.model} is not there to its end; run the same command again"

@@ -11,7 +11,7 @@ import ray
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.member import Fit
 from rayal.engine.ray_crew import Crew, Lost, cause_of
-from rayal.errors import WorkerError
+from rayal.errors import StorageError, WorkerError
 from rayal.learners.loop import Progress
 
 
@@ -61,7 +61,8 @@ class _Training:
     ) -> None:
         self._crew, self._fit, self._stores = crew, fit, stores
         self._members, self._progress = members, progress
-        self._running: dict[Any, tuple[int, int]] = {}  # event stream -> (slot, member)
+        # event stream -> (slot, member, the checkpoint that it goes on from)
+        self._running: dict[Any, tuple[int, int, tuple[int, str] | None]] = {}
         self._losses: Counter[int] = Counter()
         self._steps: dict[int, int] = {}
         self._waiting: deque[int] = deque()
@@ -85,24 +86,25 @@ class _Training:
                 )
             for stream in ready:
                 if self._over(stream):
-                    slot, _ = self._running.pop(stream)
+                    slot = self._running.pop(stream)[0]
                     free.append(slot)
         return tuple(self._given_up)
 
     def stop(self) -> None:
         """End the workers that still train: an error or Ctrl-C came first."""
-        for slot, _ in self._running.values():
+        for slot, *_ in self._running.values():
             self._crew.end(slot)
 
     def _begin(self, slot: int, member: int) -> None:
         store = self._stores[member]
+        resume = store.committed()
         train = self._crew[slot].train.options(num_returns="streaming")
-        stream = train.remote(self._fit, store.unrecorded(), store.committed())
-        self._running[stream] = (slot, member)
+        stream = train.remote(self._fit, store.unrecorded(), resume)
+        self._running[stream] = (slot, member, resume)
 
     def _over(self, stream: Any) -> bool:
         """Take in the next event of a member; return whether its slot is free again."""
-        slot, member = self._running[stream]
+        slot, member, resume = self._running[stream]
         try:
             event = ray.get(next(stream))
         except StopIteration:
@@ -116,7 +118,11 @@ class _Training:
                 self._waiting.appendleft(member)
             return True
         except ray.exceptions.RayError as error:
-            raise cause_of(error) from None
+            cause = cause_of(error)
+            if isinstance(cause, StorageError) and self._stores[member].committed() != resume:
+                self._waiting.appendleft(member)  # another driver has replaced that file meanwhile
+                return True
+            raise cause from None
         self._take_in(member, *event)
         return False
 

@@ -172,10 +172,15 @@ class Stages:
             reconcile(of.pop(result.part), result)
             failpoint(f"{stage}.commit")
             row = ColumnsPart(hash, result.part, result.file, result.rows, result.key_sum)
-            self.ledger.commit_columns(self.name, round, row)
+            self.commit_columns(round, row)
             yield result
         if of:
             raise StorageError(f"the {stage} gave nothing for parts {sorted(of)}; run it again")
+
+    def commit_columns(self, round: int, row: ColumnsPart) -> None:
+        """Commit a file of columns; where another process was quicker, its file stands alone."""
+        if self.ledger.commit_columns(self.name, round, row) != row.file:
+            (self.root / row.file).unlink(missing_ok=True)
 
     def _stage_once(self, round: int, stage: str, output: Mapping[str, Any]) -> None:
         if self.ledger.stage(self.name, round, stage) is None:

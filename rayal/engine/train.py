@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rayal.engine.member import Fit, is_final, train_members
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData, Weights
-from rayal.learners.checkpoint import CheckpointStore, read_checkpoint
+from rayal.learners.checkpoint import CheckpointStore, latest_of, read_checkpoint
 from rayal.learners.loop import Progress, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
@@ -224,8 +224,7 @@ def _collect(
 ) -> Committee:
     nets, statistics = [], {}
     for member, store in stores.items():
-        latest = store.latest()
-        stored = None if latest is None else read_checkpoint(latest[1], ctx.device)
+        stored = latest_of(store, partial(read_checkpoint, device=ctx.device))
         if stored is None or stored.kind != "predictor":
             raise StorageError(
                 f"member {member} of model {hash} is not trained to its end; train the round first"

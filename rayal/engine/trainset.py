@@ -27,7 +27,7 @@ from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
-from rayal.learners.loop import FROM_POOL
+from rayal.learners.feeds import FROM_POOL
 from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
 from rayal.models.weights import RANDOM

@@ -6,7 +6,6 @@ items, the initial weights and the batch order, so that their differences are pa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
 from rayal.evaluation.feasible import refuse
+from rayal.evaluation.founding import Founding
 from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
@@ -69,18 +69,12 @@ def run(
         observer: told what goes on.
 
     Raises:
-        RayalError: for settings or data that do not fit; a storage root that this call made is
-            removed again.
+        RayalError: for settings or data that do not fit; what this call made of a storage root
+            without a ledger is removed again, unless another process has begun to use it.
     """
     told = observer or Observer()
     root = Path(settings.storage)
-    fresh = not root.exists()
-    try:
-        ledger, cells = _set_up(settings, root, told)
-    except RayalError:
-        if fresh and root.exists():
-            shutil.rmtree(root)
-        raise
+    ledger, cells = _set_up(settings, root, told)
     projects = [project for _, project in cells]
     with ledger, executor_of(settings, projects, told.note) as executor:
         for project in projects:
@@ -162,31 +156,39 @@ def _set_up(
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
     specs = [spec_of(settings, cell) for cell in cells]
     _check_beforehand(settings, cells, specs)
-    pools: dict[int, Pool] = {}
-    for cell in cells:
-        if cell.seeds.pool not in pools:
-            pool = pool_of(settings.pool, root, seed=cell.seeds.pool, progress=told.pool)
-            pools[cell.seeds.pool] = pool
-            if settings.oracle.name == "hidden":
-                _check_oracle(settings, pool)
-    for cell, spec in zip(cells, specs, strict=True):
-        check_spec(pools[cell.seeds.pool], spec)
-    refuse(settings, [(spec, pools[c.seeds.pool]) for c, spec in zip(cells, specs, strict=True)])
-    ledger = Ledger(root)
+    founding, ledger = Founding.of(root), Ledger(root)  # open from here on: others see it in use
     try:
-        projects = [
-            (
-                cell,
-                Project.create(
-                    ledger, project_name(cell), pools[cell.seeds.pool], spec, report=told.stage
-                ),
-            )
-            for cell, spec in zip(cells, specs, strict=True)
+        pools = _ingested(settings, cells, ledger, told)
+        both = [
+            (cell, spec, pools[cell.seeds.pool]) for cell, spec in zip(cells, specs, strict=True)
+        ]
+        for _, spec, pool in both:
+            check_spec(pool, spec)
+        refuse(settings, [(spec, pool) for _, spec, pool in both])
+        return ledger, [
+            (cell, Project.create(ledger, project_name(cell), pool, spec, report=told.stage))
+            for cell, spec, pool in both
         ]
     except RayalError:
-        ledger.close()
+        founding.undo(ledger)
         raise
-    return ledger, projects
+
+
+def _ingested(
+    settings: Settings, cells: Sequence[Cell], ledger: Ledger, told: Observer
+) -> dict[int, Pool]:
+    """Return the pool of each pool seed, ingested where it is not there."""
+    pools: dict[int, Pool] = {}
+    for cell in cells:
+        seed = cell.seeds.pool
+        if seed in pools:
+            continue
+        pools[seed] = pool_of(
+            settings.pool, ledger.root, seed=seed, progress=told.pool, ledger=ledger
+        )
+        if settings.oracle.name == "hidden":
+            _check_oracle(settings, pools[seed])
+    return pools
 
 
 def _check_oracle(settings: Settings, pool: Pool) -> None:

@@ -30,6 +30,7 @@ from rayal.types import digest
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}
 _ARRAYS = (".npz", ".npy")
 _TEST = b"test share"
+WAIT = 600.0  # seconds to wait for another run that ingests the same pool
 #: settings that came later, where they say nothing: they leave a pool's name as it was
 _LATER = {"confidence": None, "categorical": None, "categories": None, "test_by_seed": False}
 
@@ -41,6 +42,7 @@ def pool_of(
     seed: int,
     name: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    ledger: Ledger | None = None,
 ) -> Pool:
     """Return the pool that the settings describe; it is ingested when it is not there.
 
@@ -51,6 +53,7 @@ def pool_of(
         name: the pool's name; by default that of the source, with a digest of its path and of
             the settings, and with subset and seed.
         progress: called with rows read and rows in all.
+        ledger: the root's, where the caller has it open.
 
     Raises:
         PoolError: the source does not exist or does not form a pool.
@@ -69,6 +72,8 @@ def pool_of(
         duplicates=settings.duplicates,
         subset=None if settings.subset is None else (settings.subset, seed),
         progress=progress,
+        ledger=ledger,
+        wait=WAIT,
     )
     return Pool.open(root, name, number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rayal.learners.base import (
+    Batches,
     LabeledBatch,
     LabeledRows,
     Learner,
@@ -26,6 +27,7 @@ __all__ = [
     "LayerwisePretrained",
     "PRESETS",
     "Stream",
+    "Batches",
     "LabeledBatch",
     "UnlabeledBatch",
     "Rows",

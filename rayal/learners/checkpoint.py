@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from rayal.errors import StorageError
 from rayal.types import FORMAT_VERSION
 
 Kind = Literal["state", "predictor", "memory"]
+T = TypeVar("T")
 
 
 class CheckpointStore(Protocol):
@@ -74,6 +75,24 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """
     with _opened(path, device) as (tensor, metadata):
         return Checkpoint(_kind(metadata), _unpack(json.loads(metadata["tree"]), tensor))
+
+
+def latest_of(store: CheckpointStore, read: Callable[[Path], T]) -> T | None:
+    """Return what ``read`` makes of a store's last committed file; None where there is none.
+
+    A file that is gone because another process has committed a later epoch meanwhile is no error:
+    that one is read.
+
+    Raises:
+        StorageError: the file is missing or damaged, and no other has come in its place.
+    """
+    while (latest := store.latest()) is not None:
+        try:
+            return read(latest[1])
+        except StorageError:
+            if store.latest() == latest:
+                raise
+    return None
 
 
 def _kind(metadata: Mapping[str, str]) -> Kind:

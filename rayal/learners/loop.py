@@ -12,31 +12,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rayal.errors import NeedsError, ScoreError, StorageError, nearest
+from rayal.errors import ScoreError, StorageError
 from rayal.learners.base import (
-    LabeledBatch,
     Learner,
     Rows,
-    Stream,
     TrainContext,
     TrainData,
     TrainState,
-    UnlabeledBatch,
 )
-from rayal.learners.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
-from rayal.learners.data import names
-from rayal.types import id_keys
+from rayal.learners.checkpoint import (
+    CheckpointStore,
+    latest_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from rayal.learners.feeds import check_streams, feed_of, moved
 
 Progress = Callable[[str, int, int], None]
-View = Callable[[Tensor, TrainContext, torch.Generator], Tensor]
 
 
 def fit(
@@ -61,12 +60,32 @@ def fit(
         ScoreError: a loss is not finite; the message names the step and the term.
         StorageError: the training is finished already, or its checkpoint cannot be read.
     """
-    _check(learner, data)
-    with keyed(ctx, "begin"):
-        state = learner.begin(ctx, data)
-    _resume(state, checkpoint)
-    over = False
-    while not over:
+    state = fit_unless_done(learner, data, ctx, checkpoint=checkpoint, progress=progress)
+    if state is None:
+        latest = checkpoint.latest()
+        raise StorageError(
+            f"{None if latest is None else latest[1]} is the end of a training, from which none "
+            "can go on; load its predictor"
+        )
+    return state
+
+
+def fit_unless_done(
+    learner: Learner,
+    data: TrainData,
+    ctx: TrainContext,
+    *,
+    checkpoint: CheckpointStore,
+    progress: Progress | None = None,
+) -> TrainState | None:
+    """Train as ``fit`` does; return None where somebody else has finished the training.
+
+    Several processes may train one member into one store: equal hashes mean equal weights. Who
+    finds after an epoch that another is further goes on with the other's.
+    """
+    check_streams(learner, data)
+    state = _begun(learner, data, ctx, checkpoint)
+    while state is not None:
         with keyed(ctx, "epoch", state.epoch):
             _epoch(learner, state, data, ctx, progress)
             over = state.stopped or state.step >= ctx.steps
@@ -74,6 +93,11 @@ def fit(
                 learner.on_end(state, ctx, data)
         write = _write_predictor if over else _write_state
         checkpoint.save(state.epoch, partial(write, learner, state, ctx), over)
+        if over:
+            break
+        latest = checkpoint.latest()
+        if latest is not None and latest[0] > state.epoch:
+            state = _begun(learner, data, ctx, checkpoint)
     return state
 
 
@@ -85,7 +109,8 @@ def _epoch(
     progress: Progress | None,
 ) -> None:
     learner.on_epoch_start(state, ctx, data)
-    feeds = [f for s in learner.streams() if (f := _feed(s, learner, state, data, ctx)) is not None]
+    wanted = (feed_of(stream, learner, state, data, ctx) for stream in learner.streams())
+    feeds = [feed for feed in wanted if feed is not None]
     _train_mode(state, single=any(feed.rows_per_step == 1 for feed in feeds))
     for step in range(state.step, min(ctx.steps, state.step + learner.epoch_steps)):
         batches = {feed.stream.name: feed.batch(step, ctx) for feed in feeds}
@@ -121,20 +146,20 @@ def keyed(ctx: TrainContext, *parts: str | int) -> Iterator[None]:
         yield
 
 
-def _resume(state: TrainState, checkpoint: CheckpointStore) -> None:
-    while (latest := checkpoint.latest()) is not None:
-        try:
-            stored = read_checkpoint(latest[1])  # side tables stay on the CPU; weights are copied
-        except StorageError:
-            if checkpoint.latest() == latest:
-                raise
-            continue  # another process went on meanwhile, and removed this epoch's file
-        if stored.kind != "state":
-            raise StorageError(
-                f"{latest[1]} is the end of a training, from which none can go on; load its "
-                "predictor"
-            )
-        return state.load_state_dict(stored.tree)
+def _begun(
+    learner: Learner, data: TrainData, ctx: TrainContext, checkpoint: CheckpointStore
+) -> TrainState | None:
+    """Return the state after the last committed epoch; None behind the end of the training."""
+    with keyed(ctx, "begin"):
+        state = learner.begin(ctx, data)
+    # side tables stay on the CPU; weights are copied
+    stored = latest_of(checkpoint, read_checkpoint)
+    if stored is None:
+        return state
+    if stored.kind != "state":
+        return None
+    state.load_state_dict(stored.tree)
+    return state
 
 
 def _write_state(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:
@@ -144,114 +169,6 @@ def _write_state(learner: Learner, state: TrainState, ctx: TrainContext, path: P
 def _write_predictor(learner: Learner, state: TrainState, ctx: TrainContext, path: Path) -> None:
     nets = {name: net.state_dict() for name, net in learner.predictor(state).items()}
     write_checkpoint(path, "predictor", {"nets": nets, "statistics": dict(ctx.statistics)})
-
-
-# ---- batches -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Feed:
-    """The rows of a stream during one epoch."""
-
-    stream: Stream
-    rows: Rows
-    chosen: Tensor  # int64 [n], positions in rows
-    targets: Tensor | None  # [n]
-    weights: Tensor | None  # [n]
-    rows_per_step: int
-    epoch_start: int
-    generator: torch.Generator
-
-    def batch(self, step: int, ctx: TrainContext) -> UnlabeledBatch:
-        """Return the batch of a step."""
-        here = self._places(step, ctx)
-        positions = self.chosen[here]
-        ids = names(self.rows, positions)
-        raw = self.rows.take(positions).to(ctx.device)
-        views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
-        moved = tuple(_moved(view, ctx) for view in views)
-        if self.targets is None:
-            return UnlabeledBatch(ids, id_keys(ids), moved)
-        y = _moved(ctx.task.standardised(self.targets[here], ctx.statistics), ctx)
-        weight = None if self.weights is None else _moved(self.weights[here], ctx)
-        return LabeledBatch(ids, id_keys(ids), moved, y, weight)
-
-    def _places(self, step: int, ctx: TrainContext) -> Tensor:
-        """Return which of the chosen rows a step sees, int64 ``[rows_per_step]``."""
-        n, size, salt = len(self.chosen), self.rows_per_step, 0
-        if self.stream.source == "pseudo":  # its rows are those of this epoch
-            salt, step = self.epoch_start, step - self.epoch_start
-        if self.stream.sampler == "cyclic":
-            return torch.arange(step * size, (step + 1) * size) % n
-        turn, index = divmod(step, n // size)
-        order = _shuffled(n, ctx.chance("batches", self.stream.name, salt, turn))
-        return order[index * size : (index + 1) * size]
-
-
-@lru_cache(maxsize=8)
-def _shuffled(rows: int, seed: int) -> Tensor:
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-
-
-def _feed(
-    stream: Stream, learner: Learner, state: TrainState, data: TrainData, ctx: TrainContext
-) -> _Feed | None:
-    """Return the rows of a stream for the epoch that begins; None when it has none."""
-    labeled = {"labeled": data.labeled, "attached": data.attached}.get(stream.source)
-    rows = labeled.rows if labeled is not None else None
-    if stream.source in FROM_POOL:
-        rows = data.unlabeled
-    if rows is None:
-        return None
-    everything = torch.arange(0 if stream.source == "pseudo" else len(rows))
-    chosen = state.tables.get(f"rows.{stream.name}", everything)
-    if not len(chosen):
-        return None
-
-    def column(kind: str, known: Tensor | None) -> Tensor | None:
-        of_rows = None if known is None else known[chosen]
-        return state.tables.get(f"{kind}.{stream.name}", of_rows)
-
-    return _Feed(
-        stream=stream,
-        rows=rows,
-        chosen=chosen,
-        targets=column("targets", labeled.targets if labeled is not None else None),
-        weights=column("weights", labeled.weights if labeled is not None else None),
-        rows_per_step=min(max(1, round(stream.ratio * learner.batch)), len(chosen)),
-        epoch_start=state.step,
-        generator=ctx.generator("views", stream.name, state.epoch),
-    )
-
-
-def _check(learner: Learner, data: TrainData) -> None:
-    for stream in learner.streams():
-        if stream.source in FROM_POOL and data.unlabeled is None:
-            raise NeedsError(
-                f"{type(learner).__name__} trains on unlabeled rows (stream {stream.name!r}), and "
-                "none were given; give the pool's other rows, or use the learner supervised"
-            )
-        for view in stream.views:
-            if view not in VIEWS:
-                raise NeedsError(
-                    f"stream {stream.name!r}: no view {view!r}; {nearest(view, VIEWS)}"
-                )
-
-
-def _plain(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
-    return ctx.task.transform(x, ctx.statistics)
-
-
-def _weak(x: Tensor, ctx: TrainContext, generator: torch.Generator) -> Tensor:
-    return ctx.task.augment(ctx.task.transform(x, ctx.statistics), generator)
-
-
-FROM_POOL = ("unlabeled", "pseudo")
-VIEWS: dict[str, View] = {"raw": lambda x, ctx, generator: x, "plain": _plain, "weak": _weak}
-
-
-def _moved(x: Tensor, ctx: TrainContext) -> Tensor:
-    return x.to(ctx.device, ctx.dtype) if x.is_floating_point() else x.to(ctx.device)
 
 
 # ---- for the hooks of learners -------------------------------------------------------------------
@@ -270,7 +187,7 @@ def plain_batches(
     """
     for part in torch.tensor_split(positions, math.ceil(len(positions) / size)):
         raw = rows.take(part).to(ctx.device)
-        yield _moved(ctx.task.transform(raw, ctx.statistics), ctx)
+        yield moved(ctx.task.transform(raw, ctx.statistics), ctx)
 
 
 def batchnorms(net: nn.Module) -> list[_BatchNorm]:

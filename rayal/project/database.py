@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rayal.errors import BusyError, LedgerError, StorageError
+from rayal.project.folders import held
 from rayal.project.location import (
     FILE,
     POSTGRESQL,
@@ -88,9 +88,50 @@ def open_database(root: Path, database: str | None, *, create: bool) -> Engine:
     _refuse_network(root)
     if not create and not path.exists():
         raise _missing(str(path))
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with held(root):  # the switch to WAL and the first tables bear no second opener
+        if not create and not path.exists():  # taken away meanwhile
+            raise _missing(str(path))
         return _checked(_sqlite(path), str(path), create)
+
+
+@contextmanager
+def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
+    """Take a ledger away that nobody else uses, and keep others from opening one meanwhile.
+
+    It stays where another process or thread has it open, where it holds more events than these,
+    and where it is not in a file of the root. The engine is disposed of.
+
+    Args:
+        root: the storage root; it is removed at the end if nothing is left in it.
+        engine: on its ledger.
+        told: events that the caller has written itself.
+
+    Yields:
+        Whether the ledger is gone.
+    """
+    kind = engine.dialect.name
+    engine.dispose()
+    if kind != "sqlite":
+        yield False
+        return
+    root = root.resolve()
+    with held(root):
+        path = root / FILE
+        gone = not path.exists() or _used_by_nobody(path, told)
+        if gone:
+            path.unlink(missing_ok=True)
+        yield gone
+
+
+def _used_by_nobody(path: Path, told: int) -> bool:
+    """Return whether no connection to a ledger is open, and its events are so many."""
+    with closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as ledger:
+        try:  # SQLite refuses to leave the WAL while anybody else has the file open
+            ledger.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError:
+            return False
+        (events,) = ledger.execute("SELECT count(*) FROM events").fetchone()
+    return bool(events == told)
 
 
 @contextmanager
@@ -204,17 +245,6 @@ def _refuse_network(root: Path) -> None:
             f"{root} lies on a network file system ({kind}), where SQLite may lose labels; "
             f"choose a local disk, or keep the ledger in PostgreSQL: {POSTGRESQL}"
         )
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the root's lock: the switch to WAL and the first tables bear no second opener."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _checked(engine: Engine, where: str, create: bool) -> Engine:

@@ -11,9 +11,11 @@ PostgreSQL.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from rayal.project.database import withdrawn
 from rayal.project.forgetting import Forgetting
 from rayal.project.idempotency import Idempotency
 from rayal.project.item_states import Items
@@ -66,6 +68,19 @@ class Ledger(
     def close(self) -> None:
         """Close the connections; the next call would open new ones."""
         self.engine.dispose()
+
+    @contextmanager
+    def withdrawn(self) -> Iterator[bool]:
+        """Take the ledger's file away, unless somebody else uses it; nobody opens one meanwhile.
+
+        It stays where others have it open, where an event of it was not written through this
+        ledger, and where it is in PostgreSQL. This one is closed.
+
+        Yields:
+            Whether the file is gone.
+        """
+        with withdrawn(self.root, self.engine, self.told) as gone:
+            yield gone
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""

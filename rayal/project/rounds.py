@@ -119,32 +119,41 @@ class Files(Store):
         epoch: int,
         file: str,
         final: bool,
-    ) -> None:
-        """Make a checkpoint count.
+    ) -> Checkpoint:
+        """Make a checkpoint count if it is further than all that do, and return the furthest one.
 
-        Equal model hashes mean equal weights, so the first file of an epoch stands and a later
-        one does not count; only a final one replaces one that was not.
+        Equal model hashes mean equal weights, so the first file of an epoch stands, and one that
+        comes behind a later epoch, or behind the end, is not needed. Only a final one replaces one
+        of its epoch that was not.
         """
         key = {"model": model, "member": member, "epoch": epoch}
         values = {"project": project, "round": round, "file": relative_file(file), "final": final}
         with self._write("checkpoint", project, locks=FILES) as tx:
             known_round(tx.conn, project, round)
-            old = _row(tx.conn, checkpoints, key)
-            if old is None:
-                tx.insert(checkpoints, [{**key, **values, "committed": tx.time}])
-            elif final and not old["final"]:
-                tx.update(checkpoints, [{**key, **values, "committed": tx.time}])
+            last = next(iter(_checkpoints(tx.conn, model, member)), None)
+            if last is not None and (last.final or (last.epoch, last.final) >= (epoch, final)):
+                return last
+            row: dict[str, Any] = {**key, **values, "committed": tx.time}
+            if last is not None and last.epoch == epoch:
+                tx.update(checkpoints, [row])
+            else:
+                tx.insert(checkpoints, [row])
+        return Checkpoint(**row)
 
     def checkpoint(self, model: str, member: int) -> Checkpoint | None:
         """Return the latest epoch of a member of a model, whatever project wrote it."""
-        of_member = (checkpoints.c.model == model) & (checkpoints.c.member == member)
-        query = checkpoints.select().where(of_member).order_by(checkpoints.c.epoch.desc()).limit(1)
-        with self._read() as conn:
-            row = conn.execute(query).mappings().first()
-        return None if row is None else Checkpoint(**row)
+        return next(iter(self.checkpoints(model, member)), None)
 
-    def commit_columns(self, project: str, round: int, part: ColumnsPart) -> None:
-        """Make the columns of a part count; the first file of a (columns, part) stands.
+    def checkpoints(self, model: str, member: int) -> list[Checkpoint]:
+        """Return the epochs of a member of a model, the latest first, whatever project wrote them.
+
+        Those before the latest are about to be forgotten.
+        """
+        with self._read() as conn:
+            return _checkpoints(conn, model, member)
+
+    def commit_columns(self, project: str, round: int, part: ColumnsPart) -> str:
+        """Make the columns of a part count, and return the file that does: the first one stands.
 
         Raises:
             LedgerError: the columns of this part are known with other rows.
@@ -168,6 +177,7 @@ class Files(Store):
                     f"with key sum {old['key_sum']}, now {row['rows']} with {row['key_sum']}; one "
                     f"of {old['file']} and {part.file} is damaged: forget it and scan again"
                 )
+        return str(row["file"] if old is None else old["file"])
 
     def columns(self, columns: str) -> dict[str, ColumnsPart]:
         """Return what is computed of these columns: part name to its row, sorted by name."""
@@ -234,6 +244,12 @@ def write_stage(
         "finished": tx.time,
     }
     tx.insert(stages, [row])
+
+
+def _checkpoints(conn: Connection, model: str, member: int) -> list[Checkpoint]:
+    of_member = (checkpoints.c.model == model) & (checkpoints.c.member == member)
+    query = checkpoints.select().where(of_member).order_by(checkpoints.c.epoch.desc())
+    return [Checkpoint(**row) for row in conn.execute(query).mappings()]
 
 
 def _check_round(conn: Connection, row: Row) -> None:

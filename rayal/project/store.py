@@ -120,6 +120,7 @@ class Store:
             )
         self.root = Path(root)
         self.engine: Engine = open_database(self.root, database, create=create)
+        self.told = 0  # events that were written through this ledger
         self._thread = threading.local()  # .opened: the transaction that its calls join
 
     def now(self) -> float:
@@ -175,6 +176,7 @@ class Store:
             try:
                 yield opened
                 opened.finish()
+                self.told += len(opened.told)
             finally:
                 self._thread.opened = None
 

@@ -221,13 +221,14 @@ def test_killed_around_its_commit_a_round_remembers_the_same(
     oracle = Oracle(project.pool)
     killed = 0
 
-    def commit(self: Ledger, name: str, round: int, part: Any) -> None:
+    def commit(self: Ledger, name: str, round: int, part: Any) -> str:
         memory = part.part == "memory" and round == 1
         if memory and at == "written":
             raise Killed
-        of_ledger(self, name, round, part)
+        file = of_ledger(self, name, round, part)
         if memory and at == "committed":
             raise Killed
+        return file
 
     def select(self: Ledger, name: str, round: int, *more: Any, **named: Any) -> None:
         of_selection(self, name, round, *more, **named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,13 @@ import torch
 from loop_cases import finish, picks_of
 
 from rayal.engine.arrays import array_source
+from rayal.engine.checkpoints import FolderStore
 from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
+from rayal.engine.pretrain import member_store
 from rayal.engine.ray_data import sent
 from rayal.engine.ray_scan import map_parts
 from rayal.engine.scan import Scan
@@ -108,6 +111,34 @@ def test_picks_scores_and_metrics_are_the_same_bits(
         assert one.runners_up == other.runners_up
     assert [r.metrics for r in local.rounds()] == [r.metrics for r in remote.rounds()]
     assert len(local.rounds()) == 2
+
+
+def test_a_member_whose_file_another_run_has_replaced_is_begun_once_more(
+    tmp_path: Path, on_ray: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def overtaken(stages: Any, round: int, hash: str, member: int) -> FolderStore:
+        """Return the checkpoints; a worker is sent to a file that is gone when it looks."""
+        store = member_store(stages, round, hash, member)
+        times = itertools.count()
+
+        def committed() -> tuple[int, str] | None:
+            asked.append(next(times))
+            return (1, "models/gone.safetensors") if asked[-1] == 1 else store.committed()
+
+        return store.recorded_by(committed, store.commit)
+
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    whole = Project.create(Ledger(local), "p", pool_of(local), spec(strategies["margin"]()))
+    expected = simulated(whole)
+    pool = pool_of(remote)
+    project = Project.create(
+        Ledger(remote), "p", pool, spec(strategies["margin"]()), executor=on_ray
+    )
+    monkeypatch.setattr("rayal.engine.trainset.member_store", overtaken)
+    assert simulated(project) == expected
+    assert asked.count(1) == 2  # in each of two rounds
 
 
 @pytest.mark.parametrize("name", ["multicriteria", "adaptive"])

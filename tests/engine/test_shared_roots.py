@@ -88,9 +88,33 @@ def test_a_second_process_that_trains_the_same_member_loses_nothing(tmp_path: Pa
     one, other = training.store(0), training.store(0)
     for epoch in (1, 2):
         for store in (one, other):
-            store.save(epoch, write, epoch == 2)
+            store.save(epoch, write, epoch == 3)
+    one.save(3, write, True)
+    other.save(3, write, True)
+    other.save(2, write, False)  # it was far behind
     latest = one.latest()
-    assert latest is not None and latest[0] == 2 and latest[1].read_bytes() == b"weights"
+    assert latest is not None and latest[0] == 3 and latest[1].read_bytes() == b"weights"
+    assert list((tmp_path / "models").iterdir()) == [latest[1]]
+
+
+def test_columns_that_another_project_is_about_to_read_stay(tmp_path: Path) -> None:
+    pool = made(tmp_path)
+    ledger, oracle = Ledger(tmp_path), Oracle(pool)
+    late = Project.create(ledger, "late", pool, spec(seeds=Seeds(query=1)))
+    late.prepare()
+    oracle.work(late)
+    late.committee(late._present_round())  # and there it waits: its columns are not scanned yet
+    finish(Project.create(ledger, "early", pool, spec(seeds=Seeds(query=0))))
+    scanned = ledger.stage("early", 0, "scan")
+    assert scanned is not None
+    shared = list(ledger.columns(scanned.output["columns"]).values())
+    assert shared and all((tmp_path / part.file).exists() for part in shared)
+    finish(late)
+    kept = ledger.stage("late", 0, "scan")
+    assert kept is not None and kept.output["columns"] == scanned.output["columns"]
+    drop_files(ledger, "early", keep="last")
+    assert not ledger.columns(scanned.output["columns"])
+    assert not any((tmp_path / part.file).exists() for part in shared)
 
 
 def test_equal_ids_of_other_content_are_other_models(tmp_path: Path) -> None:

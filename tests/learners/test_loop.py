@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from rayal.learners import (
 )
 from rayal.learners.base import Batches
 from rayal.learners.checkpoint import Checkpoint, read_checkpoint
+from rayal.learners.loop import fit_unless_done
 
 SHORT: dict[str, Any] = {"steps": 11, "epoch_steps": 3, "batch": 8}
 RESUMED: dict[str, dict[str, Any]] = {
@@ -118,7 +119,50 @@ def test_an_epoch_that_another_process_has_replaced_is_asked_for_once_more(tmp_p
         fit(learner, data, ctx, checkpoint=first)
     store = Overtaken(tmp_path, rows=first.rows)
     assert same(fit(learner, data, ctx, checkpoint=store).state_dict(), whole.state_dict())
-    assert store.asked == 3  # the one that is gone, whether there is another, and that one
+    # the one that is gone, whether there is another, and that one; then after the third epoch
+    assert store.asked == 4
+
+
+@dataclass
+class Shared(DirStore):
+    """A store into which another process has put its own files by the time of an epoch."""
+
+    others: dict[int, tuple[Path, bool]] = field(default_factory=dict)
+    at: int = 1
+    saved: list[int] = field(default_factory=list)
+
+    def save(self, epoch: int, write: Callable[[Path], None], final: bool) -> None:
+        self.saved.append(epoch)
+        if epoch >= self.at:
+            self.rows |= self.others
+        if epoch not in self.rows:
+            super().save(epoch, write, final)
+
+
+def test_who_finds_another_further_goes_on_with_the_others_epoch(tmp_path: Path) -> None:
+    learner, data = Supervised(**SHORT), tiny_data()
+    ctx = tiny_context(learner, data)
+    whole = trained(learner, tmp_path / "whole")
+    other = DirStore(tmp_path, kill_after=3)
+    with pytest.raises(Killed):
+        fit(learner, data, ctx, checkpoint=other)
+    (tmp_path / "own").mkdir()
+    store = Shared(tmp_path / "own", others=other.rows)
+    state = fit_unless_done(learner, data, ctx, checkpoint=store)
+    assert state is not None and same(state.state_dict(), whole.state_dict())
+    assert store.saved == [1, 4]  # the second and third are the other's
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_who_finds_the_training_finished_by_another_is_done(at: int, tmp_path: Path) -> None:
+    learner, data = Supervised(**SHORT), tiny_data()
+    ctx = tiny_context(learner, data)
+    other = DirStore(tmp_path)
+    fit(learner, data, ctx, checkpoint=other)
+    (tmp_path / "own").mkdir()
+    store = Shared(tmp_path / "own", others=other.rows, at=at)
+    assert fit_unless_done(learner, data, ctx, checkpoint=store) is None
+    assert store.saved == list(range(1, at + 1)) and store.latest() == other.latest()
 
 
 def test_a_checkpoint_that_is_gone_for_good_is_an_error(tmp_path: Path) -> None:
@@ -135,18 +179,6 @@ def test_a_finished_training_is_not_gone_on_with(tmp_path: Path) -> None:
     assert [final for _, final in store.rows.values()] == [False, False, False, True]
     with pytest.raises(StorageError, match="end of a training"):
         fit(learner, data, tiny_context(learner, data), checkpoint=store)
-
-
-def test_chance_is_a_function_of_seed_round_and_member(tmp_path: Path) -> None:
-    learner = Supervised(**SHORT, augment=True)
-    base = trained(learner, tmp_path / "a").state_dict()
-    before = torch.get_rng_state()
-    assert same(base, trained(learner, tmp_path / "b").state_dict())
-    assert torch.equal(torch.get_rng_state(), before)
-    changes: tuple[dict[str, Any], ...] = ({"member": 1}, {"round": 1}, {"seed": 2})
-    for change in changes:
-        other = trained(learner, tmp_path / str(change), **change).state_dict()
-        assert not same(base["networks"], other["networks"])
 
 
 @dataclass(frozen=True)

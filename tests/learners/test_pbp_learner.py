@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from learner_cases import DirStore, Killed, same
+from learner_cases import DirStore, same
 
 from rayal.engine.train import NetworkSpec
 from rayal.labels import NumberLabel
@@ -59,17 +59,6 @@ def trained(
 
 def variance_at(net: ProbabilisticNet, *row: float) -> float:
     return float(net(torch.tensor([row]))[0, 1])
-
-
-def test_it_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
-    data, folder = rows(), tmp_path / "killed"
-    folder.mkdir()
-    store = DirStore(folder, kill_after=1)
-    with pytest.raises(Killed):
-        fit(QUICK, data, context(data, QUICK), checkpoint=store)
-    state = fit(QUICK, data, context(data, QUICK), checkpoint=store)
-    assert same(state.networks["task"].state_dict(), whole.state_dict())
 
 
 def test_a_pass_takes_every_row_in_an_order_of_the_seed(tmp_path: Path) -> None:

@@ -100,10 +100,27 @@ def test_the_first_file_of_an_epoch_stands_unless_a_final_one_comes(ledger: Ledg
     assert ledger.files() == {POOL_FILE, "final"}
 
 
+def test_what_comes_behind_the_furthest_epoch_does_not_count(ledger: Ledger) -> None:
+    values = {"model": "m", "member": 2}
+
+    def commit(epoch: int, file: str, final: bool = False) -> tuple[int, str, bool]:
+        row = ledger.commit_checkpoint("q", 0, epoch=epoch, file=file, final=final, **values)  # type: ignore[arg-type]
+        return row.epoch, row.file, row.final
+
+    assert commit(2, "e2") == (2, "e2", False)
+    assert commit(1, "late") == commit(2, "again") == (2, "e2", False)
+    assert commit(3, "e3") == (3, "e3", False)
+    assert [row.epoch for row in ledger.checkpoints("m", 2)] == [3, 2]
+    assert commit(4, "end", final=True) == (4, "end", True)
+    assert commit(5, "beyond") == commit(4, "twice", final=True) == (4, "end", True)
+    assert ledger.files() == {POOL_FILE, "e2", "e3", "end"}
+
+
 def test_columns_come_back_by_part(ledger: Ledger) -> None:
     ledger.commit_columns("p", 0, columns("b", file="b.arrow", key_sum=2**64 - 1))
-    ledger.commit_columns("p", 0, columns("a"))
-    ledger.commit_columns("q", 0, columns("a", file="other.arrow"))
+    first = ledger.commit_columns("p", 0, columns("a"))
+    second = ledger.commit_columns("q", 0, columns("a", file="other.arrow"))
+    assert first == second == "x.arrow"
     found = ledger.columns("hash")
     assert list(found) == ["a", "b"]
     assert found["a"] == columns("a")

@@ -150,10 +150,10 @@ def test_killed_around_its_commit_a_round_attaches_once_and_the_same_bits(
     oracle = Oracle(pool)
     oracle.work(project)
 
-    def kill(*arguments: Any, **named: Any) -> None:
+    def kill(*arguments: Any, **named: Any) -> Any:
         if at == "commit_selection" or arguments[3].part == "attached":
             raise Killed
-        original(*arguments, **named)
+        return original(*arguments, **named)
 
     original = getattr(Ledger, at)
     with monkeypatch.context() as patch, pytest.raises(Killed):

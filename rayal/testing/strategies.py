@@ -1,16 +1,4 @@
-"""The contract that every strategy fulfils, as checks that any test suite can run.
-
-```python
-import pytest
-from rayal.testing import STRATEGY_CHECKS
-
-@pytest.mark.parametrize("check", STRATEGY_CHECKS)
-def test_contract(check):
-    STRATEGY_CHECKS[check](MyStrategy())
-```
-A check raises AssertionError with a sentence. Strategies that read columns of their own give them
-by ``columns``: a function (rows, generator) -> name to array.
-"""
+"""The contract of strategies: what is chosen does not depend on how rows are held."""
 
 from __future__ import annotations
 
