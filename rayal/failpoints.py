@@ -24,6 +24,8 @@ NAMES = (
     "select.insert",
     "label.insert",
     "evaluate",
+    "upgrade.backup",
+    "upgrade.commit",
 )
 WORKERS = ("scan.write", "train.epoch", "shard.answer")  # passed by workers, where Ray runs them
 _passed: Counter[str] = Counter()
