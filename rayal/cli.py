@@ -14,6 +14,7 @@ import typer
 
 from rayal import __version__
 from rayal.errors import RayalError, SettingsError
+from rayal.maintenance import upgrade
 from rayal.remote import remote
 from rayal.service.command import serve
 
@@ -274,6 +275,7 @@ def bench_command(
 
 
 app.command()(serve)
+app.command()(upgrade)
 
 
 def split(where: str) -> tuple[Path, str]:

@@ -29,6 +29,8 @@ NAMES = (
     "select.insert",
     "label.insert",
     "evaluate",
+    "upgrade.backup",
+    "upgrade.commit",
 )
 WORKERS = ("scan.write", "train.epoch", "shard.answer")  # passed by workers, where Ray runs them
 WAIT = 120.0  # seconds after which nobody will make the file that a process waits for

@@ -37,6 +37,7 @@ LAYERS = [
         "console",
         "display",
         "jobs",
+        "maintenance",
         "remote",
         "remote_files",
         "remote_lines",

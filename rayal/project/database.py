@@ -18,7 +18,6 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
-    select,
     text,
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -33,9 +32,10 @@ from rayal.project.location import (
     one_url,
     parsed_url,
 )
-from rayal.project.schema import SCHEMA_VERSION, meta, metadata
+from rayal.project.versions import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
+OTHERS_SECONDS = 1  # for what holds a ledger that is to be migrated: it will hardly end by itself
 MOUNTS = Path("/proc/mounts")
 # Their locks and shared memory are not those of a local disk, on which SQLite relies.
 NETWORK_FILE_SYSTEMS = re.compile(
@@ -63,7 +63,9 @@ def file_system(path: Path, mounts: str) -> str:
     return kind
 
 
-def open_database(root: Path, database: str | None, *, create: bool) -> Engine:
+def open_database(
+    root: Path, database: str | None, *, create: bool, schema: Schema = SCHEMA
+) -> Engine:
     """Return an engine on the ledger of a storage root, made first if ``create`` allows it.
 
     Args:
@@ -71,6 +73,7 @@ def open_database(root: Path, database: str | None, *, create: bool) -> Engine:
         database: a PostgreSQL URL, noted in the root for every later opener; None for the noted
             one, else SQLite in the root.
         create: make the ledger where there is none.
+        schema: the tables to make, or to find.
 
     Raises:
         LedgerError: a dialect, file system or schema version that does not fit, or the root has
@@ -80,18 +83,23 @@ def open_database(root: Path, database: str | None, *, create: bool) -> Engine:
     noted = noted_database(root)
     if database is not None or noted is not None:
         url = one_url(root, database, noted)
-        engine = _checked(_postgresql(url), f"database {parsed_url(url)!r}", create)
+        engine = postgresql(url)
+        with _checking(engine, where := f"database {parsed_url(url)!r}"):
+            schema.check(_version(engine, where, create, schema), where, root)
         if noted is None and create:
             note_database(root, engine.url)
         return engine
-    root, path = root.resolve(), root.resolve() / FILE
-    _refuse_network(root)
+    path = root.resolve() / FILE
+    refuse_network(path.parent)
     if not create and not path.exists():
-        raise _missing(str(path))
-    with held(root):  # the switch to WAL and the first tables bear no second opener
+        raise missing(str(path))
+    with held(path.parent):  # the switch to WAL and the first tables bear no second opener
         if not create and not path.exists():  # taken away meanwhile
-            raise _missing(str(path))
-        return _checked(_sqlite(path), str(path), create)
+            raise missing(str(path))
+        engine = sqlite(path)
+        with _checking(engine, str(path)):
+            schema.check(_version(engine, str(path), create, schema), str(path), root)
+        return engine
 
 
 @contextmanager
@@ -196,26 +204,33 @@ def _held(engine: Engine, who: str, why: str) -> str:
     )
 
 
-def create_tables(conn: Connection) -> None:
-    """Make every table in an empty database, and note the schema's version."""
-    metadata.create_all(conn)
-    conn.execute(meta.insert().values(name="schema_version", value=SCHEMA_VERSION))
+def sqlite(path: Path, *, migrating: bool = False) -> Engine:
+    """Return an engine on a ledger's file.
 
-
-def _sqlite(path: Path) -> Engine:
+    Args:
+        path: the file.
+        migrating: its first connection keeps all others out, those of other processes too, or
+            fails; foreign keys are not followed, as a table that is copied and dropped needs it.
+    """
     engine = create_engine(URL.create("sqlite", database=str(path)))
+    pragmas = (
+        f"locking_mode = {'EXCLUSIVE' if migrating else 'NORMAL'}",
+        f"busy_timeout = {1000 * (OTHERS_SECONDS if migrating else BUSY_SECONDS)}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        f"foreign_keys = {'OFF' if migrating else 'ON'}",
+        "secure_delete = ON",  # what is purged is overwritten
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself
-        for pragma in (
-            f"busy_timeout = {BUSY_SECONDS * 1000}",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "secure_delete = ON",  # what is purged is overwritten
-        ):
-            connection.execute(f"PRAGMA {pragma}").close()
+        try:
+            for pragma in pragmas:
+                connection.execute(f"PRAGMA {pragma}").close()
+        except BaseException:
+            connection.close()  # or its locks would stay
+            raise
 
     @event.listens_for(engine, "begin")
     def begin(conn: Connection) -> None:
@@ -225,7 +240,8 @@ def _sqlite(path: Path) -> Engine:
     return engine
 
 
-def _postgresql(database: str) -> Engine:
+def postgresql(database: str) -> Engine:
+    """Return an engine on the database of a URL, or raise LedgerError without its driver."""
     url = parsed_url(database)
     try:
         # A connection that the server has dropped is replaced before it is used.
@@ -237,7 +253,7 @@ def _postgresql(database: str) -> Engine:
         ) from error
 
 
-def _refuse_network(root: Path) -> None:
+def refuse_network(root: Path) -> None:
     """Raise if the root lies on a network file system; systems without MOUNTS are not checked."""
     kind = file_system(root, MOUNTS.read_text()) if MOUNTS.exists() else ""
     if NETWORK_FILE_SYSTEMS.fullmatch(kind):
@@ -247,39 +263,42 @@ def _refuse_network(root: Path) -> None:
         )
 
 
-def _checked(engine: Engine, where: str, create: bool) -> Engine:
+@contextmanager
+def _checking(engine: Engine, where: str) -> Iterator[None]:
+    """Close the engine again where the ledger does not fit."""
     try:
-        version = _version(engine, where, create)
-    except DatabaseError as error:
-        engine.dispose()
-        raise StorageError(f"{where} cannot be opened as a ledger: {error.orig}") from error
+        with as_ledger(where):
+            yield
     except (LedgerError, StorageError):
         engine.dispose()
         raise
-    if version != SCHEMA_VERSION:
-        engine.dispose()
-        raise LedgerError(
-            f"{where} has schema version {version}, this rayal reads {SCHEMA_VERSION}; open it "
-            "with the rayal that wrote it, or choose another storage root"
-        )
-    return engine
 
 
-def _version(engine: Engine, where: str, create: bool) -> str:
+@contextmanager
+def as_ledger(where: str, cannot: str = "be opened as a ledger") -> Iterator[None]:
+    """Tell what the database says against a ledger as StorageError."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise StorageError(f"{where} cannot {cannot}: {error.orig}") from error
+
+
+def _version(engine: Engine, where: str, create: bool, schema: Schema) -> str | None:
     with reading(engine) as conn:
         known = inspect(conn).has_table("meta")
     if not known:
         if not create:
-            raise _missing(where)
+            raise missing(where)
         with writing(engine) as conn:
             lock(conn, "schema")
             if not inspect(conn).has_table("meta"):  # a second opener may have been quicker
-                create_tables(conn)
+                schema.create(conn)
     with reading(engine) as conn:
-        return str(conn.scalar(select(meta.c.value).where(meta.c.name == "schema_version")))
+        return noted_version(conn)
 
 
-def _missing(where: str) -> StorageError:
+def missing(where: str) -> StorageError:
+    """Return the error that there is no ledger."""
     return StorageError(
         f"there is no ledger at {where}; check the storage root, or make one by opening it with "
         "create=True"

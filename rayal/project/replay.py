@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 
 from rayal.errors import LedgerError
-from rayal.project.database import create_tables
 from rayal.project.records import Event
-from rayal.project.schema import UNTOLD, metadata
+from rayal.project.schema import UNTOLD
 from rayal.project.schema import events as events_table
+from rayal.project.schema import metadata as all_tables
+from rayal.project.versions import SCHEMA, Schema
 
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def rebuild(events: Iterable[Event]) -> Tables:
+def rebuild(events: Iterable[Event], metadata: MetaData = all_tables) -> Tables:
     """Return the rows of every table that the events tell, by table name, in order of insertion.
+
+    A row from before a column was added lacks the column; a table gives it its server default.
 
     Args:
         events: all events of a ledger, in order.
+        metadata: the tables.
     """
     names = [name for name in metadata.tables if name not in UNTOLD]
     tables: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {name: {} for name in names}
     for event in events:
         for op, name, *rows in event.payload:
             for row in rows:
-                _apply(tables[name], op, _key(name, row), row)
+                _apply(tables[name], op, _key(metadata.tables[name], row), row)
     return {name: list(rows.values()) for name, rows in tables.items()}
 
 
-def replay(events: Iterable[Event], engine: Engine) -> None:
+def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> None:
     """Write the tables that events tell, and the events themselves, into an empty database.
+
+    Args:
+        events: all events of a ledger, in order, whatever version it had when they were written.
+        engine: the database.
+        schema: the tables to make.
 
     Raises:
         LedgerError: the database holds a ledger.
@@ -41,12 +51,11 @@ def replay(events: Iterable[Event], engine: Engine) -> None:
     with engine.begin() as conn:
         if inspect(conn).has_table("meta"):
             raise LedgerError(f"{engine.url!r} holds a ledger; replay into an empty database")
-        create_tables(conn)
-        tables = rebuild(told)
+        schema.create(conn)
+        tables = rebuild(told, schema.metadata)
         tables[events_table.name] = [vars(event) for event in told]
-        for table in metadata.sorted_tables:
-            if tables.get(table.name):
-                conn.execute(table.insert(), tables[table.name])
+        for table in schema.metadata.sorted_tables:
+            _insert(conn, table, tables.get(table.name, []))
         if conn.dialect.name == "postgresql" and told:
             conn.execute(  # its sequence does not see the numbers that were given
                 text("SELECT setval(pg_get_serial_sequence('events', 'seq'), :last)"),
@@ -54,8 +63,14 @@ def replay(events: Iterable[Event], engine: Engine) -> None:
             )
 
 
-def _key(table: str, row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[column.name] for column in metadata.tables[table].primary_key)
+def _insert(conn: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows in their order; one statement inserts only rows of the same columns."""
+    for _, alike in groupby(rows, key=lambda row: row.keys()):
+        conn.execute(table.insert(), list(alike))
+
+
+def _key(table: Table, row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[column.name] for column in table.primary_key)
 
 
 def _apply(
