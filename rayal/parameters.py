@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -58,12 +59,14 @@ class ParameterInfo:
         type: its type as text, such as ``int`` or ``'adam' | 'sgd'``.
         default: its default, or ``dataclasses.MISSING``.
         bounds: such as ``("≥ 2",)``.
+        meaning: what the docstring of its class says of it.
     """
 
     name: str
     type: str
     default: Any
     bounds: tuple[str, ...]
+    meaning: str = ""
 
 
 _BOUNDS: dict[type, tuple[str, str]] = {
@@ -80,13 +83,41 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 def parameters(cls: type) -> list[ParameterInfo]:
     """List the hyperparameters of a frozen dataclass; parts that are dataclasses are left out."""
     rows = []
+    said = described(cls)
     for field, annotation in _fields(cls):
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         types = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
         if not any(dataclasses.is_dataclass(part) for part in (*types, default)):
-            rows.append(ParameterInfo(field.name, _text(annotation), default, _limits(annotation)))
+            kind, limits = _text(annotation), _limits(annotation)
+            meaning = said.get(field.name, "")
+            rows.append(ParameterInfo(field.name, kind, default, limits, meaning))
     return rows
+
+
+def factory_parameters(factory: Callable[..., Any]) -> list[ParameterInfo]:
+    """List the parameters of a network's factory that have a default, which settings may give."""
+    hints = get_type_hints(factory, include_extras=True)
+    said = described(factory)
+    return [
+        ParameterInfo(p.name, _text(kind), p.default, _limits(kind), said.get(p.name, ""))
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is not p.empty
+        for kind in (hints.get(p.name, Any),)
+    ]
+
+
+def described(entry: Any) -> dict[str, str]:
+    """Return the sentences under ``Args:`` of a docstring, by name; a class has its bases' too."""
+    said: dict[str, str] = {}
+    for part in reversed(entry.__mro__) if inspect.isclass(entry) else (entry,):
+        _, _, below = inspect.cleandoc(part.__doc__ or "").partition("\nArgs:\n")
+        block = re.split(r"\n(?=\S)", below, maxsplit=1)[0]
+        for argument in re.split(r"\n(?= {4}\S)", f"\n{block}"):
+            name, colon, text = argument.strip().partition(":")
+            if colon:
+                said[name] = " ".join(text.split())
+    return said
 
 
 def build(cls: type[T], params: Mapping[str, Any], where: str) -> T:
