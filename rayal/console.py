@@ -193,8 +193,8 @@ def entry_table(kind: str, entries: dict[str, Any]) -> Table:
 def print_parameter(row: dict[str, Any]) -> None:
     """Print a hyperparameter: its type, default and bounds, and below them what it means."""
     facts = [row["type"], f"default {row['default']}", *row["bounds"]]
-    out.print(f"  {row['name']}: {', '.join(facts)}", highlight=False, markup=False)
-    out.print(Padding(Text(row["meaning"]), (0, 0, 0, 6)))
+    out.print(f"    {row['name']}: {', '.join(facts)}", highlight=False, markup=False)
+    out.print(Padding(Text(row["meaning"]), (0, 0, 0, 8)))
 
 
 _STATED = (
