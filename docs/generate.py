@@ -199,7 +199,8 @@ def strategies_page() -> str:
         "*Columns* are what the scan computes for each item of the pool; *context* is what it also "
         "needs of labeled items. *Networks* is the number that the method asks for: the committee "
         "has at least as many. *Learner* is how they are trained: *any*, or the "
-        "[learner](learners.md) that the method prescribes.",
+        "[learner](learners.md) that the method prescribes. Some "
+        "[methods also train or remember](methods.md).",
     ]
     for group in TAXONOMY:
         names = [n for n, row in rows.items() if row["taxonomy"] == group]
