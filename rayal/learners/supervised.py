@@ -68,7 +68,7 @@ class Supervised(Learner):
         warmup: share of the steps in which the learning rate rises linearly.
         label_smoothing: mass moved from the label to all classes alike.
         augment: train on weakly augmented rows.
-        class_weights: none weighs all rows alike; balanced weighs a row by n / (classes present x rows of its class).
+        class_weights: weights of rows; balanced is n / (classes present x rows of its class).
         early_stopping: share of the labeled rows, those of the smallest id keys, that is held out;
             the weights of the epoch with the smallest loss on them answer. At least one row is
             held out and one is trained on; a single labeled row is trained on for all steps.

@@ -106,7 +106,8 @@ def minilm_classifier(
         vocabulary: of the task; published weights want that of the ``tokenizer.json`` beside them.
         weights: local file of the published weights; random trains the network from scratch.
         dropout: dropout probability behind the mean.
-        encoder_dropout: dropout probability inside the encoder; with 0, passes of MC dropout run it once.
+        encoder_dropout: dropout probability inside the encoder; with 0, passes of MC dropout run it
+            once.
 
     Raises:
         NeedsError: the package transformers is not installed.

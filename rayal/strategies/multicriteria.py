@@ -115,8 +115,8 @@ class MCADL(Strategy):
 
     Args:
         members: trained networks; the embedding is that of the first.
-        form: the formula: printed, as above | script: (1 - x) uncertainty + x ((1 - x) density + x w_c) with
-            the density among labeled items of all classes, x their share of the pool.
+        form: the formula: printed, as above | script: (1 - x) uncertainty + x ((1 - x) density + x
+            w_c) with the density among labeled items of all classes, x their share of the pool.
         neighbors: labeled items that vote on an item's class.
         alpha: the weight α, or x of the script form; None adapts it.
         beta: the weight β; None adapts it.
