@@ -38,18 +38,20 @@ class ModelSettings(Section):
     """The networks that are trained."""
 
     network: Text | None = key(
-        None, "registered, or module:factory; null: by task.kind small_cnn, kim_cnn, mlp"
+        None, "Registered, or module:factory; null: small_cnn, kim_cnn or mlp, by task.kind."
     )
-    params: dict[str, Any] = key({}, "keyword arguments of the network's or backbone's factory")
+    params: dict[str, Any] = key({}, "Arguments of the network's or backbone's factory.")
     backbone: Text | None = key(
-        None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory, frozen"
+        None, "efficientnet_lite0, torchvision:NAME, timm:NAME, minilm or module:factory."
     )
-    weights: Text | None = key(None, "local file of the backbone's weights, or random")
-    frozen: bool = key(False, "embed the pool once with the backbone, and train a head")
-    head: Literal["linear", "mlp"] | None = key(None, "on a backbone: linear | mlp; null: linear")
-    members: Count = key(1, "networks in the committee")
-    quorum: Count | None = key(None, "members that suffice where workers are lost; null: all")
-    threads_per_model: Count = key(1, "torch threads; part of the model's hash")
+    weights: Text | None = key(None, "Local file of the backbone's weights, or random.")
+    frozen: bool = key(False, "Embed the pool once with the backbone, and train a head.")
+    head: Literal["linear", "mlp"] | None = key(
+        None, "The head on a backbone: linear or mlp; null: linear."
+    )
+    members: Count = key(1, "Networks in the committee.")
+    quorum: Count | None = key(None, "Members that suffice where workers are lost; null: all.")
+    threads_per_model: Count = key(1, "Torch threads of one network; part of its hash.")
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
@@ -83,15 +85,16 @@ class LearnerSettings(Named):
     """How one member is trained; further keys are the learner's hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    name: Text = key("supervised", "registered learner")
-    preset: Text | None = key(None, "named recipe, which further keys override")
+    name: Text = key("supervised", "Registered learner.")
+    preset: Text | None = key(None, "Named recipe, which further keys override.")
 
 
 class StrategySettings(Named):
     """One strategy to compare; further keys are its hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    label: Text | None = key(None, "name in curves and tables; null: the strategy's name")
+    name: Text = Field(description="Registered strategy.")
+    label: Text | None = key(None, "Name in curves and tables; null: the strategy's name.")
 
     @property
     def shown(self) -> str:
@@ -102,19 +105,21 @@ class StrategySettings(Named):
 class InitialSettings(Section):
     """The labels of round 0."""
 
-    strategy: Text = key(BASELINE, "how the first items are chosen")
-    count: Count = key(100, "labels of round 0")
-    balanced: bool = key(False, "equally many of each class; needs known labels")
+    strategy: Text = key(BASELINE, "Registered strategy that chooses the first items.")
+    count: Count = key(100, "Labels of round 0.")
+    balanced: bool = key(False, "Equally many items of each class, which needs known labels.")
 
 
 class OracleSettings(Named):
     """Who answers: the labels that the pool hides (a simulation), or people."""
 
-    name: Literal["hidden", "none"] = key("hidden", "hidden (a simulation) | none (people)")
-    noise: float | Literal["confidence"] = key(
-        0.0, "share of answers with a wrong class; confidence: by each label's own"
+    name: Literal["hidden", "none"] = key(
+        "hidden", "Known labels answer (hidden: a simulation), or people (none)."
     )
-    cost: float = key(1.0, "budget that one label costs", gt=0)
+    noise: float | Literal["confidence"] = key(
+        0.0, "Share of answers that are wrong, or confidence: by each label's own."
+    )
+    cost: float = key(1.0, "Budget that one label costs.", gt=0)
 
     @field_validator("noise", mode="plain")
     @classmethod
@@ -129,9 +134,9 @@ class OracleSettings(Named):
 class SeedSettings(Section):
     """The seeds of one repetition; an integer alone sets all three."""
 
-    pool: Seed = Field(description="draws the subset and the initial labels")
-    model: Seed = Field(description="draws weights, batches, augmentation and masks")
-    query: Seed = Field(description="draws what a strategy draws")
+    pool: Seed = Field(description="Draws the subset and the initial labels.")
+    model: Seed = Field(description="Draws weights, batches, augmentation and dropout masks.")
+    query: Seed = Field(description="Draws what a strategy draws.")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,32 +164,36 @@ class Cell(NamedTuple):
 class Settings(Section):
     """All settings of a run; read them with ``load``."""
 
-    pool: PoolSettings = Field(description="where the items come from")
-    task: TaskSettings = key(TaskSettings(), "what a row is and what is predicted")
-    model: ModelSettings = key(ModelSettings(), "the networks that are trained")
-    learner: LearnerSettings = key(LearnerSettings(), "further keys: its hyperparameters")
-    strategies: tuple[StrategySettings, ...] = key(
-        (), "names, or mappings of name, label and hyperparameters; random is always added"
+    pool: PoolSettings = Field(description="Where the items come from.")
+    task: TaskSettings = key(TaskSettings(), "What a row is, and what is predicted.")
+    model: ModelSettings = key(ModelSettings(), "The networks that are trained.")
+    learner: LearnerSettings = key(
+        LearnerSettings(), "How one network is trained; further keys are its hyperparameters."
     )
-    initial: InitialSettings = key(InitialSettings(), "the labels of round 0")
-    rounds: int = key(9, "batches asked for after the initial labels", ge=0)
-    batch: Count = key(100, "labels asked for in a round")
+    strategies: tuple[StrategySettings, ...] = key(
+        (), "Names, or mappings of name, label and hyperparameters; random is always added."
+    )
+    initial: InitialSettings = key(InitialSettings(), "The labels of round 0.")
+    rounds: int = key(9, "Batches asked for after the initial labels.", ge=0)
+    batch: Count = key(100, "Labels asked for in a round.")
     seeds: tuple[SeedSettings, ...] = key(
         (SeedSettings(pool=0, model=0, query=0),),
-        "one repetition each: integers, or mappings of pool, model and query",
+        "One repetition each: integers, or mappings of pool, model and query.",
         min_length=1,
     )
-    oracle: OracleSettings = key(OracleSettings(), "who answers")
+    oracle: OracleSettings = key(OracleSettings(), "Who answers.")
     executor: Literal["local", "ray", "auto"] = key(
-        "local", "local (this process) | ray | auto (by estimated work)"
+        "local", "This process (local), a cluster (ray), or the faster one (auto)."
     )
-    ray: RaySettings = key(RaySettings(), "how executor ray uses a cluster")
-    storage: Text = key("runs", "folder of the ledger, pools, models and results")
-    scan: ScanSettings = key(ScanSettings(), "how the committee runs over the pool")
-    selection: SelectionSettings = key(SelectionSettings(), "how joint choices hold columns")
-    keep: Literal["last", "all", "picks"] = key("last", "scans on disk: last | all | picks")
-    plan: bool = key(True, "refuse what would not fit the memory, before it starts")
-    shards: Count = key(1, "holders of the columns in one process; on Ray: its workers")
+    ray: RaySettings = key(RaySettings(), "How the executor ray uses a cluster.")
+    storage: Text = key("runs", "Folder of the ledger, pools, models and results.")
+    scan: ScanSettings = key(ScanSettings(), "How the committee runs over the pool.")
+    selection: SelectionSettings = key(SelectionSettings(), "How joint choices hold columns.")
+    keep: Literal["last", "all", "picks"] = key(
+        "last", "Columns and checkpoints that stay: the last round's, all, or no columns (picks)."
+    )
+    plan: bool = key(True, "Refuse what would not fit the memory, before it starts.")
+    shards: Count = key(1, "Holders of the columns in one process; on Ray, its workers count.")
 
     @model_validator(mode="after")
     def _distinct(self) -> Settings:

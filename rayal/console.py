@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,7 +29,7 @@ from rayal.display import show as show
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.outcomes import seeds_text
-from rayal.parameters import ParameterInfo, parameters
+from rayal.parameters import ParameterInfo, factory_parameters, parameters
 from rayal.registry import learners, networks, strategies
 from rayal.strategies.base import TAXONOMY
 
@@ -164,15 +165,8 @@ def _described(entry: Any) -> dict[str, Any]:
     return {"summary": first, "parameters": [vars(p) for p in _parameters(entry)]}
 
 
-def _parameters(entry: Any) -> Iterable[Any]:
-    if inspect.isclass(entry):
-        return parameters(entry)
-    signature = inspect.signature(entry)
-    return [
-        ParameterInfo(p.name, str(p.annotation), p.default, ())
-        for p in signature.parameters.values()
-        if p.default is not inspect.Parameter.empty
-    ]
+def _parameters(entry: Any) -> Iterable[ParameterInfo]:
+    return parameters(entry) if inspect.isclass(entry) else factory_parameters(entry)
 
 
 def strategy_table() -> Table:
@@ -188,17 +182,6 @@ def strategy_table() -> Table:
     return table
 
 
-def strategy_markdown() -> str:
-    """Return the table of strategies that stands in the README."""
-    lines = ["| strategy | labels first | source | taxonomy |", "|---|---|---|---|"]
-    for group in TAXONOMY:
-        for name in (n for n in strategies if strategies[n].taxonomy == group):
-            row = strategy_json(name)
-            what = row["summary"].removeprefix("Label ").rstrip(".")
-            lines.append(f"| `{name}` | {what} | {row['source']} | {group} |")
-    return "\n".join(lines)
-
-
 def entry_table(kind: str, entries: dict[str, Any]) -> Table:
     """Return learners or networks with their parameters."""
     table = plain_table(kind, "what it is", "parameters")
@@ -207,12 +190,11 @@ def entry_table(kind: str, entries: dict[str, Any]) -> Table:
     return table
 
 
-def parameter_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """Return hyperparameters with type, default and bounds."""
-    table = plain_table("parameter", "type", "default", "bounds")
-    for row in rows:
-        table.add_row(row["name"], row["type"], str(row["default"]), ", ".join(row["bounds"]))
-    return table
+def print_parameter(row: dict[str, Any]) -> None:
+    """Print a hyperparameter: its type, default and bounds, and below them what it means."""
+    facts = [row["type"], f"default {row['default']}", *row["bounds"]]
+    out.print(f"    {row['name']}: {', '.join(facts)}", highlight=False, markup=False)
+    out.print(Padding(Text(row["meaning"]), (0, 0, 0, 8)))
 
 
 _STATED = (
@@ -237,4 +219,7 @@ def print_entry(name: str, kind: str, row: dict[str, Any]) -> None:
             value = row[key]
             text = ", ".join(value) if isinstance(value, list) else str(value)
             out.print(f"  {key}: {text or '–'}", highlight=False, markup=False)
-    out.print(parameter_table(row["parameters"]))
+    if row["parameters"]:
+        out.print("  parameters:")
+    for parameter in row["parameters"]:
+        print_parameter(parameter)

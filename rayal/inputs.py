@@ -13,49 +13,68 @@ from rayal.sections import Count, Section, Text, Texts, key
 class PoolSettings(Section):
     """Where the items come from."""
 
-    source: Text = Field(description="builtin name, path, or name of a pool in the storage")
-    subset: Count | None = key(None, "items kept, drawn by the pool seed; null: all")
-    data: Text | None = key(None, "folder of the files of a builtin source")
-    id: Text | None = key(None, "column of the ids; null: relative path or file:row")
-    label: Text | None = key(None, "column of the labels that are known")
-    labels: Text | None = key(None, "CSV or Parquet file with columns id and label")
-    features: Texts | None = key(None, "numeric columns of a table; null: all but id and label")
+    source: Text = Field(
+        description="A built-in name, a path, or the name of a pool in the storage."
+    )
+    subset: Count | None = key(None, "Number of items kept, drawn by the pool seed; null: all.")
+    data: Text | None = key(None, "Folder with the files of a built-in source.")
+    id: Text | None = key(None, "Column of the ids; null: the relative path, or file:row.")
+    label: Text | None = key(None, "Column of the labels that are known.")
+    labels: Text | None = key(None, "CSV or Parquet file with the columns id and label.")
+    features: Texts | None = key(None, "Numeric columns of a table; null: all but id and label.")
     categorical: Texts | None = key(
-        None, "columns of text, bool or whole numbers, each value of which is a feature of 0 and 1"
+        None,
+        "Columns of categories (text, bool, whole numbers): each value is a feature of 0 or 1.",
     )
     categories: dict[str, Texts] | None = key(
-        None, "column: its values; null: those of the source. Another one counts as missing"
+        None, "The values of each such column; null: those of the source. Any other is missing."
     )
-    text: Text | None = key(None, "column of texts of a table, which are then the items")
-    confidence: Text | None = key(None, "column of how sure annotators were of the labels, [0, 1]")
-    test: Text | None = key(None, "second path, whose items get the role test")
-    test_share: float = key(0.0, "share of items that become the test, by keyed hash", ge=0, lt=1)
-    test_by_seed: bool = key(False, "draw test_share anew for each pool seed; false: for all alike")
-    duplicates: Literal["keep", "first"] = key("keep", "items of equal content: keep | first")
-    missing: Literal["error", "quarantine"] = key("error", "NaN, inf, no text: error | quarantine")
+    text: Text | None = key(None, "Column of texts, which are then the items.")
+    confidence: Text | None = key(
+        None, "Column that says how sure annotators were of a label, from 0 to 1."
+    )
+    test: Text | None = key(None, "A second path, whose items are the test.")
+    test_share: float = key(
+        0.0, "Share of the items that become the test, by a hash of their ids.", ge=0, lt=1
+    )
+    test_by_seed: bool = key(
+        False, "Draw test_share anew for each pool seed; false: the same test for all."
+    )
+    duplicates: Literal["keep", "first"] = key(
+        "keep", "Keep all items of equal content (keep), or one of them (first)."
+    )
+    missing: Literal["error", "quarantine"] = key(
+        "error", "A row that lacks a value is an error, or is left out and counted (quarantine)."
+    )
 
 
 class TaskSettings(Section):
     """What a row is and what is predicted."""
 
     kind: Literal["image", "table", "text"] | None = key(
-        None, "image | table | text; null: by the pool"
+        None, "Kind of the rows: image, table or text; null: that of the pool."
     )
     target: Literal["class", "number"] | None = key(
-        None, "what is predicted: class | number; null: number where known labels are, else class"
+        None, "Predict a class or a number; null: a number where the known labels are numbers."
     )
-    classes: Texts | None = key(None, "class names in order; null: those of the known labels")
-    low: float | None = key(None, "smallest number that a label may be; null: any")
-    high: float | None = key(None, "largest number that a label may be; null: any")
-    size: tuple[Count, Count] | None = key(None, "[H, W] to resize to; null: as it is")
-    channels: Literal[1, 3] | None = key(None, "1 | 3; null: as the pool has them")
-    flip: bool | None = key(None, "augment by mirroring; null: for 3 channels only")
-    length: Count | None = key(None, "tokens of a text, longer ones are cut; null: 64")
-    vocabulary: Count | None = key(None, "tokens of a trained tokeniser at most; null: 8000")
+    classes: Texts | None = key(
+        None, "Names of the classes, in order; null: those of the known labels."
+    )
+    low: float | None = key(None, "Smallest number that a label may be; null: any.")
+    high: float | None = key(None, "Largest number that a label may be; null: any.")
+    size: tuple[Count, Count] | None = key(
+        None, "[height, width] to which images are resized; null: as they are."
+    )
+    channels: Literal[1, 3] | None = key(None, "Channels of an image; null: as the pool has them.")
+    flip: bool | None = key(None, "Mirror images when augmenting; null: with 3 channels only.")
+    length: Count | None = key(None, "Tokens of a text, longer ones are cut; null: 64.")
+    vocabulary: Count | None = key(None, "Most tokens of a tokeniser that is trained; null: 8000.")
     tokenizer: Text | None = key(
-        None, "wordpiece | bpe (trained on the pool), or path of a tokenizer.json; null: wordpiece"
+        None, "wordpiece or bpe, trained on the pool, or a tokenizer.json; null: wordpiece."
     )
-    lowercase: bool | None = key(None, "of a trained tokeniser; null: true")
+    lowercase: bool | None = key(
+        None, "A tokeniser that is trained puts texts into lower case; null: true."
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> TaskSettings:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import annotated_types as bounds
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from rayal.errors import SettingsError, nearest
 from rayal.yamlfile import copied
@@ -58,12 +60,14 @@ class ParameterInfo:
         type: its type as text, such as ``int`` or ``'adam' | 'sgd'``.
         default: its default, or ``dataclasses.MISSING``.
         bounds: such as ``("≥ 2",)``.
+        meaning: what the docstring of its class says of it.
     """
 
     name: str
     type: str
     default: Any
     bounds: tuple[str, ...]
+    meaning: str = ""
 
 
 _BOUNDS: dict[type, tuple[str, str]] = {
@@ -80,13 +84,41 @@ _BOUNDS: dict[type, tuple[str, str]] = {
 def parameters(cls: type) -> list[ParameterInfo]:
     """List the hyperparameters of a frozen dataclass; parts that are dataclasses are left out."""
     rows = []
+    said = described(cls)
     for field, annotation in _fields(cls):
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         types = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
         if not any(dataclasses.is_dataclass(part) for part in (*types, default)):
-            rows.append(ParameterInfo(field.name, _text(annotation), default, _limits(annotation)))
+            kind, limits = type_text(annotation), bounds_text(annotation)
+            meaning = said.get(field.name, "")
+            rows.append(ParameterInfo(field.name, kind, default, limits, meaning))
     return rows
+
+
+def factory_parameters(factory: Callable[..., Any]) -> list[ParameterInfo]:
+    """List the parameters of a network's factory that have a default, which settings may give."""
+    hints = get_type_hints(factory, include_extras=True)
+    said = described(factory)
+    return [
+        ParameterInfo(p.name, type_text(kind), p.default, bounds_text(kind), said.get(p.name, ""))
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is not p.empty
+        for kind in (hints.get(p.name, Any),)
+    ]
+
+
+def described(entry: Any) -> dict[str, str]:
+    """Return the sentences under ``Args:`` of a docstring, by name; a class has its bases' too."""
+    said: dict[str, str] = {}
+    for part in reversed(entry.__mro__) if inspect.isclass(entry) else (entry,):
+        _, _, below = inspect.cleandoc(part.__doc__ or "").partition("\nArgs:\n")
+        block = re.split(r"\n(?=\S)", below, maxsplit=1)[0]
+        for argument in re.split(r"\n(?= {4}\S)", f"\n{block}"):
+            name, colon, text = argument.strip().partition(":")
+            if colon:
+                said[name] = " ".join(text.split())
+    return said
 
 
 def build(cls: type[T], params: Mapping[str, Any], where: str) -> T:
@@ -128,25 +160,32 @@ def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(f, hints[f.name]) for f in dataclasses.fields(cls) if f.init]
 
 
-def _text(annotation: Any) -> str:
+def type_text(annotation: Any) -> str:
+    """Return a type as settings name it, such as ``int | null`` or ``'adam' | 'sgd'``."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _text(args[0])
+        return type_text(args[0])
     if origin in (UnionType, Union):
-        return " | ".join(map(_text, args))
+        return " | ".join(map(type_text, args))
     if origin is Literal:
         return " | ".join(map(repr, args))
     if origin is not None:
-        return f"{origin.__name__}[{', '.join('…' if a is ... else _text(a) for a in args)}]"
+        return f"{origin.__name__}[{', '.join('…' if a is ... else type_text(a) for a in args)}]"
     return "null" if annotation is NoneType else str(getattr(annotation, "__name__", annotation))
 
 
-def _limits(annotation: Any) -> tuple[str, ...]:
+def bounds_text(annotation: Any) -> tuple[str, ...]:
     """Return the bounds that stand anywhere in an annotation, as text."""
     parts = get_args(annotation)
     if get_origin(annotation) is not Annotated:
-        return tuple(limit for part in parts for limit in _limits(part))
+        return tuple(limit for part in parts for limit in bounds_text(part))
     inside, *metadata = parts
-    flat = [m for g in metadata for m in (g if isinstance(g, bounds.GroupedMetadata) else [g])]
+    flat = [m for group in metadata for m in _flat(group)]
     known = [(m, *_BOUNDS[type(m)]) for m in flat if type(m) in _BOUNDS]
-    return _limits(inside) + tuple(f"{sign} {getattr(m, name)}" for m, name, sign in known)
+    return bounds_text(inside) + tuple(f"{sign} {getattr(m, name)}" for m, name, sign in known)
+
+
+def _flat(metadata: Any) -> Iterable[Any]:
+    if isinstance(metadata, FieldInfo):
+        return metadata.metadata
+    return metadata if isinstance(metadata, bounds.GroupedMetadata) else (metadata,)

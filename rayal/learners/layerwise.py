@@ -48,20 +48,21 @@ class LayerwisePretrained(Supervised):
     ``activation: sigmoid`` in its parameters.
 
     Args:
-        kind: autoencoder (denoising, weights of decoders tied to the encoders') | rbm
-            (restricted Boltzmann machines by contrastive divergence).
+        kind: how a layer is trained: autoencoder (denoising, weights of decoders tied to the
+            encoders') | rbm (restricted Boltzmann machines by contrastive divergence).
         pretrain_steps: steps of each layer; 0 leaves the pre-training out.
         pretrain_batch: pool rows of a step.
-        pretrain_lr: learning rate. By default 1e-3 for autoencoders (Adam; Kingma & Ba, ICLR 2015),
-            0.1 for machines and 1e-3 for one with Gaussian visible units (Hinton 2010, sections 7
-            and 13.2).
-        pretrain_momentum: of machines (Hinton 2010, section 9: 0.9 after the start).
+        pretrain_lr: learning rate of the pre-training. By default 1e-3 for autoencoders (Adam;
+            Kingma & Ba, ICLR 2015), 0.1 for machines and 1e-3 for one with Gaussian visible units
+            (Hinton 2010, sections 7 and 13.2).
+        pretrain_momentum: momentum of machines (Hinton 2010, section 9: 0.9 after the start).
         pretrain_decay: norm penalty of machines' weights (Hinton 2010, section 10: from 1e-4).
         corruption: chance of each number to be set to 0 before an autoencoder encodes it (Vincent
             et al. 2010, section 6, tried 0, 0.1, 0.25 and 0.4); 0 trains plain autoencoders.
-        inputs: unit scales each feature or channel of the pool to [0, 1]: binary visible units, or
-            the cross-entropy; standard scales it to mean 0 and deviation 1: Gaussian visible units
-            of unit variance, or the squared error. Behind a sigmoid layer inputs are in [0, 1].
+        inputs: how inputs are scaled. unit scales each feature or channel of the pool to [0, 1]:
+            binary visible units, or the cross-entropy; standard scales it to mean 0 and deviation
+            1: Gaussian visible units of unit variance, or the squared error. Behind a sigmoid layer
+            inputs are in [0, 1].
         gibbs: Gibbs steps of contrastive divergence, k of CD-k.
 
     Raises:

@@ -60,22 +60,22 @@ class Supervised(Learner):
     """Train on the labeled rows alone: by cross-entropy, or numbers by their squared error.
 
     Args:
-        optimizer: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
+        optimizer: the optimiser: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
         lr: largest learning rate.
-        weight_decay: its strength.
-        momentum: of sgd.
-        schedule: cosine (down to 0 at the last step) | constant.
+        weight_decay: strength of the weight decay.
+        momentum: momentum of sgd.
+        schedule: course of the learning rate: cosine (down to 0 at the last step) | constant.
         warmup: share of the steps in which the learning rate rises linearly.
         label_smoothing: mass moved from the label to all classes alike.
         augment: train on weakly augmented rows.
-        class_weights: balanced weighs a row by n / (classes present x rows of its class).
+        class_weights: weights of rows; balanced is n / (classes present x rows of its class).
         early_stopping: share of the labeled rows, those of the smallest id keys, that is held out;
             the weights of the epoch with the smallest loss on them answer. At least one row is
             held out and one is trained on; a single labeled row is trained on for all steps.
         patience: epochs without improvement before training stops.
         swa: last share of the steps whose weights are averaged; BatchNorm statistics are then
             computed anew on the labeled rows.
-        precision: bf16 runs forward passes under autocast.
+        precision: number format of training; bf16 runs forward passes under autocast.
         encoder_lr: largest learning rate of an encoder whose published weights are trained on.
 
     Raises:

@@ -28,7 +28,7 @@ def small_cnn(
         input_shape: ``(channels, height, width)`` of an image.
         n_outputs: columns of the logits.
         widths: channels of the convolutions, and last the width of the hidden layer.
-        dropout: probability behind the hidden layer.
+        dropout: dropout probability behind the hidden layer.
 
     Raises:
         SettingsError: rows are no images, or too small to be halved that often.

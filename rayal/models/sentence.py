@@ -105,8 +105,9 @@ def minilm_classifier(
         n_outputs: columns of the logits.
         vocabulary: of the task; published weights want that of the ``tokenizer.json`` beside them.
         weights: local file of the published weights; random trains the network from scratch.
-        dropout: probability behind the mean.
-        encoder_dropout: probability inside the encoder; with 0, passes of MC dropout run it once.
+        dropout: dropout probability behind the mean.
+        encoder_dropout: dropout probability inside the encoder; with 0, passes of MC dropout run it
+            once.
 
     Raises:
         NeedsError: the package transformers is not installed.

@@ -30,9 +30,9 @@ def mlp(
     Args:
         input_shape: shape of a row; it is flattened.
         n_outputs: columns of the logits.
-        widths: of the hidden layers; none gives a linear model.
-        dropout: probability behind every hidden layer.
-        activation: of the hidden layers, relu | sigmoid.
+        widths: widths of the hidden layers; none gives a linear model.
+        dropout: dropout probability behind every hidden layer.
+        activation: activation of the hidden layers: relu | sigmoid.
 
     Raises:
         SettingsError: dropout without a hidden layer.

@@ -60,7 +60,7 @@ class MaxOverTime(nn.Module):
     Args:
         width: of a word's vector, E.
         filters: of each window height, F.
-        heights: words of a window.
+        heights: numbers of words in a window.
     """
 
     def __init__(self, width: int, filters: int, heights: tuple[int, ...]) -> None:
@@ -100,10 +100,10 @@ def kim_cnn(
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
         vocabulary: of the task.
-        width: of a word's vector.
-        filters: of each height.
-        heights: words of a window.
-        dropout: probability behind the largest values.
+        width: width of a word's vector.
+        filters: filters of each height.
+        heights: numbers of words in a window.
+        dropout: dropout probability behind the largest values.
 
     Raises:
         SettingsError: rows have fewer tokens than the highest window.

@@ -38,7 +38,7 @@ def resnet18_small(
     Args:
         input_shape: ``(channels, height, width)`` of an image.
         n_outputs: columns of the logits.
-        dropout: probability before the last linear layer.
+        dropout: dropout probability before the last linear layer.
 
     Raises:
         SettingsError: rows are no images.

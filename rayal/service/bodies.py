@@ -35,22 +35,33 @@ Registered = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
 class TaskBody(Section):
     """What a row is and what is predicted."""
 
-    kind: Literal["image", "table", "text"] = Field(description="image | table | text")
-    target: Literal["class", "number"] | None = key(None, "class | number; null: class")
+    kind: Literal["image", "table", "text"] = Field(
+        description="Kind of the rows: image, table or text."
+    )
+    target: Literal["class", "number"] | None = key(
+        None, "Predict a class or a number; null: a class."
+    )
     classes: Texts | None = key(
-        None, "class names, in order; of target class", max_length=10_000, validate_default=True
+        None,
+        "Names of the classes, in order; not with target number.",
+        max_length=10_000,
+        validate_default=True,
     )
-    low: float | None = key(None, "smallest number that a label may be; null: any")
-    high: float | None = key(None, "largest number that a label may be; null: any")
-    size: tuple[Side, Side] | None = key(None, "[H, W] to resize images to")
-    channels: Literal[1, 3] | None = key(None, "1 (grey) | 3 (RGB)")
-    features: Texts | None = key(None, "names of a table's numbers, in order")
-    length: Annotated[int, Field(ge=1, le=4096)] | None = key(None, "tokens of a text; null: 64")
+    low: float | None = key(None, "Smallest number that a label may be; null: any.")
+    high: float | None = key(None, "Largest number that a label may be; null: any.")
+    size: tuple[Side, Side] | None = key(None, "[height, width] to which images are resized.")
+    channels: Literal[1, 3] | None = key(None, "Channels of an image: 1 is grey, 3 is RGB.")
+    features: Texts | None = key(None, "Names of a table's numbers, in order.")
+    length: Annotated[int, Field(ge=1, le=4096)] | None = key(
+        None, "Tokens of a text, longer ones are cut; null: 64."
+    )
     vocabulary: Annotated[int, Field(ge=16, le=200_000)] | None = key(
-        None, "tokens of the tokeniser at most; null: 8000"
+        None, "Most tokens of the tokeniser; null: 8000."
     )
-    tokenizer: Literal["wordpiece", "bpe"] | None = key(None, "of texts; null: wordpiece")
-    lowercase: bool | None = key(None, "of texts; null: true")
+    tokenizer: Literal["wordpiece", "bpe"] | None = key(
+        None, "Tokeniser that is trained on the texts: wordpiece or bpe; null: wordpiece."
+    )
+    lowercase: bool | None = key(None, "Texts are put into lower case; null: true.")
 
     @field_validator("classes")
     @classmethod
@@ -84,10 +95,12 @@ class TaskBody(Section):
 class ModelBody(Section):
     """The networks that are trained."""
 
-    network: Registered | None = key(None, "registered network; null: small_cnn, or mlp for rows")
-    params: dict[str, Any] = key({}, "its parameters")
-    members: Members = key(1, "networks in the committee")
-    threads_per_model: Members = key(1, "torch threads")
+    network: Registered | None = key(
+        None, "Registered network; null: small_cnn, kim_cnn or mlp, by task.kind."
+    )
+    params: dict[str, Any] = key({}, "Parameters of the network.")
+    members: Members = key(1, "Networks in the committee.")
+    threads_per_model: Members = key(1, "Torch threads of one network; part of its hash.")
 
     @field_validator("params")
     @classmethod
@@ -102,51 +115,61 @@ class LearnerBody(Named):
     """How one member is trained; further keys are the learner's hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    name: Registered = key("supervised", "registered learner")
-    preset: Text | None = key(None, "named recipe, which further keys override")
+    name: Registered = key("supervised", "Registered learner.")
+    preset: Text | None = key(None, "Named recipe, which further keys override.")
 
 
 class StrategyBody(Named):
     """How items are chosen; further keys are the strategy's hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
-    name: Registered
+    name: Registered = Field(description="Registered strategy.")
 
 
 class InitialBody(Section):
     """The labels of round 0."""
 
-    strategy: Registered = key("random", "how the first items are chosen")
-    count: Items = key(100, "labels of round 0")
+    strategy: Registered = key("random", "Registered strategy that chooses the first items.")
+    count: Items = key(100, "Labels of round 0.")
 
 
 class ScanBody(Section):
     """How the committee runs over the pool."""
 
-    batch: Annotated[int, Field(ge=1, le=4096)] = key(64, "rows of a forward pass")
-    precision: Literal["fp32", "bf16"] = key("fp32", "fp32 | bf16")
+    batch: Annotated[int, Field(ge=1, le=4096)] = key(64, "Rows of one forward pass.")
+    precision: Literal["fp32", "bf16"] = key(
+        "fp32", "Number format of the forward passes: fp32 or bf16."
+    )
 
 
 class PoolBody(Section):
     """A source below the service's prefixes, which is ingested when the project is made."""
 
-    path: Text = Field(description="absolute path of a folder of images or a table")
-    id: Text | None = key(None, "column of the ids; null: relative path or file:row")
-    label: Text | None = key(None, "column of the labels that are known")
-    features: Texts | None = key(None, "numeric columns; null: all but id and label")
-    test: Text | None = key(None, "second path, whose items get the role test")
+    path: Text = Field(description="Absolute path of a folder of images, or of a table.")
+    id: Text | None = key(None, "Column of the ids; null: the relative path, or file:row.")
+    label: Text | None = key(None, "Column of the labels that are known.")
+    features: Texts | None = key(None, "Numeric columns; null: all but id and label.")
+    test: Text | None = key(None, "A second path, whose items are the test.")
 
 
 class LabelingBody(Section):
     """How many people label an item, and what counts."""
 
-    labels_per_item: Annotated[int, Field(ge=1, le=100)] = key(1, "annotators of an item")
-    agreement: Literal["first", "majority", "all"] = key("first", "which label counts")
-    max_labels: Count | None = key(None, "of an item after conflicts; null: two more")
-    max_skips: Count = key(3, "annotators who skip an item before it is given up")
-    lease_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = key(900.0, "seconds of a lease")
+    labels_per_item: Annotated[int, Field(ge=1, le=100)] = key(
+        1, "Annotators that each item needs."
+    )
+    agreement: Literal["first", "majority", "all"] = key(
+        "first", "Which label counts: the first, that of the majority, or one that all gave."
+    )
+    max_labels: Count | None = key(
+        None, "Most labels of an item whose annotators disagree; null: two more."
+    )
+    max_skips: Count = key(3, "Annotators who skip an item before it is given up.")
+    lease_ttl_s: Annotated[float, Field(gt=0, le=31_536_000)] = key(
+        900.0, "Seconds until a lease expires."
+    )
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = key(
-        0.0, "how far numbers may lie apart that agree"
+        0.0, "How far numbers may lie apart that agree."
     )
 
     @field_validator("lease_ttl_s", "tolerance", mode="before")
@@ -158,33 +181,49 @@ class LabelingBody(Section):
 class AutoBody(Section):
     """When rounds begin by themselves."""
 
-    quorum: Items | None = key(None, "new labels that close a round; null: the batch")
-    ready: Annotated[int, Field(ge=0, le=100_000)] = key(0, "items offered beyond the first batch")
-    start: bool = key(True, "rounds begin by themselves")
+    quorum: Items | None = key(None, "New labels that close a round; null: the batch.")
+    ready: Annotated[int, Field(ge=0, le=100_000)] = key(
+        0, "Items that are offered beyond the first batch."
+    )
+    start: bool = key(True, "Rounds begin by themselves.")
 
 
 class ProjectBody(Section):
     """A project as a client asks for it."""
 
-    name: Annotated[str, Field(pattern=NAME)] = Field(description="letters, digits, '.', '_', '-'")
-    task: TaskBody
-    model: ModelBody = key(ModelBody(), "the networks that are trained")
-    learner: LearnerBody = key(LearnerBody(), "further keys: its hyperparameters")
-    strategy: StrategyBody = Field(description="name, or mapping of name and hyperparameters")
-    initial: InitialBody = key(InitialBody(), "the labels of round 0")
-    batch_size: Items = key(100, "labels asked for in a round")
-    rounds: Annotated[int, Field(ge=0)] | None = key(None, "after the first; null: on and on")
-    seeds: SeedSettings = key(SeedSettings(pool=0, model=0, query=0), "integer, or three of them")
-    scan: ScanBody = key(ScanBody(), "how the committee runs over the pool")
-    pool: PoolBody | Text | None = key(None, "name of a pool that is there, or a path")
-    labeling: LabelingBody = key(LabelingBody(), "how many people label an item")
-    auto: AutoBody = key(AutoBody(), "when rounds begin")
+    name: Annotated[str, Field(pattern=NAME)] = Field(description="Letters, digits, '.', '_', '-'.")
+    task: TaskBody = Field(description="What a row is, and what is predicted.")
+    model: ModelBody = key(ModelBody(), "The networks that are trained.")
+    learner: LearnerBody = key(
+        LearnerBody(), "How one network is trained; further keys are its hyperparameters."
+    )
+    strategy: StrategyBody = Field(
+        description="Name of a strategy, or a mapping of name and hyperparameters."
+    )
+    initial: InitialBody = key(InitialBody(), "The labels of round 0.")
+    batch_size: Items = key(100, "Labels asked for in a round.")
+    rounds: Annotated[int, Field(ge=0)] | None = key(
+        None, "Rounds after the first; null: for as long as there are items."
+    )
+    seeds: SeedSettings = key(
+        SeedSettings(pool=0, model=0, query=0), "An integer, or a mapping of pool, model and query."
+    )
+    scan: ScanBody = key(ScanBody(), "How the committee runs over the pool.")
+    pool: PoolBody | Text | None = key(
+        None, "Name of a pool that is there, or a source below the allowed folders."
+    )
+    labeling: LabelingBody = key(
+        LabelingBody(), "How many people label an item, and which label counts."
+    )
+    auto: AutoBody = key(AutoBody(), "When rounds begin by themselves.")
 
 
 class QueryBody(Section):
     """A choice among columns that the request holds."""
 
-    strategy: StrategyBody = Field(description="name, or mapping of name and hyperparameters")
+    strategy: StrategyBody = Field(
+        description="Name of a strategy, or a mapping of name and hyperparameters."
+    )
     params: dict[str, Any] = key({}, "further hyperparameters")
     columns: dict[str, Any] = Field(description="name to rows of numbers")
     k: Annotated[int, Field(ge=0)] = Field(description="number of picks")

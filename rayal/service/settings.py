@@ -18,9 +18,9 @@ from rayal.yamlfile import copied
 class SourceSettings(Section):
     """What the service may read on behalf of its clients; by default nothing."""
 
-    paths: tuple[Text, ...] = key((), "folders whose files items and pools may name")
-    urls: tuple[Text, ...] = key((), "beginnings of the http(s) URLs that items may name")
-    private: bool = key(False, "allow such URLs to lead to loopback and private addresses")
+    paths: tuple[Text, ...] = key((), "Folders whose files items and pools may name.")
+    urls: tuple[Text, ...] = key((), "Beginnings of the http(s) URLs that items may name.")
+    private: bool = key(False, "Allow such URLs to lead to loopback and private addresses.")
 
     @model_validator(mode="after")
     def _absolute(self) -> SourceSettings:
@@ -38,35 +38,35 @@ class SourceSettings(Section):
 class LimitSettings(Section):
     """What a client may ask for; above it come 413, 429 and 503. Defaults are those of Limits."""
 
-    body_bytes: Count = key(Limits.body_bytes, "of a request's body")
-    label_body_bytes: Count = key(Limits.label_body_bytes, "of a body of labels")
-    rate: float = key(Limits.rate, "requests a second of one token, on average", gt=0)
-    burst: Count = key(Limits.burst, "requests of one token at once")
-    in_flight: Count = key(Limits.in_flight, "requests that a replica holds; more get 503")
-    threads: Count = key(Limits.threads, "requests that it works on at once, in one interpreter")
-    image_bytes: Count = key(Limits.image_bytes, "of an encoded image")
-    image_pixels: Count = key(Limits.image_pixels, "of a decoded image")
-    text_bytes: Count = key(Limits.text_bytes, "of a text in UTF-8")
+    body_bytes: Count = key(Limits.body_bytes, "Most bytes of a request's body.")
+    label_body_bytes: Count = key(Limits.label_body_bytes, "Most bytes of a body of labels.")
+    rate: float = key(Limits.rate, "Requests a second of one token, on average.", gt=0)
+    burst: Count = key(Limits.burst, "Requests of one token at once.")
+    in_flight: Count = key(Limits.in_flight, "Requests that a replica holds; more get 503.")
+    threads: Count = key(Limits.threads, "Requests that a replica works on at once.")
+    image_bytes: Count = key(Limits.image_bytes, "Most bytes of an encoded image.")
+    image_pixels: Count = key(Limits.image_pixels, "Most pixels of a decoded image.")
+    text_bytes: Count = key(Limits.text_bytes, "Most bytes of a text in UTF-8.")
 
 
 class IngressSettings(Section):
     """The replicas that answer HTTP; they hold no model."""
 
-    replicas: Count = key(1, "processes; more than one needs PostgreSQL on a cluster")
-    grace: float = key(10.0, "seconds that requests in flight get at shutdown", gt=0)
+    replicas: Count = key(1, "Processes that answer; more than one needs PostgreSQL on a cluster.")
+    grace: float = key(10.0, "Seconds that requests in flight get at shutdown.", gt=0)
 
 
 class PredictorSettings(Section):
     """The replicas that run networks, apart from the ingress."""
 
-    min_replicas: Count = key(1, "always there")
-    max_replicas: Count = key(2, "under load")
-    cpus: float = key(0.0, "cores that Ray reserves for one; 0: none", ge=0)
-    gpus: float = key(0.0, "GPUs of one", ge=0)
-    batch: Count = key(16, "requests answered by one pass")
-    wait: float = key(0.02, "seconds that a request waits for others to join it", ge=0)
-    queue: Count = key(64, "requests that may wait; more get 503")
-    deadline: float = key(20.0, "seconds until an answer, else 503", gt=0)
+    min_replicas: Count = key(1, "Replicas that are always there.")
+    max_replicas: Count = key(2, "Most replicas under load.")
+    cpus: float = key(0.0, "Cores that Ray reserves for one replica; 0: none.", ge=0)
+    gpus: float = key(0.0, "GPUs of one replica.", ge=0)
+    batch: Count = key(16, "Requests that one pass of the network answers.")
+    wait: float = key(0.02, "Seconds that a request waits for others to join it.", ge=0)
+    queue: Count = key(64, "Requests that may wait; more get 503.")
+    deadline: float = key(20.0, "Seconds until an answer must be there, else 503.", gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> PredictorSettings:
@@ -81,21 +81,29 @@ class PredictorSettings(Section):
 class RoundSettings(Section):
     """The rounds in the background."""
 
-    jobs: Count | None = key(None, "at once; null: one less than there are cores, at least 1")
-    executor: Literal["local", "ray"] = key("local", "local (a process of this host) | ray")
-    niceness: int = key(19, "of the processes that train, so that answers come first", ge=0, le=19)
+    jobs: Count | None = key(
+        None, "Rounds at once; null: one less than there are cores, at least 1."
+    )
+    executor: Literal["local", "ray"] = key(
+        "local", "A process of this host (local), or a cluster (ray)."
+    )
+    niceness: int = key(
+        19, "Niceness of the processes that train, so that answers come first.", ge=0, le=19
+    )
 
 
 class ServiceSettings(Section):
     """All settings of the service but where it listens."""
 
-    storage: Text = Field(description="folder of the ledger, pools and models")
-    database: Text | None = key(None, "postgresql+psycopg://…; null: SQLite in the storage")
-    sources: SourceSettings = key(SourceSettings(), "what may be read for clients")
-    limits: LimitSettings = key(LimitSettings(), "what a client may ask for")
-    ingress: IngressSettings = key(IngressSettings(), "the replicas that answer HTTP")
-    predictors: PredictorSettings = key(PredictorSettings(), "the replicas that run networks")
-    rounds: RoundSettings = key(RoundSettings(), "the rounds in the background")
+    storage: Text = Field(
+        description="Absolute path of the folder of the ledger, pools and models."
+    )
+    database: Text | None = key(None, "A URL postgresql+psycopg://…; null: SQLite in the storage.")
+    sources: SourceSettings = key(SourceSettings(), "What may be read for clients.")
+    limits: LimitSettings = key(LimitSettings(), "What a client may ask for.")
+    ingress: IngressSettings = key(IngressSettings(), "The replicas that answer HTTP.")
+    predictors: PredictorSettings = key(PredictorSettings(), "The replicas that run networks.")
+    rounds: RoundSettings = key(RoundSettings(), "The rounds in the background.")
 
     @model_validator(mode="after")
     def _here(self) -> ServiceSettings:

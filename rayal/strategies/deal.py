@@ -95,10 +95,10 @@ class Evidential(Supervised):
     """Train a network that gives a Dirichlet distribution over class probabilities.
 
     Args:
-        evidence: of the last layer's output: softsign (in (-1, 1), so alpha is in (0, 2)) | relu |
-            softplus | exp, whose evidence is not negative.
+        evidence: how evidence is made of the last layer's output: softsign (in (-1, 1), so alpha is
+            in (0, 2)) | relu | softplus | exp, whose evidence is not negative.
         annealing: share of the steps in which the Kullback-Leibler weight rises linearly from 0.
-        divergence: the weight that it rises to.
+        divergence: the Kullback-Leibler weight that it rises to.
         dense_decay: strength of the norm penalty ½|W|² on the last two linear layers.
 
     Raises:
@@ -165,8 +165,8 @@ class DEAL(Strategy):
 
     Args:
         members: trained networks; the uncertainty mass is that of the first.
-        acquisition: margin (of the mean) | uncertainty (C / S, the mass that belongs to no class)
-            | entropy (of the mean).
+        acquisition: the score: margin (of the mean) | uncertainty (C / S, the mass that belongs to
+            no class) | entropy (of the mean).
     """
 
     acquisition: Acquisition = "margin"

@@ -108,8 +108,8 @@ class EGLEntropyBeta(Strategy):
     Args:
         members: trained networks; gradients and entropy are those of the first.
         rounds: rounds T over which the weight's mean falls from 1 to 0; later rounds are like T.
-        weight: of the word gradients; None draws it anew in each round. 1 is ``egl_word``, 0 is
-            ``entropy``.
+        weight: weight of the word gradients; None draws it anew in each round. 1 is ``egl_word``, 0
+            is ``entropy``.
     """
 
     rounds: Annotated[int, Ge(1)] = 20

@@ -44,8 +44,9 @@ class CertainPseudoLabels(Supervised):
     there are none.
 
     Args:
-        threshold: of the entropy, in decimal digits, with 100 labeled rows.
-        decline: by which it falls with each further one; below 0 nothing is certain.
+        threshold: threshold of the entropy, in decimal digits, with 100 labeled rows.
+        decline: by how much the threshold falls with each further labeled row; below 0 nothing
+            is certain.
     """
 
     threshold: Annotated[float, Ge(0)] = 0.3
@@ -114,10 +115,10 @@ class MCADL(Strategy):
 
     Args:
         members: trained networks; the embedding is that of the first.
-        form: printed, as above | script: (1 - x) uncertainty + x ((1 - x) density + x w_c) with
-            the density among labeled items of all classes, x their share of the pool.
+        form: the formula: printed, as above | script: (1 - x) uncertainty + x ((1 - x) density + x
+            w_c) with the density among labeled items of all classes, x their share of the pool.
         neighbors: labeled items that vote on an item's class.
-        alpha: the weight α, or x; None adapts it.
+        alpha: the weight α, or x of the script form; None adapts it.
         beta: the weight β; None adapts it.
         keep: what earlier rounds' counts of right predictions keep of their weight.
     """

@@ -211,7 +211,8 @@ class MultiView(Strategy):
 
     Args:
         members: trained networks; the views are those of the first.
-        weights: accuracy (a_l = softmax of the held-out accuracies / temperature) | uniform.
+        weights: how views are weighed: accuracy (a_l = softmax of the held-out accuracies /
+            temperature) | uniform.
         temperature: how sharply accuracy decides; towards 0 the best view has all the weight.
         disagreement: weight of the views' Jensen-Shannon divergence / log C, which is added.
     """

@@ -151,7 +151,8 @@ class PBP(Strategy):
 
     Args:
         members: trained networks; the spread of their means counts too.
-        query: variance | random (the same learner, and items as ``random`` draws them).
+        query: what is asked for: variance | random (the same learner, and items as ``random`` draws
+            them).
     """
 
     query: Literal["variance", "random"] = "variance"
