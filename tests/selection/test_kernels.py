@@ -124,6 +124,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.measured
 @pytest.mark.processes
 @pytest.mark.parametrize("kernel", ["k-center", "k-means++"])
 def test_a_kernel_takes_little_besides_its_columns(kernel: str) -> None:
