@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import numpy as np
 import pytest
 import typer
@@ -447,11 +448,10 @@ def test_example_settings_run(example: Path, tmp_path: Path) -> None:
         "pool.subset=200", "rounds=1", "batch=20", "initial.count=20", "seeds=[0]",
         "learner.steps=10", f"storage={tmp_path / 'run'}", f"pool.data={data}",
     ]  # fmt: skip
-    argv = [sys.executable, "-m", "rayal", "run", str(example)]
+    argv = ["-m", "rayal", "run", str(example)]
     for text in reductions:
         argv += ["--set", text]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    forked.run(*argv, cwd=tmp_path)
     assert (tmp_path / "run" / "curve.png").stat().st_size > 10_000
 
 

@@ -22,6 +22,7 @@ from rayal.bench.results import rates_of, write_results
 from rayal.cli import main
 from rayal.errors import SettingsError
 
+pytestmark = pytest.mark.measured
 TINY = replace(
     bars.QUICK, rows=400, width=8, classes=4, picks=(5, 8), big_rows=500, seeds=20, pool=40,
     draws=100, bait_width=3, bait_picks=3, images=(128, 4), masked=(64, 2), train_steps=2,

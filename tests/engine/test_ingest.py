@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from ingest_cases import PAYLOAD, add, files, items, source
@@ -236,8 +235,8 @@ ingest(sys.argv[1], "p", [Source(raw, read), Source(raw, test, "test")])
 @pytest.mark.parametrize("point", ["ingest.part:2", "ingest.commit"])
 def test_killed_and_repeated_it_gives_the_same(tmp_path: Path, point: str) -> None:
     environment = {**os.environ, "RAYAL_FAILPOINT": point}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    assert subprocess.run(command, env=environment, check=False).returncode == -9
+    killed = forked.run("-c", SCRIPT, tmp_path, env=environment, check=False)
+    assert killed.returncode == -9, killed.stderr
     left = files(tmp_path)
     with Ledger(tmp_path) as ledger:
         assert ledger.pools() == []

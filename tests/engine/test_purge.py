@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -211,12 +210,11 @@ def test_killed_anywhere_it_is_done_again(tmp_path: Path, point: str) -> None:
         for item in ("item 3", "item 13"):
             ledger.forget_item("p", item)
     environment = {**os.environ, "RAYAL_FAILPOINT": point}
-    command = [sys.executable, "-c", PURGE, str(tmp_path)]
-    died = subprocess.run(command, env=environment, capture_output=True, check=False)
+    died = forked.run("-c", PURGE, tmp_path, env=environment, check=False)
     assert died.returncode == -9, died.stderr
     pool = Pool.open(tmp_path, "items")  # whatever happened, the pool is whole
     assert pool.take(["item 4", "item 14"]).column("data").to_pylist() == [text(4), text(14)]
-    done = subprocess.run(command, capture_output=True, check=True)
+    done = forked.run("-c", PURGE, tmp_path)
     assert int(done.stdout) == (2 if point == "purge.write:1" else 1)
     assert found(tmp_path, text(3)) == found(tmp_path, text(13)) == []
     arrows = {str(p.relative_to(tmp_path)) for p in (tmp_path / "pools").rglob("*.arrow")}

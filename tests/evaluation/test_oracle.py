@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -160,15 +158,20 @@ def test_balanced_sets_hold_each_class_equally(tmp_path: Path) -> None:
     assert ids != oracle.balanced(pool, 22, seed=2)
 
 
-def work(root: Path, annotator: str) -> None:
-    project = Project.open(root, "p")
-    Oracle(project.pool, noise=0.2).work(project, annotator=annotator, count=3, ttl=1.0)
-
-
-def hold_and_die(root: Path) -> None:
-    project = Project.open(root, "p")
-    assert len(project.lease(7, annotator="dead", ttl=1.0)) == 7
-    os.kill(os.getpid(), signal.SIGKILL)
+WORK = """
+import sys
+from rayal.engine.driver import Project
+from rayal.evaluation.oracle import Oracle
+project = Project.open(sys.argv[1], "p")
+Oracle(project.pool, noise=0.2).work(project, annotator=sys.argv[2], count=3, ttl=1.0)
+"""
+HOLD_AND_DIE = """
+import os, signal, sys
+from rayal.engine.driver import Project
+project = Project.open(sys.argv[1], "p")
+assert len(project.lease(7, annotator="dead", ttl=1.0)) == 7
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.mark.processes
@@ -191,18 +194,10 @@ def test_two_oracles_one_killed_while_holding_leases_give_the_labels_of_one(
         if name == "one":
             Oracle(pool, noise=0.2).work(project)
         else:
-            spawn = multiprocessing.get_context("spawn")
-            dead = spawn.Process(target=hold_and_die, args=(root,))
-            dead.start()
-            dead.join(timeout=60)
-            assert dead.exitcode == -signal.SIGKILL
-            both = [spawn.Process(target=work, args=(root, f"ann{n}")) for n in range(2)]
-            for process in both:
-                process.start()
-            deadline = time.monotonic() + 60
-            for process in both:
-                process.join(timeout=max(0.0, deadline - time.monotonic()))
-                assert process.exitcode == 0
+            dead = forked.run("-c", HOLD_AND_DIE, root, check=False)
+            assert dead.returncode == -signal.SIGKILL, dead.stderr
+            both = [forked.start("-c", WORK, root, f"ann{n}") for n in range(2)]
+            assert [process.wait() for process in both] == [0, 0]
         results.append(project.ledger.resolved("p"))
         history = [row.item for row in project.ledger.labels("p")]
         assert len(history) == len(set(history)) == 40

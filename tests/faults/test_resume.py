@@ -7,21 +7,22 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from sklearn.datasets import load_digits
 
+from rayal.config import load
 from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Role
+from rayal.evaluation.protocol import run
 from rayal.failpoints import NAMES
 from rayal.project import Ledger
 
@@ -61,13 +62,12 @@ def command(folder: Path, *, ingested: bool = True) -> tuple[list[str], dict[str
             Pool.ingest(folder / "run", "halves", [source])
     config.write_text(yaml.safe_dump(settings))
     environment = {k: v for k, v in os.environ.items() if k != "RAYAL_FAILPOINT"}
-    return [sys.executable, "-m", "rayal", "run", str(config)], environment
+    return ["-m", "rayal", "run", str(config)], environment
 
 
 def finish(folder: Path, *, ingested: bool = True) -> None:
     argv, environment = command(folder, ingested=ingested)
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    forked.run(*argv, env=environment)
 
 
 def picks(folder: Path) -> list[tuple[Any, ...]]:
@@ -117,15 +117,17 @@ def check(folder: Path, unbroken: Path, *, written: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run in this process what others kill: its sets have another order than theirs."""
     folder = tmp_path_factory.mktemp("unbroken")
-    finish(folder)
+    command(folder)
+    run(load(folder / "config.yaml"))
     return folder
 
 
 def kill_at(folder: Path, point: str) -> None:
     argv, environment = command(folder, ingested=not point.startswith("ingest"))
     environment["RAYAL_FAILPOINT"] = f"{point}:{HITS.get(point, 1)}"
-    killed = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    killed = forked.run(*argv, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL, f"{point} was not passed: {killed.stderr}"
 
 
@@ -191,7 +193,7 @@ def test_a_run_killed_at_a_random_moment_goes_on(seed: int, unbroken: Path, tmp_
     chance = random.Random(seed)
     after = chance.randrange(events(unbroken) - 1)
     argv, environment = command(tmp_path)
-    process = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
+    process = forked.start(*argv, env=environment)
     while events(tmp_path) < after and process.poll() is None:
         time.sleep(0.002)
     time.sleep(chance.uniform(0.0, 0.03))

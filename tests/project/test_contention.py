@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import forked
 import pytest
 from postgres_server import PostgresServer
 
@@ -37,15 +36,7 @@ def contend(ledger: Ledger, processes: int, items: int) -> None:
     ledger.create_project("p", "digits", {"labeling": {"labels_per_item": NEED}})
     picks = [Pick(f"i{i}", i, i, None, None) for i in range(items)]
     ledger.commit_selection("p", -1, picks, [], {}, stage=None, output={}, seconds=0)
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORK, str(ledger.root), f"w{number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
+    children = [forked.start("-c", WORK, ledger.root, f"w{number}") for number in range(processes)]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -53,7 +44,7 @@ def contend(ledger: Ledger, processes: int, items: int) -> None:
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
-    lines = [line.split() for child in children for line in child.communicate()[0].splitlines()]
+    lines = [line.split() for child in children for line in child.communicate().splitlines()]
     assert [child.returncode for child in children] == [0] * processes
     told = [line for line in lines if line]
     assert {status for _, _, status in told} == {"accepted"}

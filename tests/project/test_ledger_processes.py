@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 
 from rayal.project import LabelEntry, Ledger, Pick, PoolPart
@@ -57,19 +56,11 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def run(code: str, root: Path, failpoint: str) -> int:
     env = os.environ | {"RAYAL_FAILPOINT": failpoint}
-    return subprocess.run([sys.executable, "-c", code, str(root)], env=env, check=False).returncode
+    return forked.run("-c", code, root, env=env, check=False).returncode
 
 
 def test_two_processes_never_lease_the_same_item(ledger: Ledger) -> None:
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", LEASE, str(ledger.root), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("ann", "bob")
-    ]
+    children = [forked.start("-c", LEASE, ledger.root, name) for name in ("ann", "bob")]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -77,7 +68,7 @@ def test_two_processes_never_lease_the_same_item(ledger: Ledger) -> None:
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
-    ann, bob = (set(child.communicate()[0].split()) for child in children)
+    ann, bob = (set(child.communicate().split()) for child in children)
     assert [child.returncode for child in children] == [0, 0]
     assert not ann & bob
     assert ann | bob == {f"i{i:03}" for i in range(60)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
+import forked
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -125,12 +124,11 @@ print(peak() - before)
 """
 
 
+@pytest.mark.measured
 @pytest.mark.processes
 @pytest.mark.parametrize("kernel", ["k-center", "k-means++"])
 def test_a_kernel_takes_little_besides_its_columns(kernel: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, kernel], capture_output=True, text=True, check=True
-    )
+    done = forked.run("-c", _PEAK, kernel)
     assert int(done.stdout) < 80_000  # kB; the columns are 213 MB
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Listener
+from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -118,25 +119,33 @@ def test_messages_do_not_grow_with_the_pool(name: str) -> None:
     assert sizes[1] <= sizes[0] * 1.1
 
 
-def serve(connection: Connection, objective: Objective, tiles: list[Tile], seed: int) -> None:
+def serve(connection: Any) -> None:
     torch.set_num_threads(1)
+    objective, tiles, seed = pickle.loads(connection.recv_bytes())
     shard = Shard(objective, tiles, seed)
     while (request := connection.recv_bytes()) != b"stop":
         connection.send_bytes(shard.answer(request))
+
+
+_SERVE = """
+import sys
+sys.path += sys.argv[2:]
+from multiprocessing.connection import Client
+from test_objectives import serve
+serve(Client(sys.argv[1]))
+"""
 
 
 class ProcessShards:
     """Each shard in a process of its own, reached by a pipe."""
 
     def __init__(self, objective: Objective, held: list[list[Tile]], seed: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for tiles in held:
-            here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, objective, tiles, seed))
-            process.start()
-            self.pipes.append(here)
-            self.processes.append(process)
+        with Listener(family="AF_UNIX") as listener:
+            argv = ("-c", _SERVE, listener.address, *map(str, Path(__file__).parents[:2]))
+            self.processes = [forked.start(*argv) for _ in held]
+            self.pipes = [listener.accept() for _ in held]
+        for pipe, tiles in zip(self.pipes, held, strict=True):
+            pipe.send_bytes(pickle.dumps((objective, tiles, seed)))
 
     def ask(self, request: bytes) -> list[bytes]:
         for pipe in self.pipes:
@@ -146,7 +155,7 @@ class ProcessShards:
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             pipe.send_bytes(b"stop")
-            process.join(timeout=30)
+            assert process.wait() == 0
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import uvicorn
 from api_cases import Service, service
@@ -81,12 +81,11 @@ def data(tmp_path: Path) -> Path:
 def example(url: str, token: str, data: Path, out: Path, *more: str) -> dict[str, Any]:
     """Run the example, and return what it kept."""
     argv = [
-        sys.executable, str(EXAMPLES / "label_over_http.py"), "--url", url, "--token", token,
+        str(EXAMPLES / "label_over_http.py"), "--url", url, "--token", token,
         "--data", str(data), "--out", str(out), "--subset", "200", "--rounds", str(ROUNDS),
         "--steps", str(STEPS), "--initial", str(COUNT), "--batch", str(COUNT), *more,
     ]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = forked.run(*argv)
     assert len(done.stdout.splitlines()) == ROUNDS + 1
     kept: dict[str, Any] = json.loads(out.read_text())
     return kept

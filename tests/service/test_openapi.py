@@ -42,12 +42,24 @@ UNSAYABLE = re.compile(
     r"header:if-match|"  # schemathesis draws this header by a rule of its own, not by its pattern
     r"idempotency key '.*' was used for another request|send If-Match|has the key [0-9a-f]{16}, not"
 )
-_described = create_app(cast(Any, SimpleNamespace(limits=Limits(), ledger=None)))
+few = schemathesis.pytest.from_fixture("described_for_few")
+many = schemathesis.pytest.from_fixture("described_for_many")
+
+
+@pytest.fixture(scope="module")
+def described_for_few() -> Any:
+    return _schema(coverage={"enabled": False})
+
+
+@pytest.fixture(scope="module")
+def described_for_many() -> Any:
+    return _schema()
 
 
 def _schema(**phases: Any) -> Any:
     config = SchemathesisConfig.from_dict({"phases": phases})
-    made = schemathesis.openapi.from_asgi("/openapi.json", _described, config=config)
+    described = create_app(cast(Any, SimpleNamespace(limits=Limits(), ledger=None)))
+    made = schemathesis.openapi.from_asgi("/openapi.json", described, config=config)
     made.hook("map_path_parameters")(_named)
     return made
 
@@ -74,8 +86,10 @@ def lines(context: Any, value: Any) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-few = _schema(coverage={"enabled": False})
-many = _schema()
+@pytest.fixture(autouse=True)
+def node_id(request: pytest.FixtureRequest) -> None:
+    """Give the test the attribute that schemathesis renames, and pytest 9.2 no longer has."""
+    request.node._nodeid = request.node.nodeid
 
 
 @pytest.fixture(scope="module")

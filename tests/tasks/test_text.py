@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -78,9 +77,7 @@ def test_another_process_trains_the_same() -> None:
         "print(Vocabulary.trained(json.loads(sys.argv[1]), kind='wordpiece', size=320, "
         "lowercase=True).hash)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(TEXTS)], capture_output=True, text=True, check=True
-    )
+    done = forked.run("-c", code, json.dumps(TEXTS))
     assert done.stdout.strip() == trained().hash
 
 
