@@ -37,7 +37,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,8 +164,18 @@ def _project(at: sqlite3.Connection, name: str) -> Values:
         "items": _digest(
             rows("item, round, rank, score, need, accepted, open", "items", "item")
         ),
-        "models": sorted(set(rows("model, member, epoch, final", "checkpoints", "model, member"))),
+        "models": _models(at, name),
     }  # fmt: skip
+
+
+def _models(at: sqlite3.Connection, project: str) -> list[list[Any]]:
+    """Return the last checkpoints of each of a project's models, whichever project trained it."""
+    found = at.execute(
+        "select output from stages where project = ? and stage in ('train', 'pretrain')", (project,)
+    )
+    hashes = sorted({json.loads(output)["model"] for (output,) in found})
+    told = "select model, member, epoch, final from checkpoints where model = ? order by member"
+    return [list(row) for hash in hashes for row in at.execute(told, (hash,))]
 
 
 def _columns(at: sqlite3.Connection, root: Path, project: str) -> dict[str, str]:
@@ -194,7 +204,9 @@ def _array_bits(column: pa.ChunkedArray) -> str:
         while pa.types.is_nested(chunk.type):
             chunk = chunk.flatten()
         values = chunk.to_numpy(zero_copy_only=False)
-        hashed.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
+        hashed.update(
+            repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+        )
     return hashed.hexdigest()
 
 
@@ -268,7 +280,9 @@ def customers(file: Path, count: int = 500) -> None:
     for at in range(count):
         age, income = chance.randint(18, 90), chance.gauss(40, 12)
         city, member = chance.choice(CITIES), chance.choice((True, False))
-        score = 0.05 * income - 0.02 * age + CITIES.index(city) * 0.4 + member + chance.gauss(0, 0.5)
+        score = (
+            0.05 * income - 0.02 * age + CITIES.index(city) * 0.4 + member + chance.gauss(0, 0.5)
+        )
         rows.append((f"c{at:03d}", age, income, city, member, "buys" if score > 2.2 else "leaves"))
     write_csv(file, ("id", "age", "income", "city", "member", "label"), rows)
 
@@ -285,7 +299,13 @@ DIGITS: Settings = {
 }
 DENSE = {"network": "mlp", "params": {"widths": [32], "dropout": 0.2}}
 TEXTS = {
-    "pool": {"source": "texts.csv", "id": "id", "label": "label", "text": "text", "test_share": 0.3},
+    "pool": {
+        "source": "texts.csv",
+        "id": "id",
+        "label": "label",
+        "text": "text",
+        "test_share": 0.3,
+    },
     "task": {"kind": "text", "length": 16, "vocabulary": 300},
     "model": {"network": "kim_cnn", "params": {"width": 16, "filters": 8, "heights": [2, 3]}},
 }
@@ -336,14 +356,57 @@ def made(place: Place, settings: Settings) -> Settings:
 
 # -- jobs ---------------------------------------------------------------------------------------
 
-Job = Callable[[Place], Values]
+Make = Callable[[Place], Values]
 
 
-def strategy(name: str, place: Place) -> Values:
-    """Two rounds of a strategy on a kind of rows that it accepts."""
-    settings, params = NEEDS.get(name, ({}, {}))
-    chosen = {**settings, "strategies": [{"name": name, **params}]}
-    return outcome(place.run(made(place, chosen)), random_too=name == "random")
+@dataclass(frozen=True)
+class Job:
+    """What is run together, and the names of the jobs that its values are told under.
+
+    Args:
+        names: of one job; or of the strategies that one run compares, which takes less time.
+        make: what is run, given the names that are asked for.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[[Place, Sequence[str]], dict[str, Values]]
+
+    @classmethod
+    def single(cls, name: str, make: Make) -> Job:
+        """Return a job that is run by itself."""
+        return cls((name,), lambda place, names: {name: make(place)})
+
+
+STRATEGY = "strategy "  # the name of its job begins so
+
+
+def strategies(settings: Settings, place: Place, names: Sequence[str]) -> dict[str, Values]:
+    """Two rounds of strategies that take the same rows and networks, in one run."""
+    own = [name.removeprefix(STRATEGY) for name in names]
+    chosen = [{"name": name, **NEEDS.get(name, ({}, {}))[1]} for name in own]
+    whole = outcome(place.run(made(place, {**settings, "strategies": chosen})), random_too=True)
+    curve = whole.pop("curve")
+    return {
+        f"{STRATEGY}{name}": {
+            **{project: told for project, told in whole.items() if _is_of(project, name)},
+            "curve": [row for row in curve if row["strategy"] == name],
+        }
+        for name in own
+    }
+
+
+def _is_of(project: str, strategy: str) -> bool:
+    return project.rpartition("-")[0] == strategy
+
+
+def strategy_jobs(names: Sequence[str]) -> Iterator[Job]:
+    """Yield the jobs of registered strategies, grouped by the settings that they need."""
+    groups: dict[str, tuple[Settings, list[str]]] = {}
+    for name in names:
+        settings = NEEDS.get(name, ({}, {}))[0]
+        groups.setdefault(json.dumps(settings), (settings, []))[1].append(f"{STRATEGY}{name}")
+    for settings, grouped in sorted(groups.values(), key=lambda group: -len(group[1])):
+        yield Job(tuple(grouped), partial(strategies, settings))
 
 
 def learner(name: str, settings: Settings, place: Place) -> Values:
@@ -388,8 +451,7 @@ def labeled_by_hand(place: Place) -> Values:
             write_csv(place.folder / "labels.csv", ("id", "label"), answers)
             place.rayal("label", f"run#{project}", "labels.csv", "--annotator", "ada")
     root = place.run(settings)
-    history = place.rayal("export", f"run#{projects[0]}", "--what", "labels")
-    return {**outcome(root), "offered": offered, "exported": _digest(history.splitlines())}
+    return {**outcome(root), "offered": offered}
 
 
 def _projects(root: Path) -> list[str]:
@@ -476,10 +538,7 @@ def refused_and_shown(place: Place) -> Values:
     picks = outcome(root)["margin-s3"]["picks"]["round 0"]
     place.rayal("status", "run")
     place.rayal("why", "run#margin-s3", picks[0][0])
-    place.rayal("plan", "run.yaml")
-    place.rayal("gc", "run")
     place.run({**settings, "strategies": ["margn"]}, name="unknown", code=2)
-    place.run({**settings, "batch": 0}, name="bounds", code=2)
     place.run({**settings, "bach": 10}, name="key", code=2)
     place.rayal("label", "run#nobody", "run.yaml", code=2)
     return {"first pick": picks[0]}
@@ -556,8 +615,11 @@ COMPARED: dict[str, Settings] = {
     "text": {**TEXTS, "strategies": ["entropy", "badge"]},
     "tfidf": {**TEXTS, "model": {"network": "tfidf_linear"}, "strategies": ["margin"]},
     "shards": {"strategies": ["badge", "coreset"], "shards": 3, "selection": {"precision": "bf16"}},
-    "seeds": {"strategies": ["margin"], "seeds": [0, {"pool": 1, "model": 2, "query": 3}]},
-    "noise": {"strategies": ["margin"], "oracle": {"name": "hidden", "noise": 0.2}},
+    "seeds": {
+        "strategies": ["margin"],
+        "seeds": [0, {"pool": 1, "model": 2, "query": 3}],
+        "oracle": {"name": "hidden", "noise": 0.2},
+    },
 }
 LEARNERS: dict[str, Settings] = {
     "certain_pseudo_labels": {},
@@ -569,15 +631,15 @@ LEARNERS: dict[str, Settings] = {
 }  # fmt: skip
 
 
-def jobs_of(python: str) -> dict[str, Job]:
-    """Return all jobs by name, the longest first; of strategies those that are registered there."""
+def jobs_of(python: str) -> list[Job]:
+    """Return all jobs, the longest first; of strategies those that are registered there."""
     listed = subprocess.run(
         [python, "-m", "rayal", "strategies", "--json"], capture_output=True, text=True, check=True
     )
     names = sorted(json.loads(listed.stdout)["strategies"])
-    return {
-        "fashion": partial(compared, COMPARED["fashion"]),
+    singles: dict[str, Make] = {
         "over http": labeled_over_http,
+        "fashion": partial(compared, COMPARED["fashion"]),
         "ray": on_ray,
         "by hand": labeled_by_hand,
         "commands": refused_and_shown,
@@ -585,35 +647,43 @@ def jobs_of(python: str) -> dict[str, Job]:
         "arrays": chosen_from_arrays,
         **{n: partial(compared, settings) for n, settings in COMPARED.items()},
         **{f"learner {n}": partial(learner, n, settings) for n, settings in LEARNERS.items()},
-        **{f"strategy {n}": partial(strategy, n) for n in names},
     }
+    return [*strategy_jobs(names), *(Job.single(n, make) for n, make in singles.items())]
 
 
-def run_jobs(jobs: Mapping[str, Job], python: str, lanes: int) -> dict[str, Values]:
+def run_jobs(jobs: Sequence[Job], python: str, lanes: int) -> dict[str, Values]:
     """Run jobs side by side, each in a folder of its own, and return their values by name."""
-    began, done = time.monotonic(), 0
+    began, count = time.monotonic(), sum(len(job.names) for job in jobs)
+    values: dict[str, Values] = {}
 
-    def one(name: str) -> Values:
-        nonlocal done
+    def one(job: Job) -> None:
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-            place = Place(Path(folder), python)
-            try:
-                values = jobs[name](place)
-            except (JobError, subprocess.TimeoutExpired) as error:
-                values = {"failed": str(error).replace(folder, "FOLDER")}
-            values = plain({"exits": place.exits, **values})
-        done += 1
-        say(
-            f"[{done}/{len(jobs)}] {name}  {time.monotonic() - started:.0f} s  "
-            f"{'FAILED: ' + values['failed'] if 'failed' in values else ''}"
-        )
-        return values
+        told = attempted(job, python)
+        values.update(told)
+        wrong = [f"\n    {n} FAILED: {v['failed']}" for n, v in told.items() if "failed" in v]
+        names = job.names[0] if len(told) == 1 else f"{len(told)} strategies"
+        seconds = f"{time.monotonic() - started:.0f} s"
+        say(f"[{len(values)}/{count}] {names}  {seconds}{''.join(wrong)}")
 
     with ThreadPoolExecutor(lanes) as pool:
-        values = dict(zip(jobs, pool.map(one, jobs), strict=True))
-    say(f"{len(jobs)} jobs in {time.monotonic() - began:.0f} s, {lanes} at a time")
+        list(pool.map(one, jobs))
+    say(f"{count} jobs in {time.monotonic() - began:.0f} s, {lanes} at a time")
     return {name: values[name] for name in sorted(values)}
+
+
+def attempted(job: Job, python: str) -> dict[str, Values]:
+    """Return the values of a job; where several fail together, those of each by itself."""
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        place = Place(Path(folder), python)
+        try:
+            made = job.make(place, job.names)
+        except (JobError, subprocess.TimeoutExpired) as error:
+            if len(job.names) > 1:
+                parts = [attempted(Job((name,), job.make), python) for name in job.names]
+                return {name: told for part in parts for name, told in part.items()}
+            made = {job.names[0]: {"failed": str(error).replace(folder, "FOLDER")}}
+        told: dict[str, Values] = plain({n: {"exits": place.exits, **v} for n, v in made.items()})
+        return told
 
 
 def plain(value: Any) -> Any:
@@ -666,7 +736,9 @@ def write(file: Path, reference: Mapping[str, Any]) -> None:
     file.write_text(text)
 
 
-def remade(reference: Mapping[str, Any], file: Path, wanted: set[str], lanes: int) -> dict[str, Values]:
+def remade(
+    reference: Mapping[str, Any], file: Path, wanted: set[str], lanes: int
+) -> dict[str, Values]:
     """Return the reference's jobs made on this machine, each from its own commit."""
     commits: dict[str, list[str]] = {}
     for job in sorted(wanted & set(reference["jobs"])):
@@ -779,21 +851,23 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def chosen_jobs(given: argparse.Namespace) -> dict[str, Job]:
+def chosen_jobs(given: argparse.Namespace) -> list[Job]:
     """Return the jobs that are asked for; one that this checkout lacks ends the program."""
     jobs = jobs_of(given.python)
-    wanted = given.renew or given.only or list(jobs)
-    unknown = sorted(set(wanted) - set(jobs))
-    if unknown:
-        sys.exit(f"no job {', '.join(unknown)}; there are {', '.join(jobs)}")
-    return {name: job for name, job in jobs.items() if name in wanted}
+    known = [name for job in jobs for name in job.names]
+    wanted = set(given.renew or given.only or known)
+    if not wanted <= set(known):
+        missing = ", ".join(sorted(wanted - set(known)))
+        sys.exit(f"no job {missing}; there are {', '.join(known)}")
+    chosen = [replace(job, names=tuple(n for n in job.names if n in wanted)) for job in jobs]
+    return [job for job in chosen if job.names]
 
 
 def main() -> int:
     given = arguments()
     jobs = chosen_jobs(given)
     if given.list:
-        say("\n".join(jobs))
+        say("\n".join(name for job in jobs for name in job.names))
         return 0
     here = machine(given.python)
     values = run_jobs(jobs, given.python, given.lanes)

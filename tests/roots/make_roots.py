@@ -1,6 +1,6 @@
 """Make the storage roots that later versions must go on with: runs killed in one stage each.
 
-    PYTHON tests/roots/make_roots.py FOLDER       PYTHON: of the checkout whose roots they are
+    PYTHON tests/roots/make_roots.py FOLDER [NAME …]     PYTHON: of the checkout whose roots they are
 
 They were made at commit 93ff6e4, and are not made again: that a root of that day opens, resumes and
 runs again by the same command is what they are kept for. A root of a later format stands beside
@@ -52,10 +52,10 @@ PRETRAINED = {
     },
 }  # fmt: skip
 #: name: settings beside the others, and where the run is killed. random-s3 comes first and trains
-#: round 0 for both, so that the seventh epoch is badge's first of round 1
+#: round 0 for both, so that the eighth epoch is the second one of badge's round 1
 ROOTS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "train": ({}, "train.epoch:7"),
-    "pretrain": (PRETRAINED, "train.epoch:1"),
+    "train": ({}, "train.epoch:8"),
+    "pretrain": (PRETRAINED, "train.epoch:2"),
     "scan": ({}, "scan.commit:2"),
     "select": ({}, "select:4"),
     "finished": ({}, None),
@@ -146,23 +146,21 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
-    made: dict[str, Any] = {}
-    for name in ROOTS:
+    out, names = Path(sys.argv[1]), sys.argv[2:] or list(ROOTS)
+    file = out / "roots.json"
+    made: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    made["machine"] = machine()
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             made[name] = make(name, Path(folder), out)
-    text = {name: dump(root) for name, root in made.items()}
-    lines = [f"{json.dumps(name)}: {value}" for name, value in machine_lines().items()]
-    lines += [f"{json.dumps(name)}: {value}" for name, value in text.items()]
-    (out / "roots.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def machine_lines() -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in {"made": machine()}.items()}
+    lines = [f"{json.dumps(name)}: {dump(root)}" for name, root in made.items()]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def dump(root: dict[str, Any]) -> str:
     """Return a root's literals as JSON, a row of the ledger a line."""
+    if "point" not in root:  # it is the machine
+        return json.dumps(root)
     parts = [f' "point": {json.dumps(root["point"])}']
     for moment in ("killed", "ended"):
         tables = []
