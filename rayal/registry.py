@@ -71,6 +71,25 @@ class Table(Generic[T]):
             point.load()()
 
 
+def hashed_name(learner: Any, of: Any = None) -> list[str]:
+    """Return what names a learner in the hashes of what it trains: no module, which may move.
+
+    A class whose models are older says itself what their hashes hold: ``hashed_as``. Others go by
+    their registered name, or, where they are a part of another learner, by its name and their own.
+
+    Args:
+        learner: what trains.
+        of: the learner that it is a part of, as a pre-training is.
+    """
+    kind = type(learner)
+    if "hashed_as" in vars(kind):  # not that of a parent
+        return list(kind.hashed_as)
+    for name in learners:
+        if learners[name] is kind:
+            return [name]
+    return [*(() if of is None else hashed_name(of)), kind.__qualname__]
+
+
 strategies: Table[Any] = Table("strategy", "rayal.strategies", "rayal.strategies")
 learners: Table[Any] = Table("learner", "rayal.strategies")  # a paper's own stands beside its rule
 networks: Table[Any] = Table("network", "rayal.models")

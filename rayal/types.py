@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,65 @@ def digest(value: Any, size: int = 8) -> str:
     """Return a hex digest of a JSON-like value: the hash of settings, columns and models."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+_LATER = "later"  # in a field's metadata
+
+
+def later(default: Any = MISSING, *, default_factory: Callable[[], Any] | Any = MISSING) -> Any:
+    """Return a dataclass field that came after values of its class were hashed and stored.
+
+    While it is at its default, ``stated`` and ``told`` leave it out: what was hashed and stored
+    before the field came stays as it is.
+
+    Args:
+        default: its default, under which everything is as it was without the field.
+        default_factory: in its place, makes the default.
+    """
+    return field(default=default, default_factory=default_factory, metadata={_LATER: True})
+
+
+def stated(value: Any) -> Any:
+    """Return what is hashed and stored of a value: of dataclasses a dictionary of their fields.
+
+    It is that of ``dataclasses.asdict``, without later fields that are at their default.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: stated(getattr(value, f.name)) for f in _stated_fields(value)}
+    if isinstance(value, list | tuple):
+        parts = map(stated, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict):
+        return type(value)((stated(name), stated(part)) for name, part in value.items())
+    return copy.deepcopy(value)
+
+
+def told(value: Any) -> str:
+    """Return the repr of a value that is hashed, without later fields that are at their default."""
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = (
+            f"{f.name}={told(getattr(value, f.name))}" for f in _stated_fields(value) if f.repr
+        )
+        return f"{type(value).__qualname__}({', '.join(shown)})"
+    if type(value) is tuple:
+        return f"({', '.join(map(told, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
+
+
+def later_fields(value: Any) -> Iterator[str]:
+    """Yield the names of a dataclass's later fields that are not at their default."""
+    return (f.name for f in _stated_fields(value) if _LATER in f.metadata)
+
+
+def _stated_fields(value: Any) -> Iterator[Field[Any]]:
+    for known in fields(value):
+        if _LATER not in known.metadata or getattr(value, known.name) != _default(known):
+            yield known
+
+
+def _default(known: Field[Any]) -> Any:
+    made = known.default_factory
+    return known.default if made is MISSING else made()
 
 
 class Columns(Mapping[str, "torch.Tensor"]):

@@ -20,7 +20,7 @@ from rayal.learners.base import LabeledRows, TensorRows
 from rayal.models.committee import Committee, home_of
 from rayal.models.dropout import evaluating
 from rayal.project import ColumnsPart, Pick
-from rayal.types import Columns, digest, id_keys, key_sum
+from rayal.types import Columns, digest, id_keys, key_sum, told
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -44,7 +44,7 @@ def attached_to(
         ``{"attached": hash}``; nothing where the strategy attaches nothing.
     """
     strategy, ids = stages.spec.strategy, [pick.item for pick in picks]
-    hash = digest([ATTACHED, committee.hash, repr(strategy), stages.spec.scan.device, ids])
+    hash = digest([ATTACHED, committee.hash, told(strategy), stages.spec.scan.device, ids])
     if hash_is_known(stages, hash):  # an earlier try ended before its selection was committed
         return {ATTACHED: hash}
     if not ids:

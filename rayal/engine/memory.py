@@ -26,7 +26,7 @@ from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
 from rayal.models.committee import Committee, home_of
 from rayal.project import ColumnsPart, Pick
 from rayal.strategies.base import Memory, Outcome, Strategy
-from rayal.types import Columns, digest, id_keys, key_sum
+from rayal.types import Columns, digest, id_keys, key_sum, told
 
 if TYPE_CHECKING:
     from rayal.engine.rounds import Stages
@@ -120,7 +120,7 @@ def keep_memory(
     strategy, ids = stages.spec.strategy, [pick.item for pick in picks]
     if not _remembers(strategy):
         return {}
-    how = [repr(strategy), options_record(stages.options), recalled.source]
+    how = [told(strategy), options_record(stages.options), recalled.source]
     hash = digest([FOLDER, stages.name, round, committee.hash, *how, ids])
     record = {FOLDER: hash, "recalled": recalled.source}
     if FOLDER in stages.ledger.columns(hash):  # an earlier try ended before its selection

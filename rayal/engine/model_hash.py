@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rayal.types import FORMAT_VERSION, digest
+from rayal.registry import hashed_name
+from rayal.types import FORMAT_VERSION, digest, stated
 
 if TYPE_CHECKING:
     from rayal.engine.train import NetworkSpec
@@ -47,11 +47,10 @@ def model_hash(
         pretrained: hash of the pre-training that members start from; None without one.
         device: type of the device, whose sums differ.
     """
-    kind = type(learner)
     return digest(
         {
             "version": FORMAT_VERSION,
-            "learner": [kind.__module__, kind.__qualname__, asdict(learner)],
+            "learner": [*hashed_name(learner), stated(learner)],
             "network": network.identity,
             "task": task.to_json(),
             "labels": sorted(labels.items()),

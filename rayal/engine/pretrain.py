@@ -7,7 +7,7 @@ its hash is known. Strategies and projects of a storage root share it.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from rayal.learners.base import Learner, TrainContext, Weights
 from rayal.learners.checkpoint import latest_of, read_checkpoint
 from rayal.learners.data import PoolData
 from rayal.models.committee import home_of
-from rayal.types import FORMAT_VERSION, digest
+from rayal.registry import hashed_name
+from rayal.types import FORMAT_VERSION, digest, stated
 
 if TYPE_CHECKING:
     from rayal.engine.rounds import Stages
@@ -58,12 +59,11 @@ class Pretraining:
         seed, device = spec.seeds.model, spec.scan.device
         ctx = context(learner, spec.network, task, seed=seed, device=device)
         rows = EveryRow(stages.inputs)
-        kind = type(learner)
         hash = digest(
             {
                 "version": FORMAT_VERSION,
-                "pretraining": [kind.__module__, kind.__qualname__, asdict(learner)],
-                "network": asdict(spec.network),
+                "pretraining": [*hashed_name(learner, of=spec.learner), stated(learner)],
+                "network": stated(spec.network),
                 "task": task.to_json(),
                 "rows": rows.parts,
                 "seed": seed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rayal.engine.scan import Scan
@@ -11,6 +10,7 @@ from rayal.engine.scan_options import options_record
 from rayal.engine.spec import ProjectSpec
 from rayal.project import Pick
 from rayal.project.selections import INITIAL
+from rayal.types import stated
 
 
 def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> d
         "columns": scan.columns_hash() if scan.signals else None,
         "snapshot": snapshot,
         "scan": options_record(spec.scan),
-        "selection": asdict(spec.selection),
+        "selection": stated(spec.selection),
         **backbone,
     }
 

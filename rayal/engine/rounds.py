@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.tasks import Task
-from rayal.types import TILE_ROWS, Keys, digest, id_keys
+from rayal.types import TILE_ROWS, Keys, digest, id_keys, stated
 
 Report = Callable[[str, int, int], None]
 Truth = Callable[[Sequence[str]], Sequence[Label]]
@@ -193,7 +193,7 @@ class Stages:
         started = time.perf_counter()
         initial = self.spec.initial
         strategy: Strategy = strategies[initial.strategy]()
-        provenance = {"initial": asdict(initial), "seed": self.spec.query_seed(INITIAL)}
+        provenance = {"initial": stated(initial), "seed": self.spec.query_seed(INITIAL)}
         provenance |= {"ready": ready} if ready else {}
         if chosen is not None:
             keys = id_keys(chosen)

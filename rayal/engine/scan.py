@@ -32,7 +32,7 @@ from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
 from rayal.signals import Signal
 from rayal.strategies.base import Strategy
-from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, digest, key_sum
+from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, digest, key_sum, told
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class Scan:
         return digest(
             {
                 "committee": self.committee.hash,
-                "signals": [repr(s) for s in self.signals],
-                "strategy": repr(self.strategy),
+                "signals": [told(s) for s in self.signals],
+                "strategy": told(self.strategy),
                 "kept": self.kept,
                 "task": self.committee.task.to_json(),
                 "precision": self.options.precision,

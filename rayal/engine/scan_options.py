@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rayal.selection.tiles import PAD
+from rayal.types import stated
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,4 @@ class SelectionOptions:
 def options_record(options: ScanOptions) -> dict[str, Any]:
     """Return the options as they stand in a round's record, with the tolerance they promise."""
     tolerance = 1e-2 if options.precision != "fp32" else 1e-5 if options.compile else 0.0
-    return {**asdict(options), "tolerance": tolerance}
+    return {**stated(options), "tolerance": tolerance}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
@@ -13,7 +13,7 @@ from rayal.models.backbone import BackboneSpec
 from rayal.parameters import build
 from rayal.registry import Table, learners, strategies
 from rayal.strategies.base import Strategy
-from rayal.types import Seeds, digest
+from rayal.types import Seeds, digest, later_fields, stated
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ class ProjectSpec:
             },
             **({} if self.backbone is None else {"backbone": self.backbone.to_json()}),
             **({} if self.quorum is None else {"quorum": self.quorum}),
-            **({"selection": asdict(self.selection)} if self.selection != _PLAIN else {}),
-            **{name: asdict(getattr(self, name)) for name in ("initial", "seeds", "scan")},
+            **({"selection": stated(self.selection)} if self.selection != _PLAIN else {}),
+            **{name: stated(getattr(self, name)) for name in ("initial", "seeds", "scan")},
+            **{name: stated(getattr(self, name)) for name in later_fields(self)},
         }
 
     @classmethod
@@ -125,7 +126,7 @@ _PLAIN = SelectionOptions()
 def _named(table: Table[Any], value: Any) -> dict[str, Any]:
     for name in table:
         if table[name] is type(value):
-            return {"name": name, "params": asdict(value)}
+            return {"name": name, "params": stated(value)}
     raise TypeError(f"{type(value).__name__} is not a registered {table.kind}")
 
 

@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from rayal.models.committee import Committee, home_of
 from rayal.models.noise import ConstantNoise
 from rayal.models.weights import weights_digest
 from rayal.selection.threads import torch_threads
-from rayal.types import Columns, digest
+from rayal.types import Columns, digest, stated
 
 if TYPE_CHECKING:
     from rayal.models.base import TaskNet
@@ -48,7 +48,7 @@ class NetworkSpec:
     @property
     def identity(self) -> dict[str, Any]:
         """Name and parameters; of a file of weights its contents, wherever it lies."""
-        named = asdict(self)
+        named: dict[str, Any] = stated(self)
         weights = self.params.get("weights")
         if isinstance(weights, str) and Path(weights).is_file():
             named["params"] = {**self.params, "weights": weights_digest(weights)}

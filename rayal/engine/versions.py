@@ -6,7 +6,7 @@ A version stands by itself: the settings of its project may change, the committe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from rayal.registry import learners
 from rayal.selection.threads import torch_threads
 from rayal.signals import prediction_of
 from rayal.tasks import task_from_json
+from rayal.types import stated
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
@@ -97,7 +98,7 @@ def describe(project: Project, round: int) -> tuple[str, dict[str, Any]]:
         "seed": spec.seeds.model,
         "members": spec.committee_size,
         "used": outputs["train"].get("used"),
-        "scan": asdict(spec.scan),
+        "scan": stated(spec.scan),
         "labels": outputs["prepare"]["labels"],
         "metrics": outputs["evaluate"]["metrics"],
     }

@@ -179,6 +179,9 @@ class Learner(ABC):
     batch: Annotated[int, Gt(0)] = 64
     epoch_steps: Annotated[int, Gt(0)] = 50
 
+    #: of a class whose models are older than this: what their hashes hold; never changed, never given
+    #: to a new class, whose hashes hold its registered name
+    hashed_as: ClassVar[tuple[str, ...]]
     #: named recipes: hyperparameters that the settings' `preset` fills in
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: what to do about a loss that is not finite

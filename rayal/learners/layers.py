@@ -62,6 +62,7 @@ class LayerTraining(Learner):
     corruption: float = 0.25
     gibbs: int = 1
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.learners.layers", "LayerTraining")
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Wang & Shang, IJCNN 2014; a part of layerwise_pretrained"
     remedy: ClassVar[str] = (

@@ -80,6 +80,7 @@ class LayerwisePretrained(Supervised):
     inputs: Inputs = "unit"
     gibbs: Annotated[int, Gt(0)] = 1
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.learners.layerwise", "LayerwisePretrained")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Wang & Shang, IJCNN 2014, section III"

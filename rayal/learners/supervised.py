@@ -97,6 +97,7 @@ class Supervised(Learner):
     precision: Precision = "fp32"
     encoder_lr: Annotated[float, Gt(0)] = 5e-5
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.learners.supervised", "Supervised")
     targets: ClassVar[tuple[str, ...]] = ("class", "number")
     #: named recipes
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

@@ -8,7 +8,7 @@ what normalises pixels belongs to the backbone. Nothing is downloaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rayal.models.build import checked_parameters, imported
 from rayal.models.image import image_shape
 from rayal.models.sentence import NOT_LOADED, SentenceEncoder, check_tokens, minilm
 from rayal.models.weights import RANDOM, load_weights, weights_digest
-from rayal.types import FORMAT_VERSION, digest
+from rayal.types import FORMAT_VERSION, digest, stated
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels
 
@@ -148,7 +148,7 @@ class BackboneSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored with a project."""
-        return {**asdict(self), "params": dict(self.params)}
+        return {**stated(self), "params": dict(self.params)}
 
 
 def _made(

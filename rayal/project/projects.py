@@ -92,7 +92,7 @@ class Projects(Store):
                         f"labeling.{name} of project {project!r} is {getattr(before, name)!r} and "
                         "cannot change; make a new project on the same pool"
                     )
-            if to_json(row["settings"]) == to_json(wanted):
+            if _shown(row["settings"]) == _shown(wanted):  # as values, in whatever order
                 return version
             change = {"project": project, "settings": wanted, "version": version + 1}
             tx.update(projects, [change])

@@ -49,6 +49,7 @@ class MomentPropagation(Supervised):
     prior: Annotated[float, Gt(0)] = 10.0
     divergence: Annotated[float, Ge(0)] = 0.1
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.adaptive", "MomentPropagation")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Haussmann, Hamprecht & Kandemir, IJCAI 2019"

@@ -110,6 +110,7 @@ class Evidential(Supervised):
     divergence: Annotated[float, Ge(0)] = 1.0
     dense_decay: Annotated[float, Ge(0)] = 0.005
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.deal", "Evidential")
     targets: ClassVar[tuple[str, ...]] = ("class",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"

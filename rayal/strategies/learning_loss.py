@@ -97,6 +97,7 @@ class LossPrediction(Supervised):
     taps: tuple[str, ...] | None = None
     width: Annotated[int, Gt(0)] = 128
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.learning_loss", "LossPrediction")
     answers: ClassVar[tuple[str, ...]] = ("task", "loss")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "learn to score"

@@ -52,6 +52,7 @@ class CertainPseudoLabels(Supervised):
     threshold: Annotated[float, Ge(0)] = 0.3
     decline: Annotated[float, Ge(0)] = 0.0375 / 128
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.multicriteria", "CertainPseudoLabels")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "unlabeled"
     source: ClassVar[str] = "Yuan et al., Knowledge-Based Systems 2019 (pseudo-labels)"

@@ -125,6 +125,7 @@ class HiddenViews(Supervised):
     folds: Annotated[int, Ge(2)] = 5
     ridge: Annotated[float, Gt(0)] = 1e-2
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.multiview", "HiddenViews")
     targets: ClassVar[tuple[str, ...]] = ("class",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = Supervised.presets
     taxonomy: ClassVar[str] = "informativeness"

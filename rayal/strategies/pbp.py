@@ -57,6 +57,7 @@ class ProbabilisticBackpropagation(Learner):
     steps: Annotated[int, Gt(0)] = 40
     epoch_steps: Annotated[int, Gt(0)] = 10
 
+    hashed_as: ClassVar[tuple[str, ...]] = ("rayal.strategies.pbp", "ProbabilisticBackpropagation")
     targets: ClassVar[tuple[str, ...]] = ("number",)
     taxonomy: ClassVar[str] = "informativeness"
     source: ClassVar[str] = "Hernández-Lobato & Adams, ICML 2015, section 3"

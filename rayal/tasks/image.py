@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from rayal.errors import PoolError
 from rayal.labels import label_kind
 from rayal.tasks.base import Task, column_of, item_of
 from rayal.tasks.keyed import keyed_uniforms
-from rayal.types import Keys
+from rayal.types import Keys, stated
 
 Encoding = Literal["raw", "file"]
 _WIDE_MODES = ("I", "F")  # 16 and 32 bits a channel: Pillow would clip them to 255
@@ -90,7 +90,7 @@ class ImageTask(Task):
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and all settings as JSON."""
-        values = {**asdict(self), "labels": self.labels.to_json(), "size": list(self.size)}
+        values = {**stated(self), "labels": self.labels.to_json(), "size": list(self.size)}
         stored = values.pop("stored")
         return {"kind": self.kind, **values, **({"stored": list(stored)} if stored else {})}
 
