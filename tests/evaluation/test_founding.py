@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rayal.config import Settings, load
+from rayal.engine.trainset import check_spec
 from rayal.errors import BudgetError
-from rayal.evaluation import protocol
 from rayal.evaluation.protocol import run
 from rayal.project import Ledger
 
@@ -85,13 +85,12 @@ def test_a_root_that_somebody_else_has_opened_meanwhile_stays(
 ) -> None:
     root = tmp_path / "run"
     opened: list[Ledger] = []
-    check = protocol.check_spec
 
     def meanwhile(*given: Any) -> None:
         opened.append(Ledger(root))
-        check(*given)
+        check_spec(*given)
 
-    monkeypatch.setattr(protocol, "check_spec", meanwhile)
+    monkeypatch.setattr("rayal.evaluation.protocol.check_spec", meanwhile)
     refused(root, source)
     (other,) = opened
     with other:
