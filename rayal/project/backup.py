@@ -78,8 +78,8 @@ def _summary(connection: sqlite3.Connection) -> dict[str, object]:
         name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
         for (name,) in names.fetchall()
     }
-    integrity = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    return {"integrity": integrity, "counts": counts}
+    integrity: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    return {"integrity": " ".join(integrity.split()), "counts": counts}
 
 
 def dump_postgresql(url: URL, path: Path) -> None:
