@@ -168,7 +168,8 @@ def _short_form(field: FieldInfo) -> str:
 def _absent(field: FieldInfo) -> str:
     if field.is_required():
         return ""
-    dumped = TypeAdapter(field.annotation).dump_python(field.default)
+    annotation: Any = field.annotation
+    dumped = TypeAdapter(annotation).dump_python(field.default)
     return "" if isinstance(dumped, dict) else f" By default `{_yaml(dumped)}`."
 
 

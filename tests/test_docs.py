@@ -14,6 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import forked
@@ -366,10 +367,9 @@ def test_python_blocks_run(
     for block in _blocks("python"):
         if block.kind:
             continue
-        names: dict[str, Any] = {"__name__": f"docs_{ran}"}
-        monkeypatch.setitem(sys.modules, f"docs_{ran}", type(sys)(f"docs_{ran}"))
-        sys.modules[f"docs_{ran}"].__dict__.update(names)
-        exec(compile(block.text, block.where, "exec"), sys.modules[f"docs_{ran}"].__dict__)
+        module = ModuleType(f"docs_block_{ran}")  # dataclasses look their module up
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(block.text, block.where, "exec"), vars(module))
         ran += 1
     assert ran >= 4
     assert capsys.readouterr().out
