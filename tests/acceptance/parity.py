@@ -743,7 +743,7 @@ def remade(
     """Return the reference's jobs made on this machine, each from its own commit."""
     commits: dict[str, list[str]] = {}
     for job in sorted(wanted & set(reference["jobs"])):
-        commits.setdefault(_commit_of(job, reference, file), []).append(job)
+        commits.setdefault(commit_of(job, reference, file), []).append(job)
     values: dict[str, Values] = {}
     for commit, names in commits.items():
         say(f"{len(names)} jobs of the reference are made anew from {commit[:12]}")
@@ -751,7 +751,7 @@ def remade(
     return values
 
 
-def _commit_of(job: str, reference: Mapping[str, Any], file: Path) -> str:
+def commit_of(job: str, reference: Mapping[str, Any], file: Path) -> str:
     """Return the commit that a job's values come from: the last that renewed it, else the first."""
     reasons = [entry["because"] for entry in reference["renewed"] if job in entry["jobs"]]
     if not reasons:
