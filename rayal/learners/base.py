@@ -179,8 +179,8 @@ class Learner(ABC):
     batch: Annotated[int, Gt(0)] = 64
     epoch_steps: Annotated[int, Gt(0)] = 50
 
-    #: of a class whose models are older than this: what their hashes hold; never changed, never given
-    #: to a new class, whose hashes hold its registered name
+    #: what the hashes of its models hold, of a class that had models before they held registered
+    #: names; it never changes, and no new class gets one
     hashed_as: ClassVar[tuple[str, ...]]
     #: named recipes: hyperparameters that the settings' `preset` fills in
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -99,7 +99,6 @@ class Supervised(Learner):
 
     hashed_as: ClassVar[tuple[str, ...]] = ("rayal.learners.supervised", "Supervised")
     targets: ClassVar[tuple[str, ...]] = ("class", "number")
-    #: named recipes
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     taxonomy: ClassVar[str] = "baseline"
     source: ClassVar[str] = (

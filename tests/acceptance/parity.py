@@ -211,7 +211,7 @@ def _array_bits(column: pa.ChunkedArray) -> str:
 
 
 def _curve(root: Path, projects: set[str]) -> list[dict[str, str]]:
-    """Return the curve's rows of some projects without their seconds, numbers as they are written."""
+    """Return the curve's rows of some projects without their seconds, numbers as written."""
     with (root / "curve.csv").open(newline="") as lines:
         return [
             {name: value for name, value in row.items() if not name.startswith("seconds.")}
@@ -234,12 +234,13 @@ def _short(rows: list[Any]) -> Any:
 # -- data ---------------------------------------------------------------------------------------
 
 CITIES = ("Bergen", "Graz", "Porto", "Turku", "Utrecht")
-WORDS = {
-    "food": "soup bread sauce kitchen lemon garlic roast butter waiter dessert plate spoon".split(),
-    "travel": "train harbour ticket island luggage bridge station ferry map hostel coast".split(),
-    "music": "violin chorus rhythm stage singer melody drum concert piano record album".split(),
-}
-FILLERS = "the a was and with very our we had some again then slowly quite nearly after".split()
+TOPICS = ("food", "travel", "music")
+WORDS = """
+soup bread sauce kitchen lemon garlic roast butter waiter dessert plate spoon
+train harbour ticket island luggage bridge station ferry map hostel coast
+violin chorus rhythm stage singer melody drum concert piano record album
+the a was and with very our we had some again then slowly quite nearly after
+"""  # of each topic a line, then what says nothing
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -252,14 +253,14 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
 def texts(file: Path, count: int = 500) -> None:
     """Write short texts of three topics: a few telling words among common ones."""
     chance, rows = random.Random(7), []
+    *telling, common = (line.split() for line in WORDS.strip().splitlines())
     for at in range(count):
-        topic = chance.choice(list(WORDS))
-        telling = chance.choices(WORDS[topic], k=2) + chance.choices(
-            WORDS[chance.choice(list(WORDS))], k=1
-        )
-        words = telling + chance.choices(FILLERS, k=chance.randint(3, 9))
+        topic = chance.randrange(len(TOPICS))
+        words = chance.choices(telling[topic], k=2)
+        words += chance.choices(telling[chance.randrange(len(TOPICS))], k=1)
+        words += chance.choices(common, k=chance.randint(3, 9))
         chance.shuffle(words)
-        rows.append((f"text-{at:04d}", " ".join(words), topic))
+        rows.append((f"text-{at:04d}", " ".join(words), TOPICS[topic]))
     write_csv(file, ("id", "text", "label"), rows)
 
 
@@ -553,8 +554,8 @@ def labeled_over_http(place: Place) -> Values:
     url = f"http://127.0.0.1:{port}"
     with _served(place, port, url):
         token = (place.folder / "token").read_text().strip()
-        argv = ("--url", url, "--token", token, "--pool", "fashion-mnist-200-s0", "--rounds", "1",
-                "--steps", "10", "--initial", "30", "--batch", "30", "--out", "kept.json")  # fmt: skip
+        argv = ["--url", url, "--token", token, "--pool", "fashion-mnist-200-s0", "--rounds", "1"]
+        argv += ["--steps", "10", "--initial", "30", "--batch", "30", "--out", "kept.json"]
         place.program(str(EXAMPLE), *argv)
     kept = json.loads((place.folder / "kept.json").read_text())
     picks = [[p["round"], p["rank"], p["item"]] for p in kept["picks"]]
@@ -742,7 +743,7 @@ def remade(
     """Return the reference's jobs made on this machine, each from its own commit."""
     commits: dict[str, list[str]] = {}
     for job in sorted(wanted & set(reference["jobs"])):
-        commits.setdefault(_commit_of(job, reference, file), []).append(job)
+        commits.setdefault(commit_of(job, reference, file), []).append(job)
     values: dict[str, Values] = {}
     for commit, names in commits.items():
         say(f"{len(names)} jobs of the reference are made anew from {commit[:12]}")
@@ -750,7 +751,7 @@ def remade(
     return values
 
 
-def _commit_of(job: str, reference: Mapping[str, Any], file: Path) -> str:
+def commit_of(job: str, reference: Mapping[str, Any], file: Path) -> str:
     """Return the commit that a job's values come from: the last that renewed it, else the first."""
     reasons = [entry["because"] for entry in reference["renewed"] if job in entry["jobs"]]
     if not reasons:

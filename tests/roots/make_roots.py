@@ -1,13 +1,14 @@
 """Make the storage roots that later versions must go on with: runs killed in one stage each.
 
-    PYTHON tests/roots/make_roots.py FOLDER [NAME …]     PYTHON: of the checkout whose roots they are
+    PYTHON tests/roots/make_roots.py FOLDER [NAME …]
 
+PYTHON is the interpreter of the checkout whose roots they are.
 They were made at commit 93ff6e4, and are not made again: that a root of that day opens, resumes and
 runs again by the same command is what they are kept for. A root of a later format stands beside
 them, under a name of its own. Of each root the folder gets ``NAME.tar.xz``, the root as the kill
-left it with the settings of its run, and ``roots.json`` its literals: what the ledger held then, and
-what it held when the same command had ended. Nothing but the command line and the ledger's tables
-is used.
+left it with the settings of its run, and ``roots.json`` its literals: what the ledger held then,
+and what it held when the same command had ended. Nothing but the command line and the ledger's
+tables is used.
 """
 
 from __future__ import annotations

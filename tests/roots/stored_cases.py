@@ -1,7 +1,8 @@
 """What is stored under a hash or by a name, asked of the present code.
 
-    PYTHON tests/roots/stored_cases.py > stored.json      PYTHON: of the checkout whose names they are
+    PYTHON tests/roots/stored_cases.py > stored.json
 
+PYTHON is the interpreter of the checkout whose names and hashes they are.
 ``stored.json`` was made at commit 93ff6e4. All that these tests import from inside ``rayal`` is
 imported here, so that a module which moves is followed in one place.
 """
@@ -106,7 +107,8 @@ def learner_names(name: str) -> list[str]:
 def keys(net: nn.Module) -> str:
     """Return a digest of a network's keys and the number of their dimensions."""
     named = [f"{name} {value.ndim}" for name, value in net.state_dict().items()]
-    return f"{len(named)} keys {hashlib.blake2b(json.dumps(named).encode(), digest_size=8).hexdigest()}"
+    hashed = hashlib.blake2b(json.dumps(named).encode(), digest_size=8)
+    return f"{len(named)} keys {hashed.hexdigest()}"
 
 
 def embedding_hash_of() -> str:

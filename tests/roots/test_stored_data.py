@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stored_cases
-from stored_cases import columns_hash_of, learners, model_hash_of, spec_of, strategies
+from stored_cases import columns_hash_of, model_hash_of, spec_of
 
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.learners import Supervised
-from rayal.registry import hashed_name
+from rayal.registry import hashed_name, learners, strategies
 from rayal.strategies import Strategy
 from rayal.types import later, later_fields, stated, told
 
@@ -92,13 +92,9 @@ class GrownSpec(ProjectSpec):
 
 def grown_strategy(**fields: Any) -> Strategy:
     """Return margin with a field that came later, under the name that its repr has."""
-    margin = strategies["margin"]
-    grown = dataclass(frozen=True)(
-        type(
-            "Margin", (margin,), {"__annotations__": {"sharpness": float}, "sharpness": later(1.0)}
-        )
+    grown: Any = make_dataclass(
+        "Margin", [("sharpness", float, later(1.0))], bases=(strategies["margin"],), frozen=True
     )
-    grown.__qualname__ = margin.__qualname__
     made: Strategy = grown(**fields)
     return made
 
@@ -120,7 +116,7 @@ def test_a_later_field_of_the_settings_is_stored_once_it_is_set() -> None:
     plain = spec_of()
     values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
     grown = GrownSpec(**values)
-    assert grown.to_json() == plain.to_json() == recorded()["spec"]["plain"]
+    assert grown.to_json() == plain.to_json()
     assert GrownSpec.from_json(plain.to_json()) == grown
     audited = replace(grown, audit=5)
     assert audited.to_json() == {**plain.to_json(), "audit": 5}
