@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from sqlalchemy import URL
@@ -28,10 +29,12 @@ def backup_path(root: Path, wanted: Path | None, version: str, suffix: str) -> P
         version: the schema version from before which it is.
         suffix: of the default name.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    name = f"ledger-before-{version}-{stamp}{suffix}"
     path = root if wanted is None else wanted
-    path = path / name if path.is_dir() else path
+    if path.is_dir():
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        numbers = chain([""], (f"-{number}" for number in count(2)))  # two within a second
+        names = (f"ledger-before-{version}-{stamp}{number}{suffix}" for number in numbers)
+        return next(path / name for name in names if not (path / name).exists())
     if path.exists():
         raise SettingsError(f"backup {str(path)!r} exists; name another file, or move it away")
     if not path.parent.is_dir():

@@ -35,7 +35,7 @@ from rayal.project.location import (
 from rayal.project.versions import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
-OTHERS_SECONDS = 1  # for what holds a ledger that is to be migrated: it will hardly end by itself
+OTHERS_SECONDS = 5  # in which what holds a ledger that is to be migrated may still end
 MOUNTS = Path("/proc/mounts")
 # Their locks and shared memory are not those of a local disk, on which SQLite relies.
 NETWORK_FILE_SYSTEMS = re.compile(

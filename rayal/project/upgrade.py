@@ -7,6 +7,7 @@ ledger has is said by its schema version alone.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rayal.failpoints import failpoint
 from rayal.project.backup import backup_path, copy_sqlite, dump_postgresql, remove_drafts
 from rayal.project.database import (
     BUSY_SECONDS,
+    OTHERS_SECONDS,
     as_ledger,
     lock,
     missing,
@@ -249,7 +251,10 @@ def _keep_others_out(conn: Connection, where: str, last: int | None) -> None:
         conn.execute(text("LOCK TABLE meta IN ACCESS EXCLUSIVE MODE"))
     except OperationalError as error:
         raise BusyError(_busy(where, "a transaction does not end")) from error
-    others = conn.scalar(_OTHERS, {"name": _NAME})
+    end = time.monotonic() + OTHERS_SECONDS  # a server ends sessions some time after their clients
+    while (others := conn.scalar(_OTHERS, {"name": _NAME})) and time.monotonic() < end:
+        time.sleep(0.1)
+        conn.execute(text("SELECT pg_stat_clear_snapshot()"))
     if others:
         raise BusyError(_busy(where, f"{others} other sessions of its user are open"))
     if _last_event(conn) != last:

@@ -42,6 +42,7 @@ from rayal.project.upgrade import upgrade
 upgrade(sys.argv[1], schema=later(Path(sys.argv[2])))
 """
 Empty = Callable[[], Engine]
+on_files = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -153,8 +154,9 @@ def test_an_older_ledger_is_upgraded_with_every_row(
         conn.execute(text("INSERT INTO events (time, payload) VALUES (0, '[]')"))
         assert conn.scalar(text("SELECT max(seq) FROM events")) == told[-1].seq + 2
     engine.dispose()
-    with pytest.raises(LedgerError, match=r"version 2, this rayal reads 1; open it with the newer"):
-        Ledger(root)
+    for call in (Ledger, upgrade):  # of the older program
+        with pytest.raises(LedgerError, match=r"version 2, this rayal reads 1; open it with the "):
+            call(root)
 
 
 def test_an_upgraded_file_keeps_its_pragmas(tmp_path: Path, newer: Schema) -> None:
@@ -215,6 +217,7 @@ def test_the_backup_is_a_ledger_of_the_old_version(
     assert state(restored) == before
 
 
+@on_files
 def test_the_backup_may_go_elsewhere(root: Path, tmp_path: Path, newer: Schema) -> None:
     folder = tmp_path / "backups"
     folder.mkdir()
@@ -222,9 +225,8 @@ def test_the_backup_may_go_elsewhere(root: Path, tmp_path: Path, newer: Schema) 
     done = upgrade(root, backup=folder / "before", schema=newer)
     assert done.backup == folder / "before" and done.backup.stat().st_size > 0
     assert backups(root) == []
-    if (root / "ledger.sqlite").exists():
-        done = upgrade(tmp_path / "other", backup=folder, schema=newer)
-        assert done.backup is not None and backups(folder) == ["before", done.backup.name]
+    done = upgrade(tmp_path / "other", backup=folder, schema=newer)
+    assert done.backup is not None and backups(folder) == ["before", done.backup.name]
 
 
 def test_a_ledger_that_fits_needs_nothing(root: Path, newer: Schema) -> None:
@@ -239,9 +241,13 @@ def test_a_ledger_that_fits_needs_nothing(root: Path, newer: Schema) -> None:
     assert backups(root) == []
 
 
+@on_files
 def test_an_older_ledger_is_opened_by_no_other_command(root: Path, newer: Schema) -> None:
-    with pytest.raises(LedgerError, match=r"version 1, this rayal reads 2; .*: rayal upgrade /"):
-        opened(root, newer)
+    spaced = root.rename(root.with_name("my root"))
+    with pytest.raises(
+        LedgerError, match=r"1, this rayal reads 2; .*: rayal upgrade '/.*/my root'"
+    ):
+        opened(spaced, newer)
 
 
 def test_a_ledger_in_use_is_left_alone(root: Path, newer: Schema) -> None:
@@ -339,6 +345,7 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path, newer: Schema) -> None:
     assert backups(tmp_path) == []
 
 
+@on_files
 @pytest.mark.parametrize("version", ["x", "", "0", "-1", "²"])
 def test_versions_that_nobody_writes_are_refused(version: str, root: Path) -> None:
     engine = opened(root)
@@ -350,13 +357,7 @@ def test_versions_that_nobody_writes_are_refused(version: str, root: Path) -> No
             call(root)
 
 
-def test_a_newer_ledger_is_refused(root: Path, newer: Schema) -> None:
-    upgrade(root, schema=newer, backed_up=True)
-    for call in (upgrade, Ledger):
-        with pytest.raises(LedgerError, match=r"has schema version 2, this rayal reads 1; open it"):
-            call(root)
-
-
+@on_files
 def test_a_backup_must_have_a_place(root: Path, tmp_path: Path, newer: Schema) -> None:
     before = state(root)
     (tmp_path / "taken").touch()
@@ -457,6 +458,7 @@ def command(
     return int(ended.value.code or 0), shown.out, shown.err
 
 
+@on_files
 def test_the_command_says_what_was_done(
     root: Path, newer: Schema, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
