@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -408,8 +408,19 @@ def _check_calls(tree: ast.Module, where: str) -> int:
             inspect.signature(function).bind(*itself, *call.args, **keywords)
         except TypeError as error:
             pytest.fail(f"{where}: {ast.unparse(call)}: {error}")
+        unknown = set(keywords) - _keywords(function)
+        assert not unknown, f"{where}: {ast.unparse(call)}: no such argument {unknown}"
         resolved += 1
     return resolved
+
+
+def _keywords(function: Any) -> set[str]:
+    """Return the names of a function's arguments, those of its options among them."""
+    names = set(inspect.signature(function).parameters)
+    for hint in get_type_hints(function).values():
+        if get_origin(hint) is Unpack:
+            names |= set(get_type_hints(get_args(hint)[0]))
+    return names
 
 
 def _found(node: ast.expr, known: Mapping[str, Any]) -> Any:
