@@ -42,6 +42,8 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _FENCE = re.compile(r"^```(\S*)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
+PROGRAMS = {"uv", "pip", "ray", "serve", "export", "python3", "pg_dump", "pg_restore"}
+PROGRAMS |= {"cp", "echo", "mkdir", "rm", "tar"}
 COMMAND = typer.main.get_command(app)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -233,8 +235,9 @@ def _command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def _lines(block: Block) -> Iterator[list[str]]:
-    """Yield the words of each command of a shell block."""
-    for line in block.text.replace("\\\n", " ").splitlines():
+    """Yield the words of each command of a shell block; what is given to a program is left out."""
+    text = re.sub(r" <<'(\w+)'\n.*?^\1$", "", block.text, flags=re.M | re.S)
+    for line in text.replace("\\\n", " ").splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
             if words:
@@ -259,8 +262,8 @@ def test_shell_blocks_are_commands_that_exist() -> None:
 
 def _check_other(block: Block, words: list[str]) -> None:
     """Check a command that is not rayal's: its program, the markers, extras and files it names."""
-    programs = {"uv", "pip", "export", "ray", "serve"}
-    assert words[0] in programs or (ROOT / words[0]).is_file(), f"{block.where}: {words[0]}"
+    known = words[0] in PROGRAMS or re.match(r"[A-Z]+=", words[0]) or (ROOT / words[0]).is_file()
+    assert known, f"{block.where}: {words[0]}"
     for word in words:
         if re.fullmatch(r"(docs|examples|serve|tests)/\S+", word):
             assert (ROOT / word).is_file(), f"{block.where}: {word} does not exist"
