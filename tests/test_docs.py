@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack, get_args, get_origin, get_type_hints
 
 import forked
 import numpy as np
@@ -43,6 +43,8 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _FENCE = re.compile(r"^```(\S*)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
+PROGRAMS = {"uv", "pip", "ray", "serve", "export", "python3", "pg_dump", "pg_restore"}
+PROGRAMS |= {"cp", "echo", "mkdir", "rm", "tar"}
 COMMAND = typer.main.get_command(app)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -234,8 +236,9 @@ def _command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def _lines(block: Block) -> Iterator[list[str]]:
-    """Yield the words of each command of a shell block."""
-    for line in block.text.replace("\\\n", " ").splitlines():
+    """Yield the words of each command of a shell block; what is given to a program is left out."""
+    text = re.sub(r" <<'(\w+)'\n.*?^\1$", "", block.text, flags=re.M | re.S)
+    for line in text.replace("\\\n", " ").splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
             if words:
@@ -260,8 +263,8 @@ def test_shell_blocks_are_commands_that_exist() -> None:
 
 def _check_other(block: Block, words: list[str]) -> None:
     """Check a command that is not rayal's: its program, the markers, extras and files it names."""
-    programs = {"uv", "pip", "export", "ray", "serve"}
-    assert words[0] in programs or (ROOT / words[0]).is_file(), f"{block.where}: {words[0]}"
+    known = words[0] in PROGRAMS or re.match(r"[A-Z]+=", words[0]) or (ROOT / words[0]).is_file()
+    assert known, f"{block.where}: {words[0]}"
     for word in words:
         if re.fullmatch(r"(docs|examples|serve|tests)/\S+", word):
             assert (ROOT / word).is_file(), f"{block.where}: {word} does not exist"
@@ -409,8 +412,19 @@ def _check_calls(tree: ast.Module, where: str) -> int:
             inspect.signature(function).bind(*itself, *call.args, **keywords)
         except TypeError as error:
             pytest.fail(f"{where}: {ast.unparse(call)}: {error}")
+        unknown = set(keywords) - _keywords(function)
+        assert not unknown, f"{where}: {ast.unparse(call)}: no such argument {unknown}"
         resolved += 1
     return resolved
+
+
+def _keywords(function: Any) -> set[str]:
+    """Return the names of a function's arguments, those of its options among them."""
+    names = set(inspect.signature(function).parameters)
+    for hint in get_type_hints(function).values():
+        if get_origin(hint) is Unpack:
+            names |= set(get_type_hints(get_args(hint)[0]))
+    return names
 
 
 def _found(node: ast.expr, known: Mapping[str, Any]) -> Any:
