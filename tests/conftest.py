@@ -9,6 +9,7 @@ every further one imports torch again.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from postgres_server import PostgresServer, programs
 from xdist.scheduler import LoadScopeScheduling
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: cores are shared here
 CPUS = 2
 TESTS = Path(__file__).parent
 GROUPS = {"ray": "mark.ray", "measured": "mark.measured", "postgres": "postgres: PostgresServer"}
@@ -59,6 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Begin with what takes longest, where workers share the tests."""
     if hasattr(config, "workerinput"):
         items.sort(key=_place)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what the imports made out of later collections of garbage, some of which are timed."""
+    gc.collect()
+    gc.freeze()
 
 
 def _place(item: pytest.Item) -> int:

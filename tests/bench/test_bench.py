@@ -132,7 +132,14 @@ def test_wrong_input_is_refused(
     assert bench(monkeypatch, *argv) == 2
 
 
-def test_scans_beside_a_plain_loop(tiny: Path) -> None:
+def test_scans_beside_a_plain_loop(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile  # of its three steps only the last is left out, the compiler's seconds
+
+    def traced(run: Any, *, options: Any, **given: Any) -> Any:
+        assert options == {"freezing": True}
+        return real(run, backend="eager", **given)
+
+    monkeypatch.setattr(torch, "compile", traced)
     names = frozenset({"scan-cnn-fp32", "scan-cnn-loop", "mc-cnn", "mc-cnn-pass"})
     context = Context(TINY, 1, 0, FLOORS, names)
     scans = dict(scoring.scan(context))

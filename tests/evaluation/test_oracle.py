@@ -84,8 +84,8 @@ def test_by_confidence_an_item_is_answered_wrongly_as_often_as_it_leaves(tmp_pat
 
 
 def test_doubt_is_of_the_item_and_the_seed_whatever_else_the_pool_holds(tmp_path: Path) -> None:
-    pool, known = rated(tmp_path / "a")
-    more = rated(tmp_path / "b", 5000)[0]
+    pool, known = rated(tmp_path / "a", 400)
+    more = rated(tmp_path / "b", 500)[0]
     one, other = (Oracle(p, noise="confidence", seed=3) for p in (pool, more))
     assert all(one.answer(i) == other.answer(i) for i in known if known[i] is not None)
     again = Oracle(pool, noise="confidence", seed=3)

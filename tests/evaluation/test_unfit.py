@@ -159,28 +159,30 @@ def test_every_strategy_is_in_the_table_of_needs() -> None:
 
 
 @pytest.mark.parametrize("project", PROJECTS)
-@pytest.mark.parametrize("name", NEEDS)
 def test_what_does_not_fit_is_refused_before_the_source_is_read(
-    name: str,
     project: str,
     sources: dict[str, dict[str, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    subtests: pytest.Subtests,
 ) -> None:
     def start(*arguments: Any, **named: Any) -> None:
         raise Started
 
     monkeypatch.setattr(protocol, "pool_of", start)
     kind, model, lacks = PROJECTS[project]
-    asked = settings(sources[kind], model, name, tmp_path / "storage")
-    unmet = NEEDS[name] & (lacks | {"number"})  # all of them predict a class
-    if not unmet:
-        with pytest.raises(Started):
-            protocol.run(asked)
-        return
-    with pytest.raises(NeedsError, match=REMEDY[min(unmet)]):
-        protocol.run(asked)
-    assert not (tmp_path / "storage").exists()
+    for name, needs in NEEDS.items():
+        storage = tmp_path / name
+        asked = settings(sources[kind], model, name, storage)
+        unmet = needs & (lacks | {"number"})  # all of them predict a class
+        with subtests.test(name):
+            if not unmet:
+                with pytest.raises(Started):
+                    protocol.run(asked)
+                continue
+            with pytest.raises(NeedsError, match=REMEDY[min(unmet)]):
+                protocol.run(asked)
+            assert not storage.exists()
 
 
 # a learner whose probabilities are no softmax of the last linear layer, and what is behind it

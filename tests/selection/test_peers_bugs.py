@@ -35,7 +35,7 @@ def by_information(x: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
 
 def by_members(x: npt.NDArray[Any], k: int) -> npt.NDArray[np.int64]:
     logits = torch.from_numpy(np.stack([x[:, :3], -x[:, :3]], axis=1))
-    return joint_entropy(logits.log_softmax(dim=2), k)
+    return joint_entropy(logits.log_softmax(dim=2), k, draws=200)
 
 
 KERNELS: dict[str, Choose] = {

@@ -60,14 +60,15 @@ def test_what_is_labeled_or_pending_already_is_not_asked_for_again() -> None:
     assert rayal.select("bait", columns, 1, labeled=labeled, params=params).positions[0] in (2, 3)
 
 
-@pytest.mark.parametrize("check", STRATEGY_CHECKS)
 @pytest.mark.parametrize(
     "params",
     [{"rank": 2}, {"block_diagonal": True}, {"oversample": 1, "labeled_weight": "sum"}],
     ids=str,
 )
-def test_contract_of_its_forms(check: str, params: dict[str, object]) -> None:
-    STRATEGY_CHECKS[check](strategies["bait"](**params))
+def test_contract_of_its_forms(params: dict[str, object], subtests: pytest.Subtests) -> None:
+    for check, run_check in STRATEGY_CHECKS.items():
+        with subtests.test(check):
+            run_check(strategies["bait"](**params))
 
 
 def test_the_regression_form_is_the_function_on_the_same_columns() -> None:

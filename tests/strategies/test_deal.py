@@ -144,9 +144,10 @@ def test_scores_by_hand() -> None:
 
 
 @pytest.mark.parametrize("acquisition", ["uncertainty", "entropy"])
-@pytest.mark.parametrize("check", STRATEGY_CHECKS)
-def test_contract_of_its_forms(check: str, acquisition: str) -> None:
-    STRATEGY_CHECKS[check](strategies["deal"](acquisition=acquisition))
+def test_contract_of_its_forms(acquisition: str, subtests: pytest.Subtests) -> None:
+    for check, run_check in STRATEGY_CHECKS.items():
+        with subtests.test(check):
+            run_check(strategies["deal"](acquisition=acquisition))
 
 
 def test_on_digits_it_is_margin_on_an_evidential_network_and_nothing_else(tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def test_accuracy_is_of_rows_that_the_head_has_not_seen() -> None:
 
 
 @pytest.mark.parametrize("params", [{"weights": "uniform"}, {"disagreement": 0.5}], ids=str)
-@pytest.mark.parametrize("check", STRATEGY_CHECKS)
-def test_contract_of_its_forms(check: str, params: dict[str, Any]) -> None:
-    STRATEGY_CHECKS[check](MultiView(**params))
+def test_contract_of_its_forms(params: dict[str, Any], subtests: pytest.Subtests) -> None:
+    for check, run_check in STRATEGY_CHECKS.items():
+        with subtests.test(check):
+            run_check(MultiView(**params))
 
 
 def test_on_digits_without_hidden_views_it_is_entropy_and_with_them_it_is_not(
