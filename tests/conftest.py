@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from postgres_server import PostgresServer, programs
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: cores are shared here
+sys.dont_write_bytecode = False  # to rewrite all assertions takes half of the collection
 CPUS = 2
 TESTS = Path(__file__).parent
 GROUPS = {"ray": "mark.ray", "measured": "mark.measured", "postgres": "postgres: PostgresServer"}

@@ -94,7 +94,8 @@ def test_a_renewed_job_is_remade_from_the_commit_that_renewed_it(
 
     git("init", "-q")
     monkeypatch.setattr(parity, "REPOSITORY", tmp_path)
-    path, commits = tmp_path / "reference.json", []
+    path = tmp_path / "reference.json"
+    commits: list[str] = []
     parity.write(path, REFERENCE)
     for because in (None, "first", "second", None):
         if because is None:

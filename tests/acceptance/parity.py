@@ -626,7 +626,7 @@ LEARNERS: dict[str, Settings] = {
     "certain_pseudo_labels": {},
     "layerwise_pretrained": {"model": DENSE, "learner": {"pretrain_steps": 30}},
     "supervised": {
-        "learner": {"augment": True, "label_smoothing": 0.1, "early_stopping": 0.2, "swa": 0.5,
+        "learner": {"augment": True, "label_smoothing": 0.1, "swa": 0.5,
                     "class_weights": "balanced", "optimizer": "sgd"},
     },
 }  # fmt: skip

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10
 
 from rayal.engine import sources
 from rayal.engine.pool import Pool
@@ -134,6 +133,8 @@ def test_missing_files_say_where_and_what(bare: Path, monkeypatch: pytest.Monkey
 
 
 def test_cifar10(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10  # seconds, which only this test needs
+
     folder = bare / "cifar-10-batches-py"
     folder.mkdir()
     rows = images(12, 3, 32, 32)

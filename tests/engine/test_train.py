@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # the first optimiser loads it: seconds that belong to no test
 from torch import Tensor, nn
 from torch.optim import SGD
 

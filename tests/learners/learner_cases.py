@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # the first optimiser loads it: seconds that belong to no test
 from torch import Tensor, nn
 
 from rayal.labels import ClassLabel

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from rayal.errors import NeedsError, SettingsError, UnknownNameError
 from rayal.models import HookedNet, TaskNet, build_network, evaluating
@@ -163,6 +162,8 @@ def test_torchvision_resnet_answers_as_torchvision_does() -> None:
     net = build_network("torchvision:resnet18", {}, input_shape=(3, 32, 32), n_outputs=4, seed=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
+        from torchvision import models  # seconds, which only this test needs
+
         reference = models.resnet18(weights=None, num_classes=4)
     x = rows((3, 32, 32), 2)
     with evaluating(net, reference), torch.inference_mode():

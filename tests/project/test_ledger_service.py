@@ -240,6 +240,14 @@ def test_settings_have_versions(ledger: Ledger) -> None:
     assert (row.version, row.settings, row.deleted) == (2, {"batch": 5}, None)
 
 
+def test_settings_are_compared_as_values_not_as_text(ledger: Ledger) -> None:
+    """A later version may write them in another order, which is no change."""
+    nested = {"batch": 5, "scan": {"batch": 64, "device": "cpu"}}
+    assert ledger.update_project("p", nested, version=1) == 2
+    other_order = {"scan": {"device": "cpu", "batch": 64}, "batch": 5}
+    assert ledger.update_project("p", other_order, version=2) == 2
+
+
 @pytest.mark.parametrize("name", ["labels_per_item", "max_labels"])
 def test_what_training_sets_rest_on_does_not_change(ledger: Ledger, name: str) -> None:
     with pytest.raises(SettingsError, match=rf"labeling\.{name} .* cannot change"):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from revision_cases import contents, differences, later, outline
 from sqlalchemy import Engine, create_engine, text
 from test_ledger_events import make_busy
 
+import rayal.project.database as database_module
 import rayal.project.upgrade as upgrade_module
 from rayal.cli import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
@@ -189,7 +191,7 @@ def test_the_first_ledgers_are_revision_1(tmp_path: Path) -> None:
         assert (ledger.projects(), len(ledger.labels("p"))) == (["p"], 5)
         copy = sqlite(tmp_path / "copy.sqlite")
         replay(ledger.events(), copy)
-        untold = {"idempotency": [], "beats": []}
+        untold: dict[str, list[str]] = {"idempotency": [], "beats": []}
         assert contents(ledger.engine) | untold == contents(copy) | untold
         copy.dispose()
     made.dispose()
@@ -250,9 +252,13 @@ def test_an_older_ledger_is_opened_by_no_other_command(root: Path, newer: Schema
         opened(spaced, newer)
 
 
-def test_a_ledger_in_use_is_left_alone(root: Path, newer: Schema) -> None:
+def test_a_ledger_in_use_is_left_alone(
+    root: Path, newer: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = state(root)
-    with Ledger(root) as ledger:
+    with Ledger(root) as ledger, monkeypatch.context() as patch:
+        for module in (database_module, upgrade_module):
+            patch.setattr(module, "OTHERS_SECONDS", 0)
         assert ledger.projects() == ["p"]
         with pytest.raises(BusyError, match=r"another process works on .*stop the service"):
             upgrade(root, schema=newer)
@@ -464,7 +470,7 @@ def test_the_command_says_what_was_done(
 ) -> None:
     code, out, _ = command(monkeypatch, capsys, root)
     assert code == 0 and "nothing to do" in out
-    monkeypatch.setattr(upgrade, "__kwdefaults__", {**upgrade.__kwdefaults__, "schema": newer})
+    monkeypatch.setattr(upgrade_module, "upgrade", partial(upgrade, schema=newer))
     code, out, _ = command(monkeypatch, capsys, root, "--json")
     told = json.loads(out)
     assert code == 0
