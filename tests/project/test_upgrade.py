@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -29,7 +30,7 @@ import rayal.project.upgrade as upgrade_module
 from rayal.cli import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
 from rayal.project import Event, Ledger
-from rayal.project.database import open_database, sqlite, writing
+from rayal.project.database import alone, open_database, sqlite, writing
 from rayal.project.replay import replay
 from rayal.project.upgrade import Upgrade, migrate, upgrade
 from rayal.project.versions import SCHEMA, Schema, noted_version
@@ -268,6 +269,18 @@ def test_a_ledger_in_use_is_left_alone(
     assert upgrade(root, schema=newer).found == "1"
 
 
+@on_files
+def test_an_upgrade_waits_for_an_opener(root: Path, newer: Schema) -> None:
+    with alone(root):
+        upgrading = threading.Thread(target=lambda: upgrade(root, schema=newer))
+        upgrading.start()
+        upgrading.join(timeout=0.3)
+        assert upgrading.is_alive()
+        assert backups(root) == []
+    upgrading.join()
+    assert state(root, newer)[0] == "2"
+
+
 def test_of_two_upgrades_one_finds_nothing_to_do(root: Path, newer: Schema) -> None:
     done: list[Upgrade] = []
     barrier = threading.Barrier(2)
@@ -303,6 +316,7 @@ def test_a_killed_upgrade_leaves_the_old_ledger(point: str, root: Path, tmp_path
     assert state(root) == before
     (left,) = backups(root)
     assert left.startswith(".tmp-") == (point == "upgrade.backup")
+    (root / left).rename(root / re.sub(r"\d+T\d+Z", "20000101T000000Z", left))
     newer = later(tmp_path / "b")
     assert upgrade(root, schema=newer).found == "1"
     assert state(root, newer)[0] == "2"
