@@ -309,7 +309,7 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
     broken = dataclasses.replace(scan, strategy=Broken())
     options = RayOptions(staged=True, scanner_cpus=0.5)
     with pytest.raises(ScoreError, match="scored item 'row-"):
-        list(map_parts(options, broken, parts, threads=1, report=lambda rows: None))
+        list(map_parts(options, broken, parts[:1], threads=1, report=lambda rows: None))
     with pytest.raises(ClusterError, match="decoding needs 1 CPUs beside the 2"):
         options = RayOptions(staged=True, scanner_cpus=2)
         list(map_parts(options, scan, parts, threads=1, report=lambda rows: None))
@@ -430,18 +430,17 @@ def test_a_lost_shard_is_rebuilt_and_the_picks_are_the_same(
     paths = columns(tmp_path, 4)
     none = np.zeros(0, np.uint64)
     made = {}
-    for executor, killed in ((LOCAL, ""), (on_ray, ""), (on_ray, str(tmp_path / "killed"))):
+    for executor, killed in ((LOCAL, ""), (on_ray, str(tmp_path / "killed"))):
         objective = Mortal(rows=8, killed=killed)
         shards = executor.start_shards(objective, paths, none, seed=1, count=1, threads=1)
         made[executor.name, killed] = choose(objective, shards, 60, seed=1)
         shards.close()
     assert (tmp_path / "killed").exists()
-    first, *others = made.values()
-    assert len(others) == 2 and len(first.keys) == 60
-    for other in others:
-        assert first.keys.tobytes() == other.keys.tobytes()
-        assert first.scores.tobytes() == other.scores.tobytes()
-        assert first.runners_up.keys.tobytes() == other.runners_up.keys.tobytes()
+    first, other = made.values()
+    assert len(first.keys) == 60
+    assert first.keys.tobytes() == other.keys.tobytes()
+    assert first.scores.tobytes() == other.scores.tobytes()
+    assert first.runners_up.keys.tobytes() == other.runners_up.keys.tobytes()
 
 
 # ---- growing pools, pending items ---------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 from api_cases import Run, Service, key, offer, problem, service, shell
 from service_cases import FEATURES, NOTHING, patch_project, work
 
-import rayal
 from rayal.errors import ConflictError, NeedsError
 from rayal.project import LabelEntry, Ledger
 from rayal.service.agreement import agreement_of
@@ -251,30 +249,6 @@ def test_predictions_are_means_with_variances(trained: Path) -> None:
         predictor.close()
 
 
-def test_suggestions_of_a_round_are_its_predictions(trained: Path) -> None:
-    predictor = Predictor(trained)
-    try:
-        with Ledger(trained) as ledger:
-            open_items = ledger.open_items("p")
-            known = ledger.suggestions("p", open_items)
-            assert open_items and set(known) == set(open_items)
-            for made in predictor.predict("p", items=open_items):
-                told = known[made.item or ""]
-                assert told.label == pytest.approx(made.label)
-                assert told.probs["mean"] == pytest.approx(made.mean)
-                assert told.probs["variance"] == pytest.approx(made.variance)
-    finally:
-        predictor.close()
-
-
-def test_a_file_of_predictions(trained: Path) -> None:
-    with Ledger(trained) as ledger:
-        done = work(ledger, "p", "predict", items=["row-000", "nowhere"], model=None)
-        lines = [json.loads(x) for x in (trained / done.result["file"]).read_text().splitlines()]
-    assert lines[0]["probs"] is None and math.isfinite(lines[0]["mean"])
-    assert "nowhere" in lines[1]["error"]
-
-
 def test_a_strategy_of_classes_is_refused_when_the_project_is_made(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         with pytest.raises(NeedsError, match="predicts a number"):
@@ -309,13 +283,6 @@ def test_a_project_of_numbers_over_http(client: httpx.Client) -> None:
 
 
 # -- the client and the shell ----------------------------------------------------------------------
-
-
-def test_the_client_sends_numbers(prices: Service) -> None:
-    with rayal.Client("http://service", prices.tokens["admin"], transport=prices.carrier) as client:
-        assert client.project("prices")["labels"]["kind"] == "number"
-        made = client.label("prices", "ann", {ROWS[0]: 1.5, ROWS[1]: 1000})
-        assert [row["status"] for row in made] == ["accepted", "rejected"]
 
 
 @pytest.fixture

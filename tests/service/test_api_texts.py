@@ -19,9 +19,9 @@ from rayal.engine.texts import PAYLOAD
 from rayal.errors import PoolError
 from rayal.project import LabelEntry, Ledger
 from rayal.remote_files import items_of
-from rayal.service.content import ContentLimits, PushedItem
+from rayal.service.content import ContentLimits
 from rayal.service.creation import create_project
-from rayal.service.inbox import push_items, stage
+from rayal.service.inbox import stage
 from rayal.service.limits import Limits
 from rayal.service.predictor import Predictor
 from rayal.service.work import perform
@@ -182,23 +182,17 @@ def body(**changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
-@pytest.mark.parametrize("pushed", [True, False], ids=["pushed", "of a pool"])
-def test_rounds_and_predictions_on_texts(tmp_path: Path, *, pushed: bool) -> None:
+def test_rounds_and_predictions_on_texts_of_a_pool(tmp_path: Path) -> None:
     items = sentences(60)
     with Ledger(tmp_path) as ledger:
-        if pushed:
-            create_project(ledger, body(), prefixes=NOTHING)
-            new = [PushedItem(i, text=text) for i, (text, _) in items.items()]
-            assert push_items(ledger, "p", new, prefixes=NOTHING).created == 60
-        else:
-            rows = [{"id": i, "text": text} for i, (text, _) in items.items()]
-            file = tmp_path / "notes.jsonl"
-            file.write_text("\n".join(map(json.dumps, rows)))
-            Pool.from_jsonl(tmp_path, "notes", file, id="id", text="text")
-            create_project(ledger, body(pool="notes"), prefixes=NOTHING)
-            ledger.claim_job("me", kinds=["round"])  # the first round was asked for
-            (job,) = ledger.jobs("p")
-            ledger.fail_job(job.job, "me", "not here")
+        rows = [{"id": i, "text": text} for i, (text, _) in items.items()]
+        file = tmp_path / "notes.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        Pool.from_jsonl(tmp_path, "notes", file, id="id", text="text")
+        create_project(ledger, body(pool="notes"), prefixes=NOTHING)
+        ledger.claim_job("me", kinds=["round"])  # the first round was asked for
+        (job,) = ledger.jobs("p")
+        ledger.fail_job(job.job, "me", "not here")
         assert work(ledger).state == "done"
         chosen = ledger.open_items("p")
         ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in chosen])
@@ -260,27 +254,6 @@ def test_a_pool_that_was_there_before_is_left_to_its_keeper(
 ) -> None:
     assert client.delete(f"/v1/projects/birds/items/{key('row/39')}").status_code == 204
     assert notes.ledger.jobs("birds") == []
-
-
-def test_rounds_go_on_after_a_purge(tmp_path: Path) -> None:
-    items = sentences(40)
-    with Ledger(tmp_path) as ledger:
-        create_project(ledger, body(), prefixes=NOTHING)
-        new = [PushedItem(i, text=text) for i, (text, _) in items.items()]
-        push_items(ledger, "p", new, prefixes=NOTHING)
-        assert work(ledger).state == "done"
-        first, *rest = ledger.open_items("p")
-        ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in (first, *rest)])
-        untouched = next(i for i in items if i not in (first, *rest))
-        for item in (first, untouched):  # one that was trained on, one that was never offered
-            ledger.forget_item("p", item)
-        assert work(ledger, "p", "purge").result == {"purged": 2}
-        for _ in range(2):
-            done = work(ledger)
-            assert done.state == "done", done.error
-            chosen = ledger.open_items("p")
-            assert chosen and not {first, untouched} & set(chosen)
-            ledger.label("p", "ann", [LabelEntry(i, items[i][1]) for i in chosen])
 
 
 def test_texts_of_a_csv_file_are_pushed(tmp_path: Path) -> None:
