@@ -39,7 +39,7 @@ def group_of(file: str) -> str:
     return next((group for group, mark in GROUPS.items() if mark in text), file)
 
 
-class Scheduling(LoadScopeScheduling):
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
     """Gives each worker whole groups, in the order in which the tests were collected."""
 
     def _split_scope(self, nodeid: str) -> str:

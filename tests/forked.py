@@ -169,8 +169,8 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
     """Fork a child for every request: return the request in it, and None at the end of all."""
     running: dict[int, tuple[int, int]] = {}  # descriptor of a process to its id and answers
     while True:
-        for ready in select.select([control, *running], [], [])[0]:
-            if ready is not control:
+        for ready in select.select([control.fileno(), *running], [], [])[0]:
+            if ready != control.fileno():
                 pid, answer = running.pop(ready)
                 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 _tell(answer, status)

@@ -111,14 +111,14 @@ def check(case: Case[Any], made: Service) -> None:
     case.validate_response(answer, headers=headers, excluded_checks=excluded)
 
 
-@few.parametrize()  # type: ignore[untyped-decorator]
+@few.parametrize()
 @settings(max_examples=FEW, **SETTINGS)
 def test_few_requests(case: Case[Any], made: Service) -> None:
     check(case, made)
 
 
 @pytest.mark.slow
-@many.parametrize()  # type: ignore[untyped-decorator]
+@many.parametrize()
 @settings(max_examples=MANY, **SETTINGS)
 def test_many_requests(case: Case[Any], made: Service) -> None:
     check(case, made)

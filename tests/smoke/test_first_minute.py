@@ -30,6 +30,7 @@ from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledRows, Supervised, TensorRows, TrainContext, TrainData, fit
+from rayal.models.base import TaskNet
 from rayal.registry import strategies
 from rayal.selection import k_center
 from rayal.service.app import create_app
@@ -146,7 +147,7 @@ def test_a_learner_learns(flowers: dict[str, tuple[list[float], str]], tmp_path:
     data = TrainData(LabeledRows(TensorRows(list(flowers), x), y))
     context = TrainContext(
         task=task, statistics=task.fit(x), n_labeled=len(y), n_outputs=3, steps=LEARNER.steps,
-        seed=0, round=0, member=0, build=lambda seed: torch.nn.Linear(4, 3),
+        seed=0, round=0, member=0, build=lambda seed: TaskNet({"head": torch.nn.Linear(4, 3)}),
     )  # fmt: skip
     state = fit(LEARNER, data, context, checkpoint=Files(tmp_path))
     found = state.networks["task"](task.transform(x, context.statistics)).argmax(dim=1)

@@ -55,7 +55,8 @@ def test_all_strategies_are_registered() -> None:
 
 
 def made(name: str) -> Strategy:
-    return strategies[name](**QUICK.get(name, {}))
+    strategy: Strategy = strategies[name](**QUICK.get(name, {}))
+    return strategy
 
 
 def kind(strategy: Strategy) -> type[Objective]:
