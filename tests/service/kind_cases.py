@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rayal.service.inbox import PushedItem
 COUNT = 60
 COLUMNS = ["a", "b", "c", "d"]
 WORDS = {"no": "awful broken poor sad", "yes": "fine lovely great happy"}
+LEARNER = {"name": "supervised", "steps": 100, "batch": 16, "epoch_steps": 50, "lr": 0.01}
 Label = str | float
 
 
@@ -45,7 +46,6 @@ class Kind:
     refused: tuple[Mapping[str, Any], ...]
     wrong: Label
     strategy: str = "margin"
-    learner: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, name: str, **changes: Any) -> dict[str, Any]:
         """Return what makes a project of this kind."""
@@ -53,8 +53,7 @@ class Kind:
             "name": name,
             "task": dict(self.task),
             "model": dict(self.model),
-            "learner": {"name": "supervised", "steps": 100, "batch": 16, "epoch_steps": 50,
-                        "lr": 0.01, **self.learner},
+            "learner": LEARNER,
             "strategy": self.strategy,
             "initial": {"count": 20},
             "batch_size": 6,
@@ -71,7 +70,8 @@ class Kind:
         made = []
         for item, (content, _) in self.items.items():
             value = base64.b64decode(content) if self.field == "data" else content
-            made.append(PushedItem(item, **{self.field: value}))
+            given: dict[str, Any] = {self.field: value}
+            made.append(PushedItem(item, **given))
         return made
 
 
