@@ -30,7 +30,8 @@ import rayal.project.upgrade as upgrade_module
 from rayal.cli import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
 from rayal.project import Event, Ledger
-from rayal.project.database import alone, open_database, sqlite, writing
+from rayal.project.database import open_database, sqlite, writing
+from rayal.project.folders import held
 from rayal.project.replay import replay
 from rayal.project.upgrade import Upgrade, migrate, upgrade
 from rayal.project.versions import SCHEMA, Schema, noted_version
@@ -271,7 +272,7 @@ def test_a_ledger_in_use_is_left_alone(
 
 @on_files
 def test_an_upgrade_waits_for_an_opener(root: Path, newer: Schema) -> None:
-    with alone(root):
+    with held(root):
         upgrading = threading.Thread(target=lambda: upgrade(root, schema=newer))
         upgrading.start()
         upgrading.join(timeout=0.3)
