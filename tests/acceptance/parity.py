@@ -276,15 +276,20 @@ def houses(file: Path, count: int = 400) -> None:
 
 
 def customers(file: Path, count: int = 500) -> None:
-    """Write a table with numbers and categories, and a class that depends on both."""
-    chance, rows = random.Random(9), []
-    for at in range(count):
+    """Write a table with numbers and categories, and a class that depends on both.
+
+    Half of the rows are there twice, so that scores are equal and the order among them shows.
+    """
+    chance, rows = random.Random(9), list[tuple[Any, ...]]()
+    while len(rows) < count:
         age, income = chance.randint(18, 90), chance.gauss(40, 12)
         city, member = chance.choice(CITIES), chance.choice((True, False))
         score = (
             0.05 * income - 0.02 * age + CITIES.index(city) * 0.4 + member + chance.gauss(0, 0.5)
         )
-        rows.append((f"c{at:03d}", age, income, city, member, "buys" if score > 2.2 else "leaves"))
+        label = "buys" if score > 2.2 else "leaves"
+        for _ in range(chance.randint(1, 2)):
+            rows.append((f"c{len(rows):03d}", age, income, city, member, label))
     write_csv(file, ("id", "age", "income", "city", "member", "label"), rows)
 
 
@@ -347,12 +352,19 @@ NEEDS: dict[str, tuple[Settings, Settings]] = {
 
 
 def made(place: Place, settings: Settings) -> Settings:
-    """Return the digits' settings with others in their place, and write the data that they name."""
+    """Return the digits' settings with others in their place; of own data the pool is there then.
+
+    It is ingested under a fixed name: by default a pool is named by the path of its file too.
+    """
     whole = {**DIGITS, **settings}
-    source = whole["pool"]["source"]
-    if source in DATA:
-        DATA[source](place.folder / source)
-    return whole
+    name, _, suffix = whole["pool"]["source"].partition(".")
+    if not suffix:
+        return whole
+    DATA[whole["pool"]["source"]](place.folder / f"{name}.csv")
+    keys = [f"{key}={json.dumps(v)}" for key, v in whole["pool"].items() if key != "source"]
+    argv = ["ingest", f"{name}.csv", "--storage", "run", "--name", name]
+    place.rayal(*argv, *(word for key in keys for word in ("--set", key)))
+    return {**whole, "pool": {"source": name}}
 
 
 # -- jobs ---------------------------------------------------------------------------------------
@@ -434,10 +446,8 @@ def on_ray(place: Place) -> Values:
 def labeled_by_hand(place: Place) -> Values:
     """A run without an oracle: export what is offered, label it from a file, run again."""
     settings = made(place, {**CUSTOMERS, "strategies": ["margin"], "oracle": "none", "rounds": 1})
-    pool = {n: v for n, v in settings["pool"].items() if n not in ("test_share", "source")}
     with (place.folder / "customers.csv").open(newline="") as lines:
         truth = {row["id"]: row["label"] for row in csv.DictReader(lines)}
-    settings |= {"pool": {**pool, "source": "customers.csv"}}
     settings["task"] = {"kind": "table", "classes": ["buys", "leaves"]}
     offered = []
     for _ in range(2):
