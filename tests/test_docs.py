@@ -44,7 +44,7 @@ PAGES = [README, *DOCS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _FENCE = re.compile(r"^```(\S*)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
 PROGRAMS = {"uv", "pip", "ray", "serve", "export", "python3", "pg_dump", "pg_restore"}
-PROGRAMS |= {"cp", "echo", "mkdir", "rm", "tar"}
+PROGRAMS |= {"cp", "echo", "mkdir", "mv", "rm", "tar"}
 COMMAND = typer.main.get_command(app)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -309,7 +309,7 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
     broken = dataclasses.replace(scan, strategy=Broken())
     options = RayOptions(staged=True, scanner_cpus=0.5)
     with pytest.raises(ScoreError, match="scored item 'row-"):
-        list(map_parts(options, broken, parts[:1], threads=1, report=lambda rows: None))
+        list(map_parts(options, broken, parts, threads=1, report=lambda rows: None))
     with pytest.raises(ClusterError, match="decoding needs 1 CPUs beside the 2"):
         options = RayOptions(staged=True, scanner_cpus=2)
         list(map_parts(options, scan, parts, threads=1, report=lambda rows: None))
