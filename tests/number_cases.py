@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from loop_cases import finish
+from pools import houses, pool_at_once, split
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
@@ -24,23 +23,9 @@ POOL, TEST = 120, 60
 PLAIN = Supervised(steps=200, batch=32, epoch_steps=100, schedule="constant", lr=1e-2)
 
 
-def houses(seed: int = 0) -> tuple[Any, Any]:
-    """Return rows ``[N, 3]`` of very different scales, and a number near 1,000 of each ``[N]``."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(POOL + TEST, 3)) * [1.0, 100.0, 0.01] + [0.0, 500.0, 3.0]
-    y = 1000.0 + 30.0 * x[:, 0] - 0.2 * (x[:, 1] - 500.0) + rng.normal(size=len(x)) * 2.0
-    return x, y
-
-
 def number_pool(root: Path) -> Pool:
-    x, y = houses()
-    ids = [f"house:{i:03d}" for i in range(POOL + TEST)]
-    cut: Any = {"pool": slice(0, POOL), "test": slice(POOL, POOL + TEST)}
-    made = [
-        array_source(x[at], y[at], ids=ids[at], features=("a", "b", "c"), role=role)
-        for role, at in cut.items()
-    ]
-    return Pool.ingest(root, "houses", made)
+    sources = split(*houses(POOL + TEST), POOL, features=("a", "b", "c"))
+    return pool_at_once(root, "houses", *sources)
 
 
 def number_spec(strategy: Strategy, **changes: Any) -> ProjectSpec:

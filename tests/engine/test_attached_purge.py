@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from loop_cases import finish
-from pool_cases import pool_of, spec
+from pool_cases import spec
+from pools import blob_pool
 
 from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
@@ -19,7 +20,7 @@ from rayal.registry import strategies
 @pytest.mark.parametrize("keep", ["last", "all"])
 def test_the_twin_of_a_forgotten_item_is_taken_out_too(keep: str, tmp_path: Path) -> None:
     what = spec(strategies["dfal"](), rounds=2, keep=keep)
-    project = Project.create(Ledger(tmp_path), "p", pool_of(tmp_path, 1), what)
+    project = Project.create(Ledger(tmp_path), "p", blob_pool(tmp_path, 1), what)
     oracle = Oracle(project.pool)
     project.prepare()
     oracle.work(project)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from loop_cases import finish, picks_of
+from pools import blob_rows, pool_at_once, split
 from torch import Tensor, nn
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
@@ -49,15 +49,8 @@ NETWORK = NetworkSpec("mlp", {"widths": (24, 12), "dropout": 0.3})
 
 def made(root: Path, *, order: int | None = None, test: bool = True) -> Pool:
     """Ingest a small labeled table; ``order`` shuffles the source."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, size=ROWS + TEST)
-    x = rng.normal(size=(ROWS + TEST, 5)) + y[:, None]
-    ids = np.array([f"row-{i:04d}" for i in range(ROWS + TEST)])
-    at = np.arange(ROWS) if order is None else np.random.default_rng(order).permutation(ROWS)
-    sources = [array_source(x[at], y[at], ids=ids[at].tolist(), role="pool")]
-    if test:
-        sources.append(array_source(x[ROWS:], y[ROWS:], ids=ids[ROWS:].tolist(), role="test"))
-    return Pool.ingest(root, "rows", sources)
+    sources = split(*blob_rows(0, ROWS + TEST), ROWS, order=order)
+    return pool_at_once(root, "rows", *(sources if test else sources[:1]))
 
 
 def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:

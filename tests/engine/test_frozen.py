@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from loop_cases import finish, picks_of
-from sklearn.datasets import load_digits
+from pools import digit_rows, digit_source, pool_of
 from torch import nn
 
 from rayal.config import load
@@ -27,6 +27,7 @@ from rayal.engine.embed import Embed
 from rayal.engine.estimate import Speed, estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pool import Part, Pool
+from rayal.engine.rows import Role
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.shards import column_tensor, open_columns, open_tiles
@@ -67,25 +68,15 @@ class Overflow(nn.Module):
 TINY = BackboneSpec(f"{__name__}:tiny", "random")
 
 
-def images(start: int, count: int) -> tuple[Any, Any, list[str]]:
-    x, y = load_digits(return_X_y=True)
-    at = slice(start, start + count)
-    pixels = (x[at].reshape(-1, 8, 8) * 15).astype(np.uint8)
-    return pixels, y[at], [f"digit-{i:04d}" for i in range(start, start + count)]
-
-
 def grow(root: Path, start: int, count: int = PART) -> Pool:
-    """Add images as a part of their own."""
-    x, y, ids = images(start, count)
-    return Pool.ingest(root, "digits", [array_source(x, y, ids=ids)])
+    """Add digits as a part of their own."""
+    return pool_of(root, "digits", digit_source(start, count))
 
 
 def made(root: Path, parts: int = 2) -> Pool:
     """Ingest digits as several parts of the pool and one of the test."""
-    for number in range(parts):
-        grow(root, number * PART)
-    x, y, ids = images(1700, TEST)
-    return Pool.ingest(root, "digits", [array_source(x, y, ids=ids, role="test")])
+    sources = [digit_source(number * PART, PART) for number in range(parts)]
+    return pool_of(root, "digits", *sources, digit_source(1700, TEST, "test"))
 
 
 def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
@@ -260,7 +251,7 @@ def test_other_weights_are_another_cache_and_another_model(
 
 
 def test_an_embedding_that_is_not_finite_names_the_item(tmp_path: Path) -> None:
-    x, y, ids = images(0, 40)
+    x, y, ids = digit_rows(0, 40)
     x[7, 0, :] = 255
     pool = Pool.ingest(tmp_path, "digits", [array_source(x, y, ids=ids)])
     what = spec(
@@ -307,10 +298,9 @@ SETTINGS: dict[str, Any] = {
 def settings_file(folder: Path) -> Path:
     """Ingest a pool of two parts and write the settings of a run on it."""
     root = folder / "run"
-    for role, start, count in (("pool", 0, 40), ("pool", 40, 40), ("test", 1700, 20)):
-        x, y, ids = images(start, count)
-        source = array_source(x, y, ids=ids, role=role)  # type: ignore[arg-type]
-        Pool.ingest(root, "digits-parts", [source])
+    parts: list[tuple[Role, int, int]] = [("pool", 0, 40), ("pool", 40, 40), ("test", 1700, 20)]
+    for role, start, count in parts:
+        pool_of(root, "digits-parts", digit_source(start, count, role))
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, "storage": str(root)}))
     return config

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from pool_cases import finished, pool_of, spec
+from pool_cases import finished, spec
+from pools import blob_pool
 from torch import Tensor
 
 from rayal.engine.driver import Project
@@ -216,7 +217,7 @@ def test_killed_around_its_commit_a_round_remembers_the_same(
 ) -> None:
     whole = finished(tmp_path / "whole", tally())
     root = tmp_path / "broken"
-    project = Project.create(Ledger(root), "p", pool_of(root), tally())
+    project = Project.create(Ledger(root), "p", blob_pool(root), tally())
     project.prepare()
     oracle = Oracle(project.pool)
     killed = 0

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from number_cases import PLAIN, POOL, houses, number_pool, number_project, number_spec
+from number_cases import PLAIN, POOL, TEST, number_pool, number_project, number_spec
+from pools import houses
 
 from rayal.config import load
 from rayal.engine.embed import Inputs
@@ -27,7 +28,7 @@ def test_rounds_on_numbers_learn_and_tell_rmse_in_units_of_the_number(tmp_path: 
     project = number_project(tmp_path, strategies["random"]())
     first, last = (r.metrics for r in project.rounds())
     assert list(last) == ["rmse", "nll"]
-    _, y = houses()
+    _, y, _ = houses(POOL + TEST)
     spread = float(np.std(y[POOL:]))
     assert last["rmse"] < 0.4 * spread  # 30 x 1,000: the mean alone has the spread as its rmse
     assert first["nll"] > 0.5 * np.log(2 * np.pi)  # units of the number, not of the deviation
@@ -44,8 +45,8 @@ def test_predictions_of_a_version_have_a_mean_and_a_variance(tmp_path: Path) -> 
     committee = project.committee(1)
     rows = project.pool.take(list(project.pool.ids("test")))
     made = answers(committee, rows, project.spec.scan, 1)
-    _, y = houses()
-    truth = dict(zip([f"house:{i:03d}" for i in range(len(y))], y, strict=True))
+    _, y, ids = houses(POOL + TEST)
+    truth = dict(zip(ids, y, strict=True))
     errors = [a.label - truth[i] for a, i in zip(made, project.pool.ids("test"), strict=True)]
     rmse = project.rounds()[1].metrics["rmse"]
     assert float(np.sqrt(np.mean(np.square(errors)))) == pytest.approx(rmse)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from loop_cases import finish, picks_of
+from pools import TEST_ROWS, blobs, pool_at_once, pool_of
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
 from rayal.engine.files import collect_files, drop_files
@@ -37,19 +37,9 @@ NETWORK = NetworkSpec("mlp", {"widths": (12, 6), "dropout": 0.2})
 ROWS = 240
 
 
-def source(start: int, count: int = ROWS, role: Any = "pool", *, turn: int = 0) -> Any:
-    """Return rows of three classes; ``turn`` gives other labels, in another order."""
-    rng = np.random.default_rng(start)
-    y = rng.integers(0, 3, size=count)
-    x = rng.normal(size=(count, 5)) + y[:, None]
-    ids = [f"row-{start + i:05d}" for i in range(count)]
-    at = np.roll(np.arange(count), 7 * turn)
-    return array_source(x[at], (y[at] + turn) % 3, ids=[ids[i] for i in at], role=role)
-
-
-def pool_of(root: Path, *, turn: int = 0) -> Pool:
-    given = [source(0, turn=turn), source(90_000, 60, "test", turn=turn)]
-    return Pool.ingest(root, "rows", given if turn == 0 else given[::-1])
+def ingested(root: Path, *, turn: int = 0) -> Pool:
+    sources = [blobs(0, ROWS, turn=turn), blobs(TEST_ROWS, 60, "test", turn=turn)]
+    return pool_at_once(root, "rows", *(sources if turn == 0 else sources[::-1]))
 
 
 def spec(**changes: Any) -> ProjectSpec:
@@ -84,7 +74,7 @@ def pretraining(project: Project) -> Pretraining:
 
 
 def test_it_runs_once_for_all_rounds_strategies_and_sizes_of_committees(tmp_path: Path) -> None:
-    pool, calls = pool_of(tmp_path), []
+    pool, calls = ingested(tmp_path), []
     first = simulate(tmp_path, pool, spec(), report=lambda *call: calls.append(call))
     hash = outputs(first)[0]["model"]
     assert outputs(first) == [{"model": hash, "rows": ROWS, "steps": s} for s in (30, 0, 0)]
@@ -100,7 +90,7 @@ def test_it_runs_once_for_all_rounds_strategies_and_sizes_of_committees(tmp_path
 def test_what_it_depends_on_has_another_hash_and_what_it_does_not_has_the_same(
     tmp_path: Path,
 ) -> None:
-    pool = pool_of(tmp_path)
+    pool = ingested(tmp_path)
     ledger = Ledger(tmp_path)
     hashes = []
     other: list[dict[str, Any]] = [
@@ -124,7 +114,7 @@ def test_the_weights_know_no_label_and_no_order_of_ingest(tmp_path: Path) -> Non
     found, hashes = [], []
     for turn in (0, 1):
         root = tmp_path / str(turn)
-        project = simulate(root, pool_of(root, turn=turn), spec(rounds=0))
+        project = simulate(root, ingested(root, turn=turn), spec(rounds=0))
         found.append(pretraining(project).weights(0))
         hashes.append(outputs(project)[0]["model"])
     assert hashes[0] == hashes[1]
@@ -141,7 +131,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(
     kill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rayal.learners.layerwise.CHECKPOINT", 8)  # epochs of 8, 8, 8 and 6 steps
-    whole = simulate(tmp_path / "a", pool_of(tmp_path / "a"), spec())
+    whole = simulate(tmp_path / "a", ingested(tmp_path / "a"), spec())
     root, passed = tmp_path / "b", 0
 
     def point(name: str) -> None:
@@ -152,7 +142,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(
             raise Killed
 
     monkeypatch.setattr("rayal.engine.checkpoints.failpoint", point)
-    project = Project.create(Ledger(root), "p", pool_of(root), spec())
+    project = Project.create(Ledger(root), "p", ingested(root), spec())
     with pytest.raises(Killed):
         finish(project)
     calls: list[tuple[str, int, int]] = []
@@ -166,7 +156,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(
 def test_a_committee_is_loaded_without_reading_the_pretraining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = simulate(tmp_path, pool_of(tmp_path), spec(rounds=0))
+    project = simulate(tmp_path, ingested(tmp_path), spec(rounds=0))
     monkeypatch.setattr(Pretraining, "weights", lambda self, round: 1 / 0)
     assert project.committee(0).size == 1
     for path in (tmp_path / "models").glob("*"):
@@ -179,12 +169,12 @@ def test_a_committee_is_loaded_without_reading_the_pretraining(
 def test_a_pool_that_has_grown_is_pretrained_on_anew_and_the_old_weights_go(
     tmp_path: Path,
 ) -> None:
-    project = Project.create(Ledger(tmp_path), "p", pool_of(tmp_path), spec(rounds=None))
+    project = Project.create(Ledger(tmp_path), "p", ingested(tmp_path), spec(rounds=None))
     project.prepare()
     for _ in range(2):
         Oracle(project.pool).work(project)
         project.train()
-    Pool.ingest(tmp_path, "rows", [source(5000, 100)])
+    pool_of(tmp_path, "rows", blobs(5000, 100))
     Oracle(Pool.open(tmp_path, "rows")).work(project)
     project.train()
     made = outputs(project)
@@ -200,8 +190,8 @@ def test_a_pool_that_has_grown_is_pretrained_on_anew_and_the_old_weights_go(
 
 
 def test_every_row_is_each_item_of_the_pool_once_and_no_test_item(tmp_path: Path) -> None:
-    pool_of(tmp_path)
-    Pool.ingest(tmp_path, "rows", [source(5000, 100)])
+    ingested(tmp_path)
+    pool_of(tmp_path, "rows", blobs(5000, 100))
     pool = Pool.open(tmp_path, "rows")
     rows = EveryRow(Inputs(pool, task_of(pool, {})))
     assert len(rows) == ROWS + 100 and sorted(rows.ids) == sorted(pool.ids("pool"))
@@ -223,14 +213,14 @@ def test_without_steps_projects_are_those_of_supervised_and_with_steps_they_are_
     none = dataclasses.replace(LEARNER, pretrain_steps=0)
     for number, learner in enumerate((Supervised(**shared), none, LEARNER)):
         root = tmp_path / str(number)
-        made.append(simulate(root, pool_of(root), spec(learner=learner)))
+        made.append(simulate(root, ingested(root), spec(learner=learner)))
     plain, ablated, whole = (picks(project) for project in made)
     assert plain == ablated and plain != whole
     assert outputs(made[1]) == []
 
 
 def test_unfit_networks_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path)
+    pool = ingested(tmp_path)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"network": NetworkSpec("mlp", {"widths": ()})}, "no hidden layer.*network mlp"),
         ({"network": NetworkSpec(f"{__name__}:normed")}, "BatchNorm1d|Sequential.*network mlp"),
@@ -251,7 +241,7 @@ def normed(input_shape: tuple[int, ...], n_outputs: int) -> Any:
 
 
 def test_the_stage_stands_before_training(tmp_path: Path) -> None:
-    project = simulate(tmp_path, pool_of(tmp_path), spec(rounds=0))
+    project = simulate(tmp_path, ingested(tmp_path), spec(rounds=0))
     stages = [s.stage for s in project.ledger.stages("p") if s.round == 0]
     assert stages[:3] == ["prepare", "pretrain", "train"]
     assert isinstance(pretraining(project).learner, LayerTraining)

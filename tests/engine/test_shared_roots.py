@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_cases import finish, picks_of
+from pools import pool_at_once, split
 
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -30,10 +31,8 @@ def made(root: Path, name: str = "rows", rows: int = 80, shift: float = 0.0) -> 
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, size=rows + 20)
     x = rng.normal(size=(rows + 20, 3)) + y[:, None] + shift
-    ids = np.array([f"r{i:03d}" for i in range(rows + 20)])
-    parts = (("pool", slice(0, rows)), ("test", slice(rows, None)))
-    sources = [array_source(x[at], y[at], ids=ids[at].tolist(), role=role) for role, at in parts]  # type: ignore[arg-type]
-    return Pool.ingest(root, name, sources)
+    ids = [f"r{i:03d}" for i in range(rows + 20)]
+    return pool_at_once(root, name, *split(x, y, ids, rows))
 
 
 def spec(strategy: str = "margin", **changes: Any) -> ProjectSpec:

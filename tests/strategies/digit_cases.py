@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from loop_cases import finish, picks_of
+from pools import pool_at_once, split
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
@@ -38,11 +38,9 @@ def digits() -> Any:
 
 
 def digit_pool(root: Path) -> Pool:
-    x, y = digits()
     ids = [f"digit-{i:04d}" for i in range(POOL + TEST)]
-    cut = {"pool": slice(0, POOL), "test": slice(POOL, POOL + TEST)}
-    sources = [array_source(x[at], y[at], ids=ids[at], role=r) for r, at in cut.items()]  # type: ignore[arg-type]
-    return Pool.ingest(root, "digits", sources)
+    x, y = (values[: POOL + TEST] for values in digits())
+    return pool_at_once(root, "digits", *split(x, y, ids, POOL))
 
 
 def digit_spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
