@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from loop_cases import finish, picks_of
+from pools import blob_pool, blob_rows, pool_of
 
 from rayal.engine.arrays import array_source
 from rayal.engine.checkpoints import FolderStore
@@ -53,22 +54,6 @@ NETWORK = NetworkSpec("mlp", {"widths": (24, 12), "dropout": 0.3})
 ROWS = 300  # of each of the pool's parts
 
 
-def rows(start: int, count: int = ROWS) -> Any:
-    rng = np.random.default_rng(start)
-    y = rng.integers(0, 3, size=count)
-    x = rng.normal(size=(count, 5)) + y[:, None]
-    return x, y, [f"row-{start + i:05d}" for i in range(count)]
-
-
-def pool_of(root: Path, parts: int = 3) -> Pool:
-    """Ingest a labeled table in several additions, so that it has several parts."""
-    for number in range(parts):
-        x, y, ids = rows(number * ROWS)
-        Pool.ingest(root, "rows", [array_source(x, y, ids=ids)])
-    x, y, ids = rows(90_000, 60)
-    return Pool.ingest(root, "rows", [array_source(x, y, ids=ids, role="test")])
-
-
 def spec(strategy: Strategy, **changes: Any) -> ProjectSpec:
     base = ProjectSpec(
         network=NETWORK,
@@ -92,7 +77,7 @@ def both(root: Path, on_ray: Executor, what: ProjectSpec) -> tuple[Project, Proj
     made = []
     for executor in (LOCAL, on_ray):
         folder = root / executor.name
-        project = Project.create(Ledger(folder), "p", pool_of(folder), what, executor=executor)
+        project = Project.create(Ledger(folder), "p", blob_pool(folder), what, executor=executor)
         simulated(project)
         made.append(project)
     return made[0], made[1]
@@ -130,9 +115,9 @@ def test_a_member_whose_file_another_run_has_replaced_is_begun_once_more(
         return store.recorded_by(committed, store.commit)
 
     local, remote = tmp_path / "local", tmp_path / "remote"
-    whole = Project.create(Ledger(local), "p", pool_of(local), spec(strategies["margin"]()))
+    whole = Project.create(Ledger(local), "p", blob_pool(local), spec(strategies["margin"]()))
     expected = simulated(whole)
-    pool = pool_of(remote)
+    pool = blob_pool(remote)
     project = Project.create(
         Ledger(remote), "p", pool, spec(strategies["margin"]()), executor=on_ray
     )
@@ -216,7 +201,7 @@ class Counting:
 
 
 def test_a_lost_scanning_worker_costs_its_part_only(on_ray: Executor, tmp_path: Path) -> None:
-    pool = pool_of(tmp_path)
+    pool = blob_pool(tmp_path)
     ticks: list[int] = []
     job = Counting(pool, tmp_path / "killed")
     parts = pool.parts_of("pool")
@@ -229,7 +214,7 @@ def test_a_lost_scanning_worker_costs_its_part_only(on_ray: Executor, tmp_path: 
 def test_a_part_whose_workers_die_again_and_again_ends_the_run(
     on_ray: Executor, tmp_path: Path
 ) -> None:
-    pool = pool_of(tmp_path, 1)
+    pool = blob_pool(tmp_path, 1)
     job = Counting(pool, tmp_path / "killed", always=True)
     options = RayOptions(restarts=0)
     made = map_parts(options, job, pool.parts_of("pool"), threads=1, report=lambda rows: None)
@@ -246,7 +231,7 @@ class Failing:
 
 
 def test_an_error_of_ours_comes_back_as_itself(on_ray: Executor, tmp_path: Path) -> None:
-    pool = pool_of(tmp_path, 1)
+    pool = blob_pool(tmp_path, 1)
     with pytest.raises(ScoreError, match="item 'x' scored NaN"):
         list(
             on_ray.map_parts(Failing(), pool.parts_of("pool"), threads=1, report=lambda rows: None)
@@ -254,7 +239,7 @@ def test_an_error_of_ours_comes_back_as_itself(on_ray: Executor, tmp_path: Path)
 
 
 def test_what_no_node_has_is_said_at_once(on_ray: Executor, tmp_path: Path) -> None:
-    pool = pool_of(tmp_path, 1)
+    pool = blob_pool(tmp_path, 1)
     job, parts = Counting(pool), pool.parts_of("pool")
     for options, match in (
         (RayOptions(scanner_cpus=64), "needs 64 CPUs and 0 GPUs, and no node has them"),
@@ -285,7 +270,7 @@ class Broken(Strategy):
 
 def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Path) -> None:
     what = spec(strategies["badge"](), rounds=0)
-    pool = pool_of(tmp_path)
+    pool = blob_pool(tmp_path)
     project = Project.create(Ledger(tmp_path), "p", pool, what)
     simulated(project)
     scan = Scan(pool, project.committee(0), what.strategy, LEARNER, what.scan)
@@ -317,7 +302,7 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
 
 def test_the_weights_of_a_round_are_sent_once(on_ray: Executor, tmp_path: Path) -> None:
     project = Project.create(
-        Ledger(tmp_path), "p", pool_of(tmp_path, 1), spec(strategies["margin"](), rounds=0)
+        Ledger(tmp_path), "p", blob_pool(tmp_path, 1), spec(strategies["margin"](), rounds=0)
     )
     simulated(project)
     committee = project.committee(0)
@@ -355,7 +340,7 @@ def trained(root: Path, executor: Executor, **changes: Any) -> Project:
     learner = Fragile(steps=20, batch=16, epoch_steps=10, killed=str(root / "killed"))
     learner = dataclasses.replace(learner, **changes.pop("learner", {}))
     what = spec(strategies["margin"](), members=3, learner=learner, **changes)
-    project = Project.create(Ledger(root), "p", pool_of(root), what, executor=executor)
+    project = Project.create(Ledger(root), "p", blob_pool(root), what, executor=executor)
     project.prepare()
     oracle = Oracle(project.pool)
     oracle.work(project)
@@ -419,7 +404,7 @@ class Mortal(KCenter):
 def columns(root: Path, parts: int) -> list[Path]:
     """Scan a pool and return its column parts."""
     what = spec(strategies["coreset"](), rounds=1, keep="all")
-    project = Project.create(Ledger(root), "p", pool_of(root, parts), what)
+    project = Project.create(Ledger(root), "p", blob_pool(root, parts), what)
     simulated(project)
     return sorted((root / "columns").rglob("*.arrow"))
 
@@ -455,14 +440,14 @@ def test_a_pool_grows_between_rounds_and_pending_items_are_context(
     for executor in (LOCAL, on_ray):
         root = tmp_path / executor.name
         what = spec(strategies[name](), rounds=None)
-        project = Project.create(Ledger(root), "p", pool_of(root, 2), what, executor=executor)
+        project = Project.create(Ledger(root), "p", blob_pool(root, 2), what, executor=executor)
         oracle = Oracle(project.pool)
         project.prepare()
         oracle.work(project)
         project.train(oracle.truth)
         pending = [lease.item for lease in project.lease(10)]
-        x, y, ids = rows(5000)
-        Pool.ingest(root, "rows", [array_source(x + 2.0, y, ids=ids)])
+        x, y, ids = blob_rows(5000, ROWS)
+        pool_of(root, "rows", array_source(x + 2.0, y, ids=ids))
         oracle = Oracle(Pool.open(root, "rows"))
         project.tell({item: oracle.answer(item) for item in pending[:4]})
         project.train(oracle.truth)  # six items are pending: offered, not labeled
