@@ -36,5 +36,5 @@ if __name__ == "__main__":
     for name, check in LEARNER_CHECKS.items():
         print("contract:", name, check(Mixup()) or "holds")
     for name in ("supervised", "mixup"):
-        given = {"pool": {"source": "digits"}, "rounds": 1, "learner": {"name": name}}
+        given = {"pool": {"source": "digits"}, "rounds": 0, "learner": {"name": name, "steps": 200}}
         print(name, run(load(given | {"storage": f"runs/{name}"})).points[-1].metrics)

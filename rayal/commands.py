@@ -48,7 +48,8 @@ def run_settings(
         )
         console.out.print(shown)
         console.out.print(f"outputs: {outcome.folder}", highlight=False, soft_wrap=True)
-        console.out.print(f"plot:    {outcome.folder / 'curve.png'}", highlight=False)
+        plot = outcome.folder / "curve.png"
+        console.out.print(f"plot:    {plot}", highlight=False, soft_wrap=True)
     for name, count in outcome.waiting.items():
         where = f"{settings.storage}#{name}"
         console.out.print(

@@ -35,7 +35,6 @@ SMALL: dict[str, Any] = {
 def rayal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*argv: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rayal", *map(str, argv)])
-        monkeypatch.setenv("COLUMNS", "300")  # paths of temporary folders are not broken into lines
         with pytest.raises(SystemExit) as ended:
             main()
         out = capsys.readouterr()

@@ -276,7 +276,7 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
     scan = Scan(pool, project.committee(0), what.strategy, LEARNER, what.scan)
     parts = pool.parts_of("pool")
     ticks: list[int] = []
-    options = RayOptions(staged=True, scanner_cpus=0.5)
+    options = RayOptions(staged=True, scanner_cpus=0.6)  # two workers beside the decoding
     staged = {
         made.part: made for made in map_parts(options, scan, parts, threads=1, report=ticks.append)
     }
@@ -292,9 +292,9 @@ def test_two_stages_write_the_same_columns_as_one(on_ray: Executor, tmp_path: Pa
             assert all(torch.equal(a.columns[n], b.columns[n]) for n in scan.kept)
     assert not list(tmp_path.rglob("*piece*"))
     broken = dataclasses.replace(scan, strategy=Broken())
-    options = RayOptions(staged=True, scanner_cpus=0.5)
+    options = RayOptions(staged=True, scanner_cpus=1.0)
     with pytest.raises(ScoreError, match="scored item 'row-"):
-        list(map_parts(options, broken, parts, threads=1, report=lambda rows: None))
+        list(map_parts(options, broken, parts[:1], threads=1, report=lambda rows: None))
     with pytest.raises(ClusterError, match="decoding needs 1 CPUs beside the 2"):
         options = RayOptions(staged=True, scanner_cpus=2)
         list(map_parts(options, scan, parts, threads=1, report=lambda rows: None))
