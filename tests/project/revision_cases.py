@@ -13,11 +13,12 @@ from rayal.project.columns import NAME, parent
 from rayal.project.schema import metadata
 from rayal.project.versions import SCHEMA, Schema
 
+OLD, NEW = SCHEMA.version, str(int(SCHEMA.version) + 1)
 SCRIPT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "{new:04}", "{old:04}"
 NAME = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 
@@ -58,7 +59,7 @@ PLACES = {
 
 
 def later(folder: Path) -> Schema:
-    """Return version 2: what a later rayal would read, with the revision that leads there."""
+    """Return the next version, as a later rayal would read it, with the revision to it."""
     tables = MetaData()
     for table in metadata.sorted_tables:
         table.to_metadata(tables)
@@ -75,8 +76,9 @@ def later(folder: Path) -> Schema:
         parent("items", "project", "item"),
     )
     folder.mkdir()
-    (folder / "rev_0002.py").write_text(SCRIPT)
-    return Schema(tables, "2", (*SCHEMA.scripts, folder))
+    script = SCRIPT.replace("{new:04}", f"{int(NEW):04}").replace("{old:04}", f"{int(OLD):04}")
+    (folder / "rev_made_up.py").write_text(script)
+    return Schema(tables, NEW, (*SCHEMA.scripts, folder))
 
 
 def _default(value: str) -> Any:

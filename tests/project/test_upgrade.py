@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from alembic.script import ScriptDirectory
 from postgres_server import PostgresServer
-from revision_cases import contents, differences, later, outline
+from revision_cases import NEW, OLD, contents, differences, later, outline
 from sqlalchemy import Engine, create_engine, text
 from test_ledger_events import make_busy
 
@@ -137,7 +137,7 @@ def test_an_older_ledger_is_upgraded_with_every_row(
     before, told = state(root), events(root)
     assert all(before[2].values())  # no table is empty
     done = upgrade(root, schema=newer)
-    assert (done.found, done.version) == ("1", "2")
+    assert (done.found, done.version) == (OLD, NEW)
     engine, new, copy = opened(root, newer), empty(), empty()
     assert contents(engine) == before[2]
     assert differences(engine, newer.metadata) == []
@@ -159,7 +159,9 @@ def test_an_older_ledger_is_upgraded_with_every_row(
         assert conn.scalar(text("SELECT max(seq) FROM events")) == told[-1].seq + 2
     engine.dispose()
     for call in (Ledger, upgrade):  # of the older program
-        with pytest.raises(LedgerError, match=r"version 2, this rayal reads 1; open it with the "):
+        with pytest.raises(
+            LedgerError, match=f"version {NEW}, this rayal reads {OLD}; open it with the"
+        ):
             call(root)
 
 
@@ -209,10 +211,10 @@ def test_the_backup_is_a_ledger_of_the_old_version(
     restored, url = tmp_path / "restored", database()
     if url is None:
         restored.mkdir()
-        assert done.backup.match("ledger-before-0002-*Z.sqlite")
+        assert done.backup.match(f"ledger-before-{int(NEW):04}-*Z.sqlite")
         shutil.copy(done.backup, restored / "ledger.sqlite")
     else:
-        assert done.backup.match("ledger-before-0002-*Z.dump")
+        assert done.backup.match(f"ledger-before-{int(NEW):04}-*Z.dump")
         assert done.backup.stat().st_mode & 0o777 == 0o600
         plain = url.replace("+psycopg", "")
         subprocess.run(["pg_restore", "--no-owner", "-d", plain, done.backup], check=True)
@@ -237,11 +239,11 @@ def test_a_ledger_that_fits_needs_nothing(root: Path, newer: Schema) -> None:
     before = state(root)
     with Ledger(root):  # it may be in use
         done = upgrade(root)
-    assert (done.found, done.version, done.backup) == (None, "1", None)
+    assert (done.found, done.version, done.backup) == (None, OLD, None)
     assert state(root) == before
     upgrade(root, backed_up=True, schema=newer)
     again = upgrade(root, schema=newer)
-    assert (again.found, again.version) == (None, "2")
+    assert (again.found, again.version) == (None, NEW)
     assert backups(root) == []
 
 
@@ -249,7 +251,7 @@ def test_a_ledger_that_fits_needs_nothing(root: Path, newer: Schema) -> None:
 def test_an_older_ledger_is_opened_by_no_other_command(root: Path, newer: Schema) -> None:
     spaced = root.rename(root.with_name("my root"))
     with pytest.raises(
-        LedgerError, match=r"1, this rayal reads 2; .*: rayal upgrade '/.*/my root'"
+        LedgerError, match=rf"{OLD}, this rayal reads {NEW}; .*: rayal upgrade '/.*/my root'"
     ):
         opened(spaced, newer)
 
@@ -267,7 +269,7 @@ def test_a_ledger_in_use_is_left_alone(
         ledger.create_project("goes on", "digits", {})
     assert state(root)[:2] == before[:2]
     assert not [name for name in backups(root) if name.startswith(".")]
-    assert upgrade(root, schema=newer).found == "1"
+    assert upgrade(root, schema=newer).found == OLD
 
 
 @on_files
@@ -279,7 +281,7 @@ def test_an_upgrade_waits_for_an_opener(root: Path, newer: Schema) -> None:
         assert upgrading.is_alive()
         assert backups(root) == []
     upgrading.join()
-    assert state(root, newer)[0] == "2"
+    assert state(root, newer)[0] == NEW
 
 
 def test_of_two_upgrades_one_finds_nothing_to_do(root: Path, newer: Schema) -> None:
@@ -295,7 +297,7 @@ def test_of_two_upgrades_one_finds_nothing_to_do(root: Path, newer: Schema) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(str(d.found) for d in done) == ["1", "None"]
+    assert sorted(str(d.found) for d in done) == sorted([OLD, "None"])
     assert len(backups(root)) == 1
 
 
@@ -319,8 +321,8 @@ def test_a_killed_upgrade_leaves_the_old_ledger(point: str, root: Path, tmp_path
     assert left.startswith(".tmp-") == (point == "upgrade.backup")
     (root / left).rename(root / re.sub(r"\d+T\d+Z", "20000101T000000Z", left))
     newer = later(tmp_path / "b")
-    assert upgrade(root, schema=newer).found == "1"
-    assert state(root, newer)[0] == "2"
+    assert upgrade(root, schema=newer).found == OLD
+    assert state(root, newer)[0] == NEW
     assert not [name for name in backups(root) if name.startswith(".")]
 
 
@@ -345,7 +347,7 @@ def test_rows_without_their_parents_are_refused(tmp_path: Path, newer: Schema) -
         connection.execute("DELETE FROM snapshots WHERE number = 1")  # unfollowed keys
     with pytest.raises(LedgerError, match="1 rows without their parents, the first in 'parts'"):
         upgrade(tmp_path, schema=newer)
-    assert state(tmp_path)[0] == "1"
+    assert state(tmp_path)[0] == OLD
 
 
 def test_a_damaged_ledger_is_refused(tmp_path: Path, newer: Schema) -> None:
@@ -401,7 +403,7 @@ def test_without_pg_dump_the_operator_says_that_there_is_a_backup(
     with pytest.raises(LedgerError, match=r"pg_dump and pg_restore are not on PATH.*--backed-up"):
         upgrade(tmp_path, schema=newer)
     assert upgrade(tmp_path, schema=newer, backed_up=True).backup is None
-    assert state(tmp_path, newer)[0] == "2"
+    assert state(tmp_path, newer)[0] == NEW
 
 
 def test_a_pg_dump_that_fails_changes_nothing(
@@ -434,7 +436,7 @@ def test_what_is_written_during_the_backup_is_noticed(
     monkeypatch.setattr(upgrade_module, "_OTHERS", text("SELECT 0 WHERE :name <> ''"))  # gone again
     with pytest.raises(BusyError, match="was written to while it was backed up"):
         upgrade(tmp_path, schema=newer)
-    assert state(tmp_path)[0] == "1"
+    assert state(tmp_path)[0] == OLD
 
 
 def test_rows_of_both_versions_are_replayed(root: Path, empty: Empty, newer: Schema) -> None:
@@ -489,7 +491,7 @@ def test_the_command_says_what_was_done(
     code, out, _ = command(monkeypatch, capsys, root, "--json")
     told = json.loads(out)
     assert code == 0
-    assert (told["schema version"], told["upgrade"]) == ("2", "from 1")
+    assert (told["schema version"], told["upgrade"]) == (NEW, f"from {OLD}")
     assert Path(told["backup"]).exists()
     code, out, err = command(monkeypatch, capsys, root / "nothing")
     assert (code, out) == (2, "") and err.startswith("error: there is no ledger at")
