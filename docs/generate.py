@@ -18,12 +18,12 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rayal.config import Settings
 from rayal.console import registry_json
-from rayal.parameters import bounds_text, type_text
-from rayal.sections import Named, Section
 from rayal.service.bodies import ProjectBody
 from rayal.service.settings import ServiceSettings
+from rayal.settings.parameters import bounds_text, type_text
+from rayal.settings.run import Settings
+from rayal.settings.sections import Named, Section
 from rayal.strategies.base import TAXONOMY
 
 DOCS = Path(__file__).parent

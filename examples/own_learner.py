@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rayal.config import load
 from rayal.evaluation.protocol import run
 from rayal.learners import Batches, Learner, TrainContext, TrainData, TrainState
 from rayal.registry import learners
+from rayal.settings.run import load
 from rayal.testing import LEARNER_CHECKS
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayal.config import load
 from rayal.evaluation.protocol import run
 from rayal.registry import strategies
 from rayal.selection.objective import Commit, Objective, Progress
 from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.settings.run import load
 from rayal.signals import Embedding, LogProbs, Signal
 from rayal.strategies import Ctx, uncertainty
 from rayal.testing import STRATEGY_CHECKS

@@ -17,7 +17,6 @@ import typer
 
 from rayal import console
 from rayal.cli import split
-from rayal.config import Settings, load
 from rayal.engine.driver import Project
 from rayal.engine.files import collect_files
 from rayal.engine.pool import Pool
@@ -26,6 +25,7 @@ from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
 from rayal.evaluation.sources import pool_of, read_columns
 from rayal.project import Appearance, LabelRow, LeaseRow, Ledger
+from rayal.settings.run import Settings, load
 from rayal.strategies import select
 
 

@@ -22,15 +22,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rayal.config import Cell
 from rayal.display import out as out
 from rayal.display import plain_table
 from rayal.display import show as show
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.outcomes import seeds_text
-from rayal.parameters import ParameterInfo, factory_parameters, parameters
 from rayal.registry import learners, networks, strategies
+from rayal.settings.parameters import ParameterInfo, factory_parameters, parameters
+from rayal.settings.run import Cell
 from rayal.strategies.base import TAXONOMY
 
 err = Console(stderr=True)

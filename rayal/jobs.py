@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rayal import console
 from rayal.bench.results import load_results, results_path
-from rayal.config import Settings, load
 from rayal.engine.machine import Rates
 from rayal.errors import ResourceError, SettingsError
 from rayal.evaluation.planning import as_lines, plan_run
 from rayal.evaluation.unread import WhatIf
+from rayal.settings.run import Settings, load
 
 
 def settings_of(

@@ -43,7 +43,7 @@ def create(
     json_: Json = False,
 ) -> None:
     """Make a project, or find it there with the same settings."""
-    from rayal.yamlfile import read_mapping
+    from rayal.settings.yamlfile import read_mapping
 
     with _client(url, token) as client:
         _show(client.create_project(read_mapping(settings)), json_)

@@ -13,9 +13,9 @@ import yaml
 from annotated_types import Ge, Gt, Interval, MinLen
 from pydantic import BaseModel
 
-from rayal.config import Settings, example, load
 from rayal.errors import SettingsError
-from rayal.parameters import ParameterInfo, build, parameters
+from rayal.settings.parameters import ParameterInfo, build, parameters
+from rayal.settings.run import Settings, example, load
 from rayal.types import Seeds
 
 BASE: dict[str, Any] = {"pool": {"source": "digits"}}
@@ -259,7 +259,7 @@ def test_every_field_is_described_and_stands_in_the_example() -> None:
 
 @pytest.mark.processes
 def test_importing_loads_neither_torch_nor_ray() -> None:
-    code = "import sys, rayal.config, rayal.evaluation; print({'torch', 'ray'} & set(sys.modules))"
+    code = "import sys, rayal.settings.run, rayal.evaluation; print({'torch', 'ray'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "set()\n"
 

@@ -26,7 +26,6 @@ from idx_cases import idx_folder
 from PIL import Image
 
 from rayal.cli import app
-from rayal.config import Settings, load
 from rayal.console import registry_json
 from rayal.evaluation.protocol import run, spec_of
 from rayal.models.build import checked_parameters, find_factory
@@ -36,6 +35,7 @@ from rayal.service import creation
 from rayal.service.bodies import ProjectBody, parsed
 from rayal.service.serve import serve_settings
 from rayal.service.settings import ServiceSettings
+from rayal.settings.run import Settings, load
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

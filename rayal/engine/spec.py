@@ -10,8 +10,8 @@ from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.train import NetworkSpec
 from rayal.learners.base import Learner
 from rayal.models.backbone import BackboneSpec
-from rayal.parameters import build
 from rayal.registry import Table, learners, strategies
+from rayal.settings.parameters import build
 from rayal.strategies.base import Strategy
 from rayal.types import Seeds, digest, later_fields, stated
 

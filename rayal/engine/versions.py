@@ -18,10 +18,10 @@ from rayal.engine.train import NetworkSpec, committee_hash, load_committee
 from rayal.errors import NeedsError, StorageError
 from rayal.labels import Label
 from rayal.models.committee import Committee
-from rayal.parameters import build
 from rayal.project import Ledger, ModelRow
 from rayal.registry import learners
 from rayal.selection.threads import torch_threads
+from rayal.settings.parameters import build
 from rayal.signals import prediction_of
 from rayal.tasks import task_from_json
 from rayal.types import stated

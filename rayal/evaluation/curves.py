@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from rayal.config import BASELINE
 from rayal.errors import SettingsError, StorageError, nearest
 from rayal.evaluation.statistics import Interval, curve_mean, paired_bootstrap
+from rayal.settings.run import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

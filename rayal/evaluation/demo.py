@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rayal.config import Settings, load
+from rayal.settings.run import Settings, load
 
 INTRODUCTION = """\
 rayal demo: 1,797 images of digits, of which 400 are kept for testing.

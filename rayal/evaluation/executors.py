@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from rayal.config import Settings
 from rayal.engine.driver import Project
 from rayal.engine.estimate import estimate
 from rayal.engine.executor import Executor, RayOptions, open_executor
 from rayal.errors import SettingsError
 from rayal.models.committee import home_of
+from rayal.settings.run import Settings
 
 
 def executor_of(

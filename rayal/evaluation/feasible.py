@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rayal.config import Settings
 from rayal.engine.embed import head_task
 from rayal.engine.embed_demands import embedding_shape
 from rayal.engine.machine import machine_memory
@@ -19,6 +18,7 @@ from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError
 from rayal.project import Ledger
 from rayal.selection.threads import cores
+from rayal.settings.run import Settings
 
 # private bytes that come later: torch's own modules at a first training step (85 MB), torchvision,
 # scikit-learn, the report's matplotlib (measured together: 180 MB whatever the run)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayal.config import ModelSettings, Settings
 from rayal.engine.train import NetworkSpec
 from rayal.models.backbone import BackboneSpec
 from rayal.models.weights import RANDOM
+from rayal.settings.run import ModelSettings, Settings
 
 _ENCODER = "minilm"
 _HEADS: dict[str, dict[str, Any]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rayal.config import Cell
 from rayal.evaluation.curves import CurvePoint
+from rayal.settings.run import Cell
 
 
 class Observer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayal.config import Cell, OracleSettings
 from rayal.engine.driver import Project, RoundSummary
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.oracle import Oracle
+from rayal.settings.run import Cell, OracleSettings
 from rayal.types import Seeds
 
 

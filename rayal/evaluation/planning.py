@@ -10,7 +10,6 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from rayal.config import Cell, Settings
 from rayal.engine import demands
 from rayal.engine.embed import head_task
 from rayal.engine.embed_demands import EmbeddingShape, embedding_shape
@@ -25,6 +24,7 @@ from rayal.errors import SettingsError
 from rayal.evaluation.feasible import place_of
 from rayal.evaluation.protocol import spec_of
 from rayal.evaluation.unread import WhatIf, embedded_of, pool_shape
+from rayal.settings.run import Cell, Settings
 from rayal.tasks import Task
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rayal.config import Cell, LearnerSettings, Settings
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
@@ -33,9 +32,10 @@ from rayal.evaluation.report import approximations, remarks, versions, write_out
 from rayal.evaluation.sources import pool_of
 from rayal.evaluation.unread import tasks_beforehand
 from rayal.learners import Learner
-from rayal.parameters import build
 from rayal.project import Ledger
 from rayal.registry import learners, strategies
+from rayal.settings.parameters import build
+from rayal.settings.run import Cell, LearnerSettings, Settings
 from rayal.tasks import Task
 
 

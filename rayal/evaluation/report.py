@@ -17,7 +17,6 @@ import pyarrow.parquet
 from rich import box
 from rich.table import Table
 
-from rayal.config import BASELINE
 from rayal.engine.storage import write_durably
 from rayal.errors import StorageError
 from rayal.evaluation.curves import (
@@ -31,6 +30,7 @@ from rayal.evaluation.curves import (
     write_curve_csv,
 )
 from rayal.evaluation.statistics import Interval
+from rayal.settings.run import BASELINE
 
 pa: Any = pyarrow  # Arrow carries no types
 _PACKAGES = (

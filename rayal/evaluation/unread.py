@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.config import Cell, Settings
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Source
 from rayal.engine.shapes import PoolShape
@@ -21,8 +20,9 @@ from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.networks import task_settings
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
-from rayal.inputs import PoolSettings
 from rayal.project import Ledger, has_ledger
+from rayal.settings.inputs import PoolSettings
+from rayal.settings.run import Cell, Settings
 from rayal.tasks import Task, Vocabulary, task_for
 from rayal.tasks.text import LENGTH, SIZE
 

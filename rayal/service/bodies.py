@@ -18,12 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from rayal.config import SeedSettings
 from rayal.errors import SettingsError
 from rayal.labels import ClassLabel, NumberLabel, number_label
-from rayal.parameters import explain
-from rayal.sections import Count, Named, Section, Text, Texts, key
-from rayal.yamlfile import copied
+from rayal.settings.parameters import explain
+from rayal.settings.run import SeedSettings
+from rayal.settings.sections import Count, Named, Section, Text, Texts, key
+from rayal.settings.yamlfile import copied
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
 Side = Annotated[int, Field(ge=1, le=4096)]

@@ -66,8 +66,8 @@ def spec_of(asked: ProjectBody) -> ProjectSpec:
     from rayal.engine.scan_options import ScanOptions
     from rayal.engine.spec import Initial, ProjectSpec
     from rayal.engine.train import NetworkSpec
-    from rayal.parameters import build
     from rayal.registry import networks, strategies
+    from rayal.settings.parameters import build
 
     network = asked.model.network or _NETWORKS[asked.task.kind]
     for table, name in (
@@ -96,8 +96,8 @@ def spec_of(asked: ProjectBody) -> ProjectSpec:
 
 
 def _learner(asked: ProjectBody) -> Learner:
-    from rayal.parameters import build
     from rayal.registry import learners
+    from rayal.settings.parameters import build
 
     name, preset = asked.learner.name, asked.learner.preset
     if name not in learners:
@@ -151,7 +151,7 @@ def _pool(ledger: Ledger, asked: ProjectBody, prefixes: Prefixes) -> Pool:
 
 def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
     from rayal.evaluation.sources import pool_name, pool_of
-    from rayal.inputs import PoolSettings
+    from rayal.settings.inputs import PoolSettings
 
     given = asked.model_dump(exclude_none=True)
     source = prefixes.check(given.pop("path"))

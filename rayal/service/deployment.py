@@ -29,7 +29,7 @@ from rayal.service.content import ContentLimits
 from rayal.service.limits import OVERLOADED_SECONDS
 from rayal.service.settings import ServiceSettings, service_settings
 from rayal.service.uris import Prefixes
-from rayal.yamlfile import read_mapping
+from rayal.settings.yamlfile import read_mapping
 
 APP = "rayal"
 IMPORT_PATH = "rayal.service.deployment:build"

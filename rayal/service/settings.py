@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rayal.errors import SettingsError
-from rayal.parameters import explain
-from rayal.sections import Count, Section, Text, key
 from rayal.service.limits import Limits
-from rayal.yamlfile import copied
+from rayal.settings.parameters import explain
+from rayal.settings.sections import Count, Section, Text, key
+from rayal.settings.yamlfile import copied
 
 
 class SourceSettings(Section):

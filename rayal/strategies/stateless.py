@@ -10,11 +10,11 @@ import torch
 
 from rayal import acquisition
 from rayal.errors import NeedsError
-from rayal.parameters import build
 from rayal.registry import strategies
 from rayal.selection.arrays import Array, as_tensor
 from rayal.selection.devices import Precision, widened
 from rayal.selection.functions import select_rows
+from rayal.settings.parameters import build
 from rayal.strategies.base import Ctx, Strategy
 from rayal.types import Columns, Selection
 

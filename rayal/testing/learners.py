@@ -22,9 +22,9 @@ from rayal.learners import (
     fit,
 )
 from rayal.learners.feeds import FROM_POOL
-from rayal.parameters import build, parameters
 from rayal.registry import strategies
 from rayal.selection.threads import torch_threads
+from rayal.settings.parameters import build, parameters
 from rayal.strategies.base import TAXONOMY
 from rayal.testing.trials import (
     LABELED,

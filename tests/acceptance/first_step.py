@@ -12,10 +12,10 @@ from pathlib import Path
 
 STARTED = time.perf_counter()
 
-from rayal.config import Cell, load  # noqa: E402 - the clock starts before anything is loaded
 from rayal.evaluation.curves import CurvePoint  # noqa: E402
 from rayal.evaluation.observer import Observer  # noqa: E402
 from rayal.evaluation.protocol import run  # noqa: E402
+from rayal.settings.run import Cell, load  # noqa: E402 - the clock starts before anything is loaded
 
 
 class Clock(Observer):

@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow.parquet
 
-from rayal.config import BASELINE, Settings, load
 from rayal.evaluation.report import remarks
+from rayal.settings.run import BASELINE, Settings, load
 
 read_parquet: Any = pyarrow.parquet.read_table  # Arrow carries no types
 Row = dict[str, Any]

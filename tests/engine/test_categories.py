@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayal.config import load
 from rayal.engine.pool import Pool
 from rayal.errors import NeedsError, PoolError
 from rayal.evaluation.protocol import run
 from rayal.evaluation.sources import pool_of
-from rayal.inputs import PoolSettings
+from rayal.settings.inputs import PoolSettings
+from rayal.settings.run import load
 
 COLORS = ("blue", "green", "red")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayal.config import load
 from rayal.engine.arrays import array_source
 from rayal.engine.estimate import RAY_START, Estimate, estimate
 from rayal.engine.executor import RayOptions
@@ -20,6 +19,7 @@ from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.registry import strategies
+from rayal.settings.run import load
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 import torch
 from test_texts import TASK, made, picks, simulate, spec, table
 
-from rayal.config import load
 from rayal.engine.driver import Project
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import ProjectSpec
@@ -24,6 +23,7 @@ from rayal.learners import Supervised
 from rayal.models import sentence
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.settings.run import load
 
 LEARNER = Supervised(steps=12, batch=8, epoch_steps=6, lr=5e-3, encoder_lr=2e-3)
 

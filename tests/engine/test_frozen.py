@@ -19,7 +19,6 @@ from loop_cases import finish, picks_of
 from pools import digit_rows, digit_source, pool_of
 from torch import nn
 
-from rayal.config import load
 from rayal.engine import embed
 from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
@@ -40,6 +39,7 @@ from rayal.learners import Supervised
 from rayal.models.backbone import BackboneSpec
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.settings.run import load
 from rayal.strategies import Strategy
 
 PART, TEST = 300, 80

@@ -12,16 +12,16 @@ import torch
 from number_cases import PLAIN, POOL, TEST, number_pool, number_project, number_spec
 from pools import houses
 
-from rayal.config import load
 from rayal.engine.embed import Inputs
 from rayal.engine.trainset import check_spec, task_of
 from rayal.engine.versions import answers
 from rayal.errors import LabelError, NeedsError, SettingsError
 from rayal.evaluation.oracle import Oracle
-from rayal.inputs import TaskSettings
 from rayal.labels import NumberLabel
 from rayal.learners import Supervised
 from rayal.registry import learners, strategies
+from rayal.settings.inputs import TaskSettings
+from rayal.settings.run import load
 
 
 def test_rounds_on_numbers_learn_and_tell_rmse_in_units_of_the_number(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rayal.engine.sources import builtin
 from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError, UnknownNameError
 from rayal.evaluation.sources import pool_of
-from rayal.inputs import PoolSettings
+from rayal.settings.inputs import PoolSettings
 
 Bytes = npt.NDArray[np.uint8]
 

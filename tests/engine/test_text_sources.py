@@ -16,7 +16,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.sources import builtin
 from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
-from rayal.inputs import PoolSettings
+from rayal.settings.inputs import PoolSettings
 
 TEXTS = ['a, "quoted"\ntext of two lines', "Füße", "这部电影很好", "NA", "  padded "]
 DATA: dict[str, list[Any]] = {

@@ -13,7 +13,6 @@ import torch
 from loop_cases import finish
 from torch import Tensor, nn
 
-from rayal.config import load
 from rayal.engine.demands import scanning
 from rayal.engine.driver import Project
 from rayal.engine.embed import head_task
@@ -32,6 +31,7 @@ from rayal.learners import Supervised
 from rayal.models.backbone import BackboneSpec
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.settings.run import load
 from rayal.strategies import Strategy
 
 WORDS = {"neg": ["bad", "awful", "schlecht"], "pos": ["good", "fine", "schön"]}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rayal.config import load
 from rayal.errors import SettingsError
 from rayal.evaluation.executors import executor_of
+from rayal.settings.run import load
 
 WAITING: Any = SimpleNamespace(
     finished=False, waiting=False, spec=SimpleNamespace(committee_size=1)

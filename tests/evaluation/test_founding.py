@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayal.config import Settings, load
 from rayal.engine.trainset import check_spec
 from rayal.errors import BudgetError
 from rayal.evaluation.protocol import run
 from rayal.project import Ledger
+from rayal.settings.run import Settings, load
 
 
 def settings(root: Path, source: Path, **changes: Any) -> Settings:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from rayal.config import load
 from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
@@ -22,6 +21,7 @@ from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.project import Ledger
 from rayal.registry import strategies
+from rayal.settings.run import load
 
 
 def labeled(root: Path, rows: int = 100) -> Pool:

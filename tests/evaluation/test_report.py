@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 import rayal.evaluation.report as report
-from rayal.config import load
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.curves import CurvePoint, read_curve_csv
 from rayal.evaluation.report import approximations, remarks, table, versions, write_outputs
+from rayal.settings.run import load
 
 read_parquet: Any = pyarrow.parquet.read_table  # Arrow carries no types
 FILES = {

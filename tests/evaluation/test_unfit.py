@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayal.config import load
 from rayal.errors import NeedsError
 from rayal.evaluation import protocol
 from rayal.registry import strategies
+from rayal.settings.run import load
 
 # what a strategy asks of rows and network: words, that is texts and one table of word vectors;
 # dropout; an embedding before a last linear layer; a hidden layer, or two; rows that differentiate;

@@ -16,9 +16,9 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 import ray
 from ray.cluster_utils import Cluster
 
-from rayal.config import load
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
+from rayal.settings.run import load
 
 
 class Watch(Observer):

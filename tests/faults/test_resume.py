@@ -18,13 +18,13 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from rayal.config import load
 from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Role
 from rayal.evaluation.protocol import run
 from rayal.failpoints import NAMES
 from rayal.project import Ledger
+from rayal.settings.run import load
 
 SETTINGS: dict[str, Any] = {
     "pool": {"source": "digits"},

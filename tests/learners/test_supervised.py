@@ -37,8 +37,8 @@ from rayal.learners import (
 )
 from rayal.learners.averaging import refresh_batchnorm
 from rayal.learners.data import balanced_weights
-from rayal.parameters import build
 from rayal.registry import learners
+from rayal.settings.parameters import build
 from rayal.types import id_keys
 
 

@@ -17,12 +17,12 @@ import uvicorn
 from api_cases import Service, service
 from idx_cases import idx_folder
 
-from rayal.config import load
 from rayal.evaluation.protocol import run
 from rayal.evaluation.sources import pool_of
 from rayal.project import Ledger
 from rayal.service.due import Due
 from rayal.service.work import perform
+from rayal.settings.run import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROUNDS, STEPS, COUNT = 1, 10, 30

@@ -17,7 +17,7 @@ from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Cursor, Limit, ProjectName
 from rayal.service.schemas.projects import ProjectInfo, ProjectPage, ProjectSummary
-from rayal.yamlfile import copied
+from rayal.settings.yamlfile import copied
 
 routes = Section("projects")
 _TAG = {"headers": {"ETag": {"description": "the version", "schema": {"type": "string"}}}}

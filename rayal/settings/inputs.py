@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rayal.errors import SettingsError
-from rayal.sections import Count, Section, Text, Texts, key
+from rayal.settings.sections import Count, Section, Text, Texts, key
 
 
 class PoolSettings(Section):

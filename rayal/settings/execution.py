@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rayal.sections import Count, Section, Share, Text, key
+from rayal.settings.sections import Count, Section, Share, Text, key
 
 
 class ScanSettings(Section):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayal.errors import nearest
-from rayal.parameters import UnknownKeys
+from rayal.settings.parameters import UnknownKeys
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from rayal.errors import SettingsError, nearest
-from rayal.yamlfile import copied
+from rayal.settings.yamlfile import copied
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 Every key is a field with bounds and a one-line description, from which ``example`` is written.
 Hyperparameters of strategies and learners are the fields of their own classes; see
-``rayal.parameters``.
+``rayal.settings.parameters``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pydantic import (
 from pydantic import SerializerFunctionWrapHandler as Handler
 
 from rayal.errors import SettingsError
-from rayal.execution import RaySettings, ScanSettings, SelectionSettings
-from rayal.inputs import PoolSettings, TaskSettings
-from rayal.parameters import explain
-from rayal.sections import Count, Named, Section, Seed, Text, key
+from rayal.settings.execution import RaySettings, ScanSettings, SelectionSettings
+from rayal.settings.inputs import PoolSettings, TaskSettings
+from rayal.settings.parameters import explain
+from rayal.settings.sections import Count, Named, Section, Seed, Text, key
+from rayal.settings.yamlfile import Dumper, copied, override, read_mapping
 from rayal.types import Seeds
-from rayal.yamlfile import Dumper, copied, override, read_mapping
 
 BASELINE = "random"  # the strategy every run holds and every other is compared with
 
