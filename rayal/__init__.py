@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rayal.engine.driver import Project as Project
     from rayal.engine.pool import Pool as Pool
     from rayal.errors import RayalError as RayalError
-    from rayal.project import Ledger as Ledger
+    from rayal.ledger import Ledger as Ledger
     from rayal.strategies import Strategy as Strategy
     from rayal.strategies import select as select
     from rayal.types import Selection as Selection
@@ -39,7 +39,7 @@ _PUBLIC = {
     "connect": "rayal.engine.cluster",
     "Client": "rayal.client",
     "ApiError": "rayal.client",
-    "Ledger": "rayal.project",
+    "Ledger": "rayal.ledger",
     "select": "rayal.strategies",
     "Strategy": "rayal.strategies",
     "Selection": "rayal.types",

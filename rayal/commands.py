@@ -24,7 +24,7 @@ from rayal.errors import LabelError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
 from rayal.evaluation.sources import pool_of, read_columns
-from rayal.project import Appearance, LabelRow, LeaseRow, Ledger
+from rayal.ledger import Appearance, LabelRow, LeaseRow, Ledger
 from rayal.settings.run import Settings, load
 from rayal.strategies import select
 

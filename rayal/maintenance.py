@@ -20,7 +20,7 @@ def upgrade(
 ) -> None:
     """Bring the ledger of an older rayal to this one's tables, after a backup of it."""
     from rayal.display import show
-    from rayal.project.upgrade import upgrade as upgrade_ledger
+    from rayal.ledger.upgrade import upgrade as upgrade_ledger
 
     done = upgrade_ledger(root, backup=backup, backed_up=backed_up)
     told = {"ledger": done.ledger, "schema version": done.version}

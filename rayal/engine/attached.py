@@ -17,9 +17,9 @@ from rayal.engine.storage import ATTACHED, read_mapped, write_part
 from rayal.errors import NeedsError, ScoreError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows
+from rayal.ledger import ColumnsPart, Pick
 from rayal.models.committee import Committee, home_of
 from rayal.models.dropout import evaluating
-from rayal.project import ColumnsPart, Pick
 from rayal.types import Columns, digest, id_keys, key_sum, told
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from rayal.engine.train import train_committee
 from rayal.engine.trainset import Training, check_spec, task_of
 from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
+from rayal.ledger import LabelEntry, LabelResult, Lease, Ledger, RoundRow
+from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
-from rayal.project import LabelEntry, LabelResult, Lease, Ledger, RoundRow
-from rayal.project.selections import INITIAL
 from rayal.selection.threads import torch_threads
 
 

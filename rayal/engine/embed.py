@@ -27,7 +27,7 @@ from rayal.engine.shards import column_array
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import ScoreError
 from rayal.failpoints import failpoint
-from rayal.project.records import Snapshot
+from rayal.ledger.records import Snapshot
 from rayal.tasks import FeaturesTask, Task
 from rayal.types import FORMAT_VERSION, digest, key_sum
 

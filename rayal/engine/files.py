@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rayal.engine.ingest import remove_stray_files, stray_files
 from rayal.errors import PoolError
-from rayal.project import Ledger
-from rayal.project.records import StageRow
+from rayal.ledger import Ledger
+from rayal.ledger.records import StageRow
 
 FOLDERS = ("columns", "models", "attached", "memory")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet

@@ -25,9 +25,9 @@ from rayal.engine.storage import TEMPORARY
 from rayal.engine.texts import text_lengths
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
-from rayal.project.folders import held
-from rayal.project.ledger import Ledger
-from rayal.project.records import Snapshot
+from rayal.ledger.folders import held
+from rayal.ledger.ledger import Ledger
+from rayal.ledger.records import Snapshot
 
 _LISTED = 1000  # quarantined rows and groups of duplicates that a snapshot names
 _IDS = 20  # ids that are named of each group

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rayal.engine.storage import open_random, present
 from rayal.errors import StorageError
-from rayal.project.records import PoolPart
+from rayal.ledger.records import PoolPart
 from rayal.types import TILE_ROWS, Keys, id_keys, key_sum
 
 _BLOCK = 1024  # rows that are copied at once

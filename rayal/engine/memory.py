@@ -23,8 +23,8 @@ from rayal.engine.scan_options import options_record
 from rayal.engine.storage import write_durably
 from rayal.failpoints import failpoint
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
+from rayal.ledger import ColumnsPart, Pick
 from rayal.models.committee import Committee, home_of
-from rayal.project import ColumnsPart, Pick
 from rayal.strategies.base import Memory, Outcome, Strategy
 from rayal.types import Columns, digest, id_keys, key_sum, told
 

@@ -26,7 +26,7 @@ from rayal.engine.scan import ScannedPart
 from rayal.engine.shards import column_array, column_tensor
 from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError, SettingsError, StorageError, UnknownNameError, nearest
-from rayal.project import ColumnsPart
+from rayal.ledger import ColumnsPart
 from rayal.selection.neighbors import ROWS, Block, check_k
 from rayal.types import FORMAT_VERSION, Keys, digest, key_sum
 

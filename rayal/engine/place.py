@@ -15,7 +15,7 @@ from rayal.engine.gather import Index, Integers, Spill
 from rayal.engine.rows import ROLES
 from rayal.engine.storage import write_part
 from rayal.failpoints import failpoint
-from rayal.project.records import PoolPart
+from rayal.ledger.records import PoolPart
 from rayal.types import PART_BYTES, TILE_ROWS, key_sum, part_rows
 
 

@@ -30,9 +30,9 @@ from rayal.engine.tables import (
     table_source,
 )
 from rayal.errors import UnknownNameError
-from rayal.project.ledger import Ledger
-from rayal.project.records import PoolPart as Part
-from rayal.project.records import Snapshot
+from rayal.ledger.ledger import Ledger
+from rayal.ledger.records import PoolPart as Part
+from rayal.ledger.records import Snapshot
 
 __all__ = ["Part", "Pool"]
 

@@ -8,8 +8,8 @@ from typing import Any
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import options_record
 from rayal.engine.spec import ProjectSpec
-from rayal.project import Pick
-from rayal.project.selections import INITIAL
+from rayal.ledger import Pick
+from rayal.ledger.selections import INITIAL
 from rayal.types import stated
 
 

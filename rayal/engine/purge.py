@@ -36,8 +36,8 @@ from rayal.engine.storage import (
     write_part,
 )
 from rayal.failpoints import failpoint
-from rayal.project import Ledger
-from rayal.project.records import PoolPart
+from rayal.ledger import Ledger
+from rayal.ledger.records import PoolPart
 from rayal.types import Keys, id_keys
 
 TEXT = b"-"  # in the place of a text

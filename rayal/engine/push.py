@@ -24,8 +24,8 @@ from rayal.engine.settle import refuse_changed
 from rayal.engine.storage import open_random, present
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
-from rayal.project.ledger import Ledger
-from rayal.project.records import PoolPart
+from rayal.ledger.ledger import Ledger
+from rayal.ledger.records import PoolPart
 
 PARTS = 10_000  # of one pool
 _KEPT = ("payload", "label_kind", "classes", "labels")  # what a snapshot's information hands on

@@ -32,10 +32,10 @@ from rayal.engine.storage import present
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
+from rayal.ledger import ColumnsPart, Ledger, Pick
+from rayal.ledger.items import STATES
+from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
-from rayal.project import ColumnsPart, Ledger, Pick
-from rayal.project.item_states import STATES
-from rayal.project.selections import INITIAL
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal

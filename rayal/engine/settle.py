@@ -16,7 +16,7 @@ from rayal.engine.gather import Index
 from rayal.engine.rows import ROLES, keyed_hashes
 from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
-from rayal.project.records import PoolPart
+from rayal.ledger.records import PoolPart
 from rayal.types import Keys
 
 Content = tuple[str, str]  # role and content hash

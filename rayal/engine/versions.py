@@ -17,8 +17,8 @@ from rayal.engine.scan_options import ScanOptions
 from rayal.engine.train import NetworkSpec, committee_hash, load_committee
 from rayal.errors import NeedsError, StorageError
 from rayal.labels import Label
+from rayal.ledger import Ledger, ModelRow
 from rayal.models.committee import Committee
-from rayal.project import Ledger, ModelRow
 from rayal.registry import learners
 from rayal.selection.threads import torch_threads
 from rayal.settings.parameters import build

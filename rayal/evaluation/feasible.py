@@ -16,7 +16,7 @@ from rayal.engine.shapes import ITEM, PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.selection.threads import cores
 from rayal.settings.run import Settings
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayal.project import Ledger, has_ledger
+from rayal.ledger import Ledger, has_ledger
 
 
 @dataclass(frozen=True)

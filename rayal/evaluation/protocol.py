@@ -32,7 +32,7 @@ from rayal.evaluation.report import approximations, remarks, versions, write_out
 from rayal.evaluation.sources import pool_of
 from rayal.evaluation.unread import tasks_beforehand
 from rayal.learners import Learner
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.settings.parameters import build
 from rayal.settings.run import Cell, LearnerSettings, Settings

@@ -23,7 +23,7 @@ from rayal.engine.rows import Role, Rows, Source, keyed_hashes
 from rayal.engine.sources import BUILTIN, builtin
 from rayal.engine.tables import csv_source, jsonl_source, parquet_source
 from rayal.errors import PoolError, nearest
-from rayal.project import Ledger, has_ledger
+from rayal.ledger import Ledger, has_ledger
 from rayal.settings.inputs import PoolSettings
 from rayal.types import digest
 

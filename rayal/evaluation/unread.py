@@ -20,7 +20,7 @@ from rayal.errors import PoolError
 from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.networks import task_settings
 from rayal.evaluation.sources import pool_name, pool_there, sources_of
-from rayal.project import Ledger, has_ledger
+from rayal.ledger import Ledger, has_ledger
 from rayal.settings.inputs import PoolSettings
 from rayal.settings.run import Cell, Settings
 from rayal.tasks import Task, Vocabulary, task_for

@@ -9,7 +9,7 @@ from itertools import combinations
 from math import fsum
 from typing import Any
 
-from rayal.project.agreement import near
+from rayal.ledger.agreement_rules import near
 
 
 def agreement_of(

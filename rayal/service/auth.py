@@ -14,7 +14,7 @@ from rayal.errors import SettingsError
 from rayal.service.problems import ProblemError
 
 if TYPE_CHECKING:
-    from rayal.project.records import TokenRow
+    from rayal.ledger.records import TokenRow
 
 PREFIX = "ryl_"
 PROJECT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"  # names of projects, in paths and scopes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayal.labels import ClassLabel, NumberLabel, number_label
-from rayal.project import Ledger, ProjectRow
+from rayal.ledger import Ledger, ProjectRow
 from rayal.service.content import ContentLimits
 from rayal.service.limits import Limits
 from rayal.service.pools import pool_of

@@ -21,9 +21,9 @@ from rayal.service.problems import ProblemError
 from rayal.service.requests import BoundedRequest
 
 if TYPE_CHECKING:
-    from rayal.project import ProjectRow
-    from rayal.project.idempotency import Once
-    from rayal.project.records import Stored, TokenRow
+    from rayal.ledger import ProjectRow
+    from rayal.ledger.idempotency import Once
+    from rayal.ledger.records import Stored, TokenRow
 
 IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 REPLAYED = {"Idempotency-Replayed": "true"}

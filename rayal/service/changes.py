@@ -8,7 +8,7 @@ from typing import Any
 from rayal.engine.pool import Pool
 from rayal.errors import ConflictError, PreconditionError
 from rayal.labels import ClassLabel, NumberLabel
-from rayal.project import Ledger, ProjectRow
+from rayal.ledger import Ledger, ProjectRow
 from rayal.service.bodies import ProjectBody, merged, parsed
 from rayal.service.creation import check_fit, settings_of, spec_of
 

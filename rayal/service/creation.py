@@ -10,7 +10,7 @@ from rayal.engine import texts
 from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
 from rayal.errors import ConflictError, LedgerError, SettingsError, UnknownNameError, nearest
-from rayal.project import Ledger, ProjectRow
+from rayal.ledger import Ledger, ProjectRow
 from rayal.service.bodies import PoolBody, ProjectBody, parsed
 from rayal.service.uris import Prefixes
 from rayal.types import digest

@@ -22,8 +22,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from rayal.errors import LedgerError, SettingsError, nearest
-from rayal.project import Ledger
-from rayal.project.location import POSTGRESQL
+from rayal.ledger import Ledger
+from rayal.ledger.location import POSTGRESQL
 from rayal.service.batching import answer_all, answered, outcome_of
 from rayal.service.content import ContentLimits
 from rayal.service.limits import OVERLOADED_SECONDS

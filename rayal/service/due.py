@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from rayal.project import Ledger, ProjectRow
-from rayal.project.database import reading
-from rayal.project.schema import items, jobs, labels, projects, rounds
+from rayal.ledger import Ledger, ProjectRow
+from rayal.ledger.database import reading
+from rayal.ledger.schema import items, jobs, labels, projects, rounds
 
 
 class Due:

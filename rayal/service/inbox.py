@@ -24,7 +24,7 @@ from rayal.engine.gather import Progress
 from rayal.engine.push import Pushed, push
 from rayal.engine.rows import Role, Rows, Source
 from rayal.errors import ConflictError, PoolError, UnknownNameError, UriError
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.service.content import ContentLimits, PushedItem, Reader, shown
 from rayal.service.pools import opened, pool_of
 from rayal.service.uris import Prefixes

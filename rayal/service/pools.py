@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from rayal.engine.pool import Pool
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 
 _OPEN = 16  # pools that are kept open
 _pools: OrderedDict[tuple[str, str], Pool] = OrderedDict()

@@ -25,7 +25,7 @@ from rayal.errors import (
     nearest,
 )
 from rayal.labels import ClassLabel, Label, NumberLabel
-from rayal.project import Ledger, ModelRow
+from rayal.ledger import Ledger, ModelRow
 from rayal.service.bodies import query_of
 from rayal.service.content import ContentLimits, PushedItem, Reader
 from rayal.service.pools import pool_of

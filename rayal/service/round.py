@@ -11,10 +11,10 @@ from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.engine.versions import answers, describe
 from rayal.errors import NeedsError
+from rayal.ledger import Ledger
+from rayal.ledger.models import version_name
+from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
-from rayal.project import Ledger
-from rayal.project.models import version_name
-from rayal.project.selections import INITIAL
 from rayal.service.predictor import said
 from rayal.service.work import Tell, WorkOptions
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayal.errors import RayalError
-from rayal.project import JobRow, Ledger
+from rayal.ledger import JobRow, Ledger
 from rayal.service.content import ContentLimits
 from rayal.service.due import Due
 from rayal.service.inbox import clean

@@ -15,7 +15,7 @@ from rayal.engine.executor import RayOptions
 from rayal.engine.ingest import ingest
 from rayal.engine.sources import builtin
 from rayal.errors import SettingsError
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.service.auth import hash_of, new_token
 from rayal.service.settings import ServiceSettings, service_settings
 

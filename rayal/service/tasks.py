@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayal.errors import BudgetError, RayalError
-from rayal.project import JobRow, Ledger
+from rayal.ledger import JobRow, Ledger
 from rayal.service.inbox import LISTED, RESULTS, ingest_file, objects, staged
 from rayal.service.predictor import Prediction, Predictor
 from rayal.service.scrub import scrub

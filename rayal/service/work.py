@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Self
 
 from rayal.errors import RayalError
-from rayal.project import JobRow, Ledger
+from rayal.ledger import JobRow, Ledger
 from rayal.service.content import ContentLimits
 from rayal.service.uris import Prefixes
 

@@ -33,7 +33,7 @@ from rayal.learners import (
 from rayal.learners.base import Weights
 from rayal.learners.checkpoint import read_checkpoint
 from rayal.learners.data import PoolData
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.tasks import TableTask, Task
 from rayal.testing.strategies import CLASSES, MakeColumns, make_columns

@@ -21,7 +21,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 
 FEATURES, CLASSES, CHUNK = 64, 10, 125_000

@@ -15,7 +15,7 @@ from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.strategies import Strategy
 
 ROWS = 300  # of each of the pool's parts

@@ -12,7 +12,7 @@ from pool_cases import ROWS, finished, spec
 from rayal.engine.driver import Project
 from rayal.engine.executor import Executor
 from rayal.engine.local import open_share
-from rayal.project import Appearance
+from rayal.ledger import Appearance
 from rayal.registry import strategies
 from rayal.selection.kcenter import KCenter
 from rayal.selection.sampling import candidates_of

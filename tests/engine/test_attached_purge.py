@@ -13,7 +13,7 @@ from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
 from rayal.engine.purge import purge
 from rayal.evaluation.oracle import Oracle
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 
 

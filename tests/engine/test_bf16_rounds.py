@@ -28,7 +28,7 @@ from rayal.engine.spec import ProjectSpec
 from rayal.engine.storage import write_part
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.report import approximations
-from rayal.project import Appearance
+from rayal.ledger import Appearance
 from rayal.registry import strategies
 from rayal.selection import KCenter, select_rows
 from rayal.types import FORMAT_VERSION

@@ -15,7 +15,7 @@ from rayal.engine.driver import Project
 from rayal.engine.pool import Pool
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
-from rayal.project import Ledger, SkipEntry
+from rayal.ledger import Ledger, SkipEntry
 from rayal.registry import strategies
 from rayal.strategies import Ctx, Strategy
 from rayal.strategies.base import Joint

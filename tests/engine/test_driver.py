@@ -33,9 +33,9 @@ from rayal.errors import (
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Stream, Supervised, TrainContext, TrainState, UnlabeledBatch
 from rayal.learners.base import Batches
+from rayal.ledger import Ledger
 from rayal.models.base import TaskNet
 from rayal.models.dropout import dropout_masks
-from rayal.project import Ledger
 from rayal.registry import Table, learners, strategies
 from rayal.selection.kcenter import KCenter
 from rayal.signals import Embedding, Extra, LogProbs, Signal

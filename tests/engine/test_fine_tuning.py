@@ -20,8 +20,8 @@ from rayal.engine.trainset import refuse_large, task_of
 from rayal.errors import NeedsError, SettingsError
 from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
+from rayal.ledger import Ledger
 from rayal.models import sentence
-from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.settings.run import load
 

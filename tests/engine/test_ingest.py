@@ -14,7 +14,7 @@ from rayal.engine.ingest import ingest, remove_stray_files, stray_files
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Rows, Source, keyed_hashes
 from rayal.errors import PoolError
-from rayal.project.ledger import Ledger
+from rayal.ledger.ledger import Ledger
 from rayal.types import PART_BYTES, PART_ROWS, PARTS, TILE_ROWS, id_keys, part_rows
 
 

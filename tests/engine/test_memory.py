@@ -24,7 +24,7 @@ from rayal.errors import StorageError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainData, TrainState
 from rayal.learners.checkpoint import read_checkpoint
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.selection.topk import TopK
 from rayal.signals import LogProbs, Signal

@@ -12,7 +12,7 @@ from number_cases import number_pool, number_spec
 from rayal.commands import export_csv, label_from
 from rayal.engine.driver import Project
 from rayal.errors import LabelError
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 
 ASKED = ["house:000", "house:001", "house:002"]

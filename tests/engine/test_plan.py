@@ -29,7 +29,7 @@ from rayal.engine.trainset import untrained
 from rayal.evaluation.feasible import shape_of
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 from rayal.selection.footprint import Footprint
 from rayal.selection.kcenter import KCenter

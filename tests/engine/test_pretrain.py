@@ -26,7 +26,7 @@ from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.learners.layers import LayerTraining
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 from rayal.types import id_keys
 

@@ -18,8 +18,8 @@ from rayal.engine.purge import purge
 from rayal.engine.push import create_empty, push
 from rayal.engine.rows import Rows, Source
 from rayal.errors import LedgerError
-from rayal.project import Ledger
-from rayal.project.replay import rebuild
+from rayal.ledger import Ledger
+from rayal.ledger.replay import rebuild
 from rayal.types import TILE_ROWS
 
 
@@ -195,7 +195,7 @@ def test_the_ledger_tells_where_a_part_lies(tmp_path: Path) -> None:
 PURGE = """
 import sys
 from rayal.engine.purge import purge
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 with Ledger(sys.argv[1]) as ledger:
     print(purge(ledger, "items"))
 """

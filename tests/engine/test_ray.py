@@ -37,7 +37,7 @@ from rayal.errors import ClusterError, RayalError, ScoreError, WorkerError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainState
 from rayal.learners.base import Batches
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter

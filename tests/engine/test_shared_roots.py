@@ -22,7 +22,7 @@ from rayal.engine.trainset import Training
 from rayal.errors import LabelError, NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 from rayal.types import Seeds
 

@@ -28,8 +28,8 @@ from rayal.errors import NeedsError, PoolError, SettingsError
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
+from rayal.ledger import Ledger
 from rayal.models.backbone import BackboneSpec
-from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.settings.run import load
 from rayal.strategies import Strategy

@@ -11,7 +11,7 @@ import pytest
 from rayal.engine.trainset import check_spec
 from rayal.errors import BudgetError
 from rayal.evaluation.protocol import run
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.settings.run import Settings, load
 
 

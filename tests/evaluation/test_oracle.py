@@ -19,7 +19,7 @@ from rayal.errors import LabelError, PoolError, SettingsError
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 from rayal.settings.run import load
 

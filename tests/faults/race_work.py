@@ -15,7 +15,7 @@ from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from race_work import EPOCHS, cell, command
 
 from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 
 pytestmark = pytest.mark.processes
 SETTINGS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
 from rayal.engine.rows import Role
 from rayal.failpoints import WORKERS
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

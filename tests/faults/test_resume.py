@@ -23,7 +23,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.rows import Role
 from rayal.evaluation.protocol import run
 from rayal.failpoints import NAMES
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.settings.run import load
 
 SETTINGS: dict[str, Any] = {

@@ -17,7 +17,7 @@ import pytest
 from postgres_server import PostgresServer
 from service_process import Annotator, Service, digits_truth, running
 
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 PROJECT = "digits"

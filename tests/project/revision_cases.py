@@ -9,9 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import BigInteger, Column, Connection, Engine, MetaData, String, Table, text
 
-from rayal.project.columns import NAME, parent
-from rayal.project.schema import metadata
-from rayal.project.versions import SCHEMA, Schema
+from rayal.ledger.columns import NAME, parent
+from rayal.ledger.schema import metadata
+from rayal.ledger.versions import SCHEMA, Schema
 
 OLD, NEW = SCHEMA.version, str(int(SCHEMA.version) + 1)
 SCRIPT = """

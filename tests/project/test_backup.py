@@ -24,8 +24,8 @@ from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
-from rayal.project import Ledger
-from rayal.project.upgrade import upgrade
+from rayal.ledger import Ledger
+from rayal.ledger.upgrade import upgrade
 from rayal.registry import strategies
 
 pytestmark = pytest.mark.processes

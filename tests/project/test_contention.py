@@ -9,13 +9,13 @@ import forked
 import pytest
 from postgres_server import PostgresServer
 
-from rayal.project import Ledger, Pick
+from rayal.ledger import Ledger, Pick
 
 pytestmark = pytest.mark.processes
 
 WORK = """
 import sys, threading
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 lines = []
 def work(ledger, who):
     while leases := ledger.lease("p", who, 2):

@@ -33,9 +33,9 @@ from rules_model import KEEP, Held, Model, Refused, Rules
 from sqlalchemy import Engine, bindparam, create_engine
 
 from rayal.errors import LeaseError, LedgerError
-from rayal.project import LabelEntry, Ledger, Pick, SkipEntry
-from rayal.project.replay import rebuild, replay
-from rayal.project.schema import UNTOLD, metadata
+from rayal.ledger import LabelEntry, Ledger, Pick, SkipEntry
+from rayal.ledger.replay import rebuild, replay
+from rayal.ledger.schema import UNTOLD, metadata
 
 WHO = st.sampled_from(["ann", "bob", "cat", "dan", "eve"])
 ITEMS = [f"i{n}" for n in range(6)]  # the last ones may never be offered
@@ -82,7 +82,7 @@ class Histories(RuleBasedStateMachine):
             mixed = blake2b(b"%d" % next(drawn), digest_size=8).hexdigest()
             return SimpleNamespace(hex=f"{mixed} {self.project}")
 
-        self.ids = patch("rayal.project.work.uuid.uuid4", draw)
+        self.ids = patch("rayal.ledger.leases.uuid.uuid4", draw)
         self.ids.start()
         self.sent: list[Message] = []
         self.requests: list[tuple[str, str]] = []  # key, answer
@@ -167,7 +167,7 @@ class Histories(RuleBasedStateMachine):
             raise Crash
 
         if how == "torn":
-            with patch("rayal.project.desk.failpoint", die):
+            with patch("rayal.ledger.label_transaction.failpoint", die):
                 yield
         else:
             yield

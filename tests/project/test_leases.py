@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayal.errors import LedgerError, SettingsError
-from rayal.project import LabelEntry, LeaseRow, Ledger, Pick, PoolPart
+from rayal.ledger import LabelEntry, LeaseRow, Ledger, Pick, PoolPart
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rayal.errors import LedgerError, SettingsError, StorageError, UnknownNameError
-from rayal.project import Ledger, PoolPart, database
+from rayal.ledger import Ledger, PoolPart, database
 
 LARGE = 2**64 - 3
 
@@ -162,7 +162,7 @@ def test_opening_waits_for_another_opener(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_the_ledger_loads_neither_torch_nor_ray_nor_pyarrow() -> None:
     code = (
-        "import sys, rayal.project; "
+        "import sys, rayal.ledger; "
         "sys.exit(sum(m in sys.modules for m in ('torch', 'ray', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

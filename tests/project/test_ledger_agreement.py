@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayal.errors import LeaseError, SettingsError
-from rayal.project import LabelEntry, Labeling, LabelRow, LeaseRow, Ledger, Pick, SkipEntry
+from rayal.ledger import LabelEntry, Labeling, LabelRow, LeaseRow, Ledger, Pick, SkipEntry
 
 Say = tuple[str, Any]
 

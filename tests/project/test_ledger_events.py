@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import create_engine
 
 from rayal.errors import LedgerError
-from rayal.project import ColumnsPart, LabelEntry, Ledger, Pick, PoolPart, SkipEntry
-from rayal.project import ledger as ledger_module
-from rayal.project.replay import rebuild, replay
-from rayal.project.schema import UNTOLD, metadata
+from rayal.ledger import ColumnsPart, LabelEntry, Ledger, Pick, PoolPart, SkipEntry
+from rayal.ledger import ledger as ledger_module
+from rayal.ledger.replay import rebuild, replay
+from rayal.ledger.schema import UNTOLD, metadata
 
 ANNOTATORS = ("ann", "bob", "cat")
 ITEMS = ("a", "b", "c", "n")  # n is never offered

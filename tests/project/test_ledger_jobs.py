@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayal.errors import LedgerError, UnknownNameError
-from rayal.project import JobRow, Ledger
+from rayal.ledger import JobRow, Ledger
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayal.errors import LedgerError
-from rayal.project import LabelEntry, LabelResult, LeaseRow, Ledger, Pick
+from rayal.ledger import LabelEntry, LabelResult, LeaseRow, Ledger, Pick
 
 
 @pytest.fixture

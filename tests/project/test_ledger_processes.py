@@ -8,13 +8,13 @@ from pathlib import Path
 import forked
 import pytest
 
-from rayal.project import LabelEntry, Ledger, Pick, PoolPart
+from rayal.ledger import LabelEntry, Ledger, Pick, PoolPart
 
 pytestmark = pytest.mark.processes
 
 LEASE = """
 import sys, time
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 seen = set()
 with Ledger(sys.argv[1], create=False) as ledger:
     print("ready", flush=True)
@@ -29,14 +29,14 @@ print(*sorted(seen), flush=True)
 """
 SELECT = """
 import sys
-from rayal.project import Ledger, Pick
+from rayal.ledger import Ledger, Pick
 with Ledger(sys.argv[1], create=False) as ledger:
     picks = [Pick(f"s{i}", i, i, None, None) for i in range(4)]
     ledger.commit_selection("p", 0, picks, [], {}, stage="select", output={}, seconds=0)
 """
 LABEL = """
 import sys
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 with Ledger(sys.argv[1], create=False) as ledger:
     ledger.label("p", "ann", [LabelEntry(f"i{i:03}", i) for i in range(4)])
 """

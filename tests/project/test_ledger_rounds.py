@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayal.errors import LedgerError, UnknownNameError
-from rayal.project import ColumnsPart, LabelEntry, Ledger, PoolPart
+from rayal.ledger import ColumnsPart, LabelEntry, Ledger, PoolPart
 
 POOL_FILE = "pools/digits/a.arrow"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayal.errors import LedgerError, ScoreError
-from rayal.project import Appearance, LabelEntry, LabelRow, LeaseRow, Ledger, Pick, PoolPart
+from rayal.ledger import Appearance, LabelEntry, LabelRow, LeaseRow, Ledger, Pick, PoolPart
 
 BIG = 2**64 - 1
 

@@ -16,7 +16,7 @@ from rayal.errors import (
     SettingsError,
     UnknownNameError,
 )
-from rayal.project import LabelEntry, Ledger, ModelRow, Pick, SkipEntry, Suggestion, version_name
+from rayal.ledger import LabelEntry, Ledger, ModelRow, Pick, SkipEntry, Suggestion, version_name
 
 HASH = "ab" * 32
 
@@ -122,7 +122,7 @@ def test_a_refused_write_is_undone_alone(ledger: Ledger, monkeypatch: pytest.Mon
     with ledger.transaction():
         label(ledger, "a")
         with monkeypatch.context() as broken:
-            broken.setattr("rayal.project.desk.failpoint", break_off)
+            broken.setattr("rayal.ledger.label_transaction.failpoint", break_off)
             with pytest.raises(LedgerError, match="too late"):
                 ledger.label("p", "ann", [LabelEntry("b", 1), LabelEntry("c", 1)], now=10)
         assert ledger.labels_seq("p") == 1

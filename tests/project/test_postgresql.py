@@ -10,9 +10,9 @@ import pytest
 from postgres_server import PostgresServer
 
 from rayal.errors import LedgerError
-from rayal.project import LabelEntry, Ledger, Pick, database
-from rayal.project.replay import rebuild
-from rayal.project.schema import UNTOLD, metadata
+from rayal.ledger import LabelEntry, Ledger, Pick, database
+from rayal.ledger.replay import rebuild
+from rayal.ledger.schema import UNTOLD, metadata
 
 
 @pytest.fixture

@@ -25,16 +25,16 @@ from revision_cases import NEW, OLD, contents, differences, later, outline
 from sqlalchemy import Engine, create_engine, text
 from test_ledger_events import make_busy
 
-import rayal.project.database as database_module
-import rayal.project.upgrade as upgrade_module
+import rayal.ledger.database as database_module
+import rayal.ledger.upgrade as upgrade_module
 from rayal.cli import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
-from rayal.project import Event, Ledger
-from rayal.project.database import open_database, sqlite, writing
-from rayal.project.folders import held
-from rayal.project.replay import replay
-from rayal.project.upgrade import Upgrade, migrate, upgrade
-from rayal.project.versions import SCHEMA, Schema, noted_version
+from rayal.ledger import Event, Ledger
+from rayal.ledger.database import open_database, sqlite, writing
+from rayal.ledger.folders import held
+from rayal.ledger.replay import replay
+from rayal.ledger.upgrade import Upgrade, migrate, upgrade
+from rayal.ledger.versions import SCHEMA, Schema, noted_version
 
 FIRST = Path(__file__).parent / "revision_0001.sql"  # a ledger written by the first rayal
 KILLED = """
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from revision_cases import later
-from rayal.project.upgrade import upgrade
+from rayal.ledger.upgrade import upgrade
 upgrade(sys.argv[1], schema=later(Path(sys.argv[2])))
 """
 Empty = Callable[[], Engine]
@@ -500,7 +500,7 @@ def test_the_command_says_what_was_done(
 @pytest.mark.processes
 def test_opening_a_ledger_loads_no_alembic(tmp_path: Path) -> None:
     code = (
-        "import sys; from rayal.project import Ledger; import rayal.cli; Ledger(sys.argv[1]); "
+        "import sys; from rayal.ledger import Ledger; import rayal.cli; Ledger(sys.argv[1]); "
         "sys.exit(any(name.split('.')[0] in ('alembic', 'mako') for name in sys.modules))"
     )
     argv = [sys.executable, "-c", code, str(tmp_path)]

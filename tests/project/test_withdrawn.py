@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rayal.project import Ledger, PoolPart
-from rayal.project.folders import held
+from rayal.ledger import Ledger, PoolPart
+from rayal.ledger.folders import held
 
 PART = PoolPart("a", "pools/digits/a.arrow", "pool", 10, 7, 4096)
 OPEN = """
 import sys
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 with Ledger(sys.argv[1]) as ledger:
     print("ready", flush=True)
     sys.stdin.readline()

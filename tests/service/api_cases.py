@@ -25,7 +25,7 @@ import rayal
 from rayal.cli import main
 from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
-from rayal.project import Ledger, Pick
+from rayal.ledger import Ledger, Pick
 from rayal.service import auth
 from rayal.service.app import create_app
 from rayal.service.backend import Backend

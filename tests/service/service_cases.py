@@ -12,7 +12,7 @@ from PIL import Image
 from rayal.engine.arrays import array_source
 from rayal.engine.pool import Pool
 from rayal.engine.push import Pushed
-from rayal.project import JobRow, LabelEntry, Ledger, ProjectRow
+from rayal.ledger import JobRow, LabelEntry, Ledger, ProjectRow
 from rayal.service.changes import checked_patch
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items

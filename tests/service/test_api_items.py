@@ -15,7 +15,7 @@ import httpx
 import pytest
 from api_cases import Service, key, png, problem, service
 
-from rayal.project import LabelEntry
+from rayal.ledger import LabelEntry
 
 ITEMS = "/v1/projects/pictures/items"
 ROWS = "/v1/projects/birds/items"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from api_cases import Service, key, problem, service
 
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 
 LEASES, LABELS = "/v1/projects/birds/leases", "/v1/projects/birds/labels"
 

@@ -15,7 +15,7 @@ from api_cases import Run, Service, key, offer, problem, service, shell
 from service_cases import FEATURES, NOTHING, patch_project, work
 
 from rayal.errors import ConflictError, NeedsError
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 from rayal.service.agreement import agreement_of
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items

@@ -13,7 +13,7 @@ from api_cases import InProcess, Service, png, problem, service
 from sqlalchemy import event
 
 from rayal import errors
-from rayal.project import LabelEntry
+from rayal.ledger import LabelEntry
 from rayal.service import problems
 from rayal.service.app import create_app
 

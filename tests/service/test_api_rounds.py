@@ -12,7 +12,7 @@ import pytest
 from api_cases import Service, problem, service
 
 import rayal
-from rayal.project import LabelEntry
+from rayal.ledger import LabelEntry
 
 ROUNDS, CLOSE = "/v1/projects/birds/rounds", "/v1/projects/birds/rounds:close"
 MODELS = "/v1/projects/birds/models"

@@ -17,7 +17,7 @@ from rayal.engine.pool import Pool
 from rayal.engine.push import create_empty
 from rayal.engine.texts import PAYLOAD
 from rayal.errors import PoolError
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 from rayal.remote_files import items_of
 from rayal.service.content import ContentLimits
 from rayal.service.creation import create_project

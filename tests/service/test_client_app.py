@@ -15,7 +15,7 @@ from api_cases import CLASSES, Service, offer, png, service
 
 import rayal
 from rayal.client import item_key
-from rayal.project import LeaseRow
+from rayal.ledger import LeaseRow
 from rayal.service.limits import Limits
 from rayal.service.pools import pool_of
 from rayal.types import id_keys

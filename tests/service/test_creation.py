@@ -34,7 +34,7 @@ from rayal.errors import (
     UnknownNameError,
     UriError,
 )
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.service.creation import create_project
 from rayal.service.uris import Prefixes

@@ -36,7 +36,7 @@ from rayal.engine.push import push as push_sources
 from rayal.engine.rows import Rows, Source
 from rayal.engine.storage import open_random
 from rayal.errors import ConflictError, PoolError, UnknownNameError
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 from rayal.service import content
 from rayal.service.content import ContentLimits, PushedItem
 from rayal.service.creation import create_project

@@ -17,7 +17,7 @@ from service_cases import NOTHING, work
 
 import rayal
 from rayal.errors import PoolError
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 from rayal.service.creation import create_project
 from rayal.service.inbox import push_items
 from rayal.service.predictor import Predictor

@@ -19,7 +19,7 @@ from idx_cases import idx_folder
 
 from rayal.evaluation.protocol import run
 from rayal.evaluation.sources import pool_of
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.service.due import Due
 from rayal.service.work import perform
 from rayal.settings.run import load

@@ -33,7 +33,7 @@ from rayal.errors import (
     StorageError,
     UnknownNameError,
 )
-from rayal.project import LabelEntry, Ledger
+from rayal.ledger import LabelEntry, Ledger
 from rayal.service import predictor as module
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items, stage

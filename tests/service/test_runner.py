@@ -36,7 +36,7 @@ from rayal.engine.files import collect_files, drop_files
 from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
-from rayal.project import JobRow, LabelEntry, Ledger, Pick
+from rayal.ledger import JobRow, LabelEntry, Ledger, Pick
 from rayal.service.creation import create_project
 from rayal.service.due import Due
 from rayal.service.inbox import PushedItem, push_items, stage

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rayal.errors import SettingsError
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.service.auth import hash_of
 from rayal.service.serve import first_token, serve_settings
 from rayal.service.settings import service_settings

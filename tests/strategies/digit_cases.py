@@ -20,8 +20,8 @@ from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised
+from rayal.ledger import Ledger
 from rayal.models.committee import Committee
-from rayal.project import Ledger
 from rayal.strategies import Strategy
 
 POOL, TEST = 500, 300

@@ -25,10 +25,10 @@ from rayal.errors import NeedsError, SettingsError
 from rayal.learners import LabeledBatch, Supervised
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
 from rayal.learners.supervised import NO_KEYS
+from rayal.ledger import Ledger
 from rayal.models.base import TaskNet
 from rayal.models.moments import MomentNet, log_probit, one_against_all
 from rayal.models.policy import PolicyNet, discounted
-from rayal.project import Ledger
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
 from rayal.selection.episode import Episode, candidates, replay

@@ -27,7 +27,7 @@ from rayal.engine.trainset import Training
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Stream, Supervised
-from rayal.project import Ledger
+from rayal.ledger import Ledger
 from rayal.registry import strategies
 from rayal.signals.adversarial import perturbed_rows
 from rayal.strategies.dfal import DFAL

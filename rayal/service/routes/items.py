@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Query
 
 from rayal.errors import UnknownNameError
-from rayal.project import Appearance, LabelRow, LeaseRow
+from rayal.ledger import Appearance, LabelRow, LeaseRow
 from rayal.service import signing
 from rayal.service.auth import READ, WRITE
 from rayal.service.call import Answer, Call, Here

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from starlette.responses import FileResponse, Response
 
-from rayal.project.records import JobRow
+from rayal.ledger.records import JobRow
 from rayal.service.auth import ANY, PROJECT, READ, READ_JOB, WRITE_JOB, allows, require
 from rayal.service.call import Answer, Here
 from rayal.service.inbox import RESULTS

@@ -10,7 +10,7 @@ from fastapi import Query
 
 from rayal.errors import LabelError
 from rayal.labels import ClassLabel, NumberLabel
-from rayal.project import LabelEntry, LabelResult, LabelRow, SkipEntry
+from rayal.ledger import LabelEntry, LabelResult, LabelRow, SkipEntry
 from rayal.service.auth import LABEL, READ
 from rayal.service.call import Answer, Call, Here
 from rayal.service.inbox import known_items

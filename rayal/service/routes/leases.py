@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rayal.project import Lease
-from rayal.project.records import Suggestion as SuggestionRow
+from rayal.ledger import Lease
+from rayal.ledger.records import Suggestion as SuggestionRow
 from rayal.service import signing
 from rayal.service.auth import LABEL
 from rayal.service.call import Answer, Call, Here

@@ -6,7 +6,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 
-from rayal.project.records import ModelRow
+from rayal.ledger.records import ModelRow
 from rayal.service.auth import LABEL, READ, WRITE
 from rayal.service.call import Answer, Call, Here
 from rayal.service.problems import ProblemError

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Header
 from pydantic import BeforeValidator, Field
 
-from rayal.project import ProjectRow
+from rayal.ledger import ProjectRow
 from rayal.service.auth import ADMIN, ANY, READ, WRITE, allows
 from rayal.service.bodies import ProjectBody
 from rayal.service.call import Answer, Call, Here

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rayal.labels import NumberLabel
-from rayal.project import STAGES, Labeling, LabelRow, StageRow
-from rayal.project.records import JobRow, ModelRow
+from rayal.ledger import STAGES, Labeling, LabelRow, StageRow
+from rayal.ledger.records import JobRow, ModelRow
 from rayal.service.agreement import agreement_of
 from rayal.service.auth import READ, WRITE
 from rayal.service.call import Answer, Call, Here

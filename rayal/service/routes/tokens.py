@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayal.project.records import TokenRow
+from rayal.ledger.records import TokenRow
 from rayal.service import auth
 from rayal.service.auth import ADMIN
 from rayal.service.call import Answer, Here

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Select, bindparam, func, select
 
 from rayal.errors import LedgerError
-from rayal.project.agreement import value_text
-from rayal.project.answers import LabelEntry, LabelResult, LabelRow, SkipEntry
-from rayal.project.columns import plain
-from rayal.project.desk import (
+from rayal.ledger.agreement_rules import value_text
+from rayal.ledger.answers import LabelEntry, LabelResult, LabelRow, SkipEntry
+from rayal.ledger.columns import plain
+from rayal.ledger.label_transaction import (
     ACCEPTED,
     RETRACTED,
     SKIPPED,
@@ -21,10 +21,10 @@ from rayal.project.desk import (
     is_label,
     last_seq,
 )
-from rayal.project.schema import items, labels
-from rayal.project.store import Row, Store, check_name
-from rayal.project.work import EXPIRED, LABELED, sweep
-from rayal.project.work import SKIPPED as SKIPPED_LEASE
+from rayal.ledger.leases import EXPIRED, LABELED, sweep
+from rayal.ledger.leases import SKIPPED as SKIPPED_LEASE
+from rayal.ledger.schema import items, labels
+from rayal.ledger.store import Row, Store, check_name
 
 Entry = LabelEntry | SkipEntry
 
@@ -61,7 +61,7 @@ class Labels(Store):
     answers are kept.
 
     - A label fills a free slot of its item, with or without a lease; an item that is full keeps
-      it as surplus (``rayal.project.agreement`` says what that is good for). A label that says
+      it as surplus (``rayal.ledger.agreement_rules`` says what that is good for). A label that says
       what the annotator's standing label says is a duplicate and changes nothing. Another one
       replaces it, and takes over its slot; if that was surplus, it takes a free slot if there is
       one.

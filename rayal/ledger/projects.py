@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import select
 
 from rayal.errors import LedgerError, PreconditionError, SettingsError
-from rayal.project.agreement import Labeling
-from rayal.project.columns import plain, to_json
-from rayal.project.desk import SKIPPED, Desk
-from rayal.project.jobs import cancel_jobs
-from rayal.project.records import ProjectRow
-from rayal.project.schema import labels, projects
-from rayal.project.store import Store, Transaction, check_name, known_project
+from rayal.ledger.agreement_rules import Labeling
+from rayal.ledger.columns import plain, to_json
+from rayal.ledger.jobs import cancel_jobs
+from rayal.ledger.label_transaction import SKIPPED, Desk
+from rayal.ledger.records import ProjectRow
+from rayal.ledger.schema import labels, projects
+from rayal.ledger.store import Store, Transaction, check_name, known_project
 
 _ABSENT = object()
 _SHOWN = 3  # differing settings that a message names

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Table, func, select
 
 from rayal.errors import LedgerError
-from rayal.project.columns import plain
-from rayal.project.pools import find_snapshot
-from rayal.project.records import Checkpoint, ColumnsPart, RoundRow, StageRow
-from rayal.project.schema import (
+from rayal.ledger.columns import plain
+from rayal.ledger.pools import find_snapshot
+from rayal.ledger.records import Checkpoint, ColumnsPart, RoundRow, StageRow
+from rayal.ledger.schema import (
     STAGES,
     checkpoints,
     column_parts,
@@ -21,7 +21,7 @@ from rayal.project.schema import (
     rounds,
     stages,
 )
-from rayal.project.store import (
+from rayal.ledger.store import (
     Row,
     Store,
     Transaction,

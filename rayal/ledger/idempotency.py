@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from sqlalchemy import delete
 
 from rayal.errors import IdempotencyError, LedgerError
-from rayal.project.columns import plain
-from rayal.project.database import lock
-from rayal.project.records import Stored
-from rayal.project.schema import idempotency
-from rayal.project.store import Store, clock
+from rayal.ledger.columns import plain
+from rayal.ledger.database import lock
+from rayal.ledger.records import Stored
+from rayal.ledger.schema import idempotency
+from rayal.ledger.store import Store, clock
 
 
 class Once:

@@ -21,8 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from rayal.errors import BusyError, LedgerError, SettingsError
 from rayal.failpoints import failpoint
-from rayal.project.backup import backup_path, copy_sqlite, dump_postgresql, remove_drafts
-from rayal.project.database import (
+from rayal.ledger.backup import backup_path, copy_sqlite, dump_postgresql, remove_drafts
+from rayal.ledger.database import (
     BUSY_SECONDS,
     OTHERS_SECONDS,
     as_ledger,
@@ -33,10 +33,10 @@ from rayal.project.database import (
     refuse_network,
     sqlite,
 )
-from rayal.project.folders import held
-from rayal.project.location import FILE, noted_database
-from rayal.project.schema import events
-from rayal.project.versions import SCHEMA, Schema, note_version, noted_version
+from rayal.ledger.folders import held
+from rayal.ledger.location import FILE, noted_database
+from rayal.ledger.schema import events
+from rayal.ledger.versions import SCHEMA, Schema, note_version, noted_version
 
 _CANNOT = "be upgraded, and is as it was"
 _NAME = "rayal upgrade"  # of its sessions on a server, by which they know each other

@@ -2,7 +2,7 @@
 
 Every method is one short transaction, or a part of the one that its thread is in (``transaction``,
 ``once``). A write commits together with one event that tells all it wrote, so the tables can be
-built again from the events (``rayal.project.replay``). Writers take turns, on PostgreSQL those of
+built again from the events (``rayal.ledger.replay``). Writers take turns, on PostgreSQL those of
 one project; readers see the last commit and never wait. A ledger may be used from several threads,
 and the same storage root may be opened by many processes of one machine, or of many with
 PostgreSQL.
@@ -15,21 +15,21 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from rayal.project.database import withdrawn
-from rayal.project.forgetting import Forgetting
-from rayal.project.idempotency import Idempotency
-from rayal.project.item_states import Items
-from rayal.project.jobs import Jobs
-from rayal.project.labeling import Labels
-from rayal.project.models import Models
-from rayal.project.pools import Pools
-from rayal.project.projects import Projects
-from rayal.project.records import Event
-from rayal.project.rounds import Files, Rounds
-from rayal.project.schema import events
-from rayal.project.selections import Selections
-from rayal.project.tokens import Tokens
-from rayal.project.work import Leases
+from rayal.ledger.database import withdrawn
+from rayal.ledger.forgetting import Forgetting
+from rayal.ledger.idempotency import Idempotency
+from rayal.ledger.items import Items
+from rayal.ledger.jobs import Jobs
+from rayal.ledger.labels import Labels
+from rayal.ledger.leases import Leases
+from rayal.ledger.models import Models
+from rayal.ledger.pools import Pools
+from rayal.ledger.projects import Projects
+from rayal.ledger.records import Event
+from rayal.ledger.rounds import Files, Rounds
+from rayal.ledger.schema import events
+from rayal.ledger.selections import Selections
+from rayal.ledger.tokens import Tokens
 
 _PAGE = 500  # events read at once
 

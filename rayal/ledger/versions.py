@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection, MetaData, select
 
 from rayal.errors import LedgerError
-from rayal.project.schema import SCHEMA_VERSION, meta, metadata
+from rayal.ledger.schema import SCHEMA_VERSION, meta, metadata
 
 _WORD = meta.c.name == "schema_version"
 

@@ -10,14 +10,14 @@ from sqlalchemy import Connection, select
 
 from rayal.errors import LedgerError, ScoreError
 from rayal.failpoints import failpoint
-from rayal.project.answers import LabelRow, LeaseRow
-from rayal.project.columns import plain
-from rayal.project.desk import Desk
-from rayal.project.forgetting import blank_forgotten
-from rayal.project.records import Appearance, Pick, SelectionRow
-from rayal.project.rounds import write_stage
-from rayal.project.schema import labels, leases, picks, selections
-from rayal.project.store import Row, Store, Transaction, unsigned
+from rayal.ledger.answers import LabelRow, LeaseRow
+from rayal.ledger.columns import plain
+from rayal.ledger.forgetting import blank_forgotten
+from rayal.ledger.label_transaction import Desk
+from rayal.ledger.records import Appearance, Pick, SelectionRow
+from rayal.ledger.rounds import write_stage
+from rayal.ledger.schema import labels, leases, picks, selections
+from rayal.ledger.store import Row, Store, Transaction, unsigned
 
 INITIAL = -1  # the round of the initial choice, which has no stages
 

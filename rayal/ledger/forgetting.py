@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Table, Text, delete, func, select, type_coerce
 
-from rayal.project.columns import to_json
-from rayal.project.desk import Desk
-from rayal.project.schema import (
+from rayal.ledger.columns import to_json
+from rayal.ledger.label_transaction import Desk
+from rayal.ledger.leases import sweep
+from rayal.ledger.schema import (
     events,
     idempotency,
     items,
@@ -19,8 +20,7 @@ from rayal.project.schema import (
     projects,
     suggestions,
 )
-from rayal.project.store import Row, Store, Transaction, check_name, chunks
-from rayal.project.work import sweep
+from rayal.ledger.store import Row, Store, Transaction, check_name, chunks
 
 # What a row of a table tells of its item, and what it tells once the item is forgotten.
 PURGED: dict[Table, dict[str, Any]] = {

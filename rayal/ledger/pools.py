@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
-from rayal.project import schema
-from rayal.project.columns import plain
-from rayal.project.records import PoolPart, Snapshot
-from rayal.project.schema import snapshots
-from rayal.project.store import Store, relative_file, unsigned
+from rayal.ledger import schema
+from rayal.ledger.columns import plain
+from rayal.ledger.records import PoolPart, Snapshot
+from rayal.ledger.schema import snapshots
+from rayal.ledger.store import Store, relative_file, unsigned
 
 
 class Pools(Store):

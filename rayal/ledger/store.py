@@ -27,9 +27,9 @@ from sqlalchemy import (
 )
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
-from rayal.project.database import lock, open_database, reading, writing
-from rayal.project.location import POSTGRESQL
-from rayal.project.schema import events, projects, rounds
+from rayal.ledger.database import lock, open_database, reading, writing
+from rayal.ledger.location import POSTGRESQL
+from rayal.ledger.schema import events, projects, rounds
 
 Row = Mapping[str, Any]
 T = TypeVar("T")

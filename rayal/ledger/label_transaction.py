@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
 
 from rayal.failpoints import failpoint
-from rayal.project.agreement import Labeling, Verdict
-from rayal.project.schema import items, labels, leases
-from rayal.project.store import Row, Transaction, chunks, storable
-from rayal.project.work import REVOKED, is_active
+from rayal.ledger.agreement_rules import Labeling, Verdict
+from rayal.ledger.leases import REVOKED, is_active
+from rayal.ledger.schema import items, labels, leases
+from rayal.ledger.store import Row, Transaction, chunks, storable
 
 ACCEPTED, SURPLUS, UPDATED, SKIPPED, RETRACTED = (
     "accepted",

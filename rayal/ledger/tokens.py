@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayal.errors import LedgerError, SettingsError, UnknownNameError
-from rayal.project.records import TokenRow
-from rayal.project.schema import tokens
-from rayal.project.store import Row, Store
+from rayal.ledger.records import TokenRow
+from rayal.ledger.schema import tokens
+from rayal.ledger.store import Row, Store
 
 SCOPE = re.compile(r"admin|project:.+:(write|label|read)", re.DOTALL)
 _HASH = re.compile(r"[0-9a-f]{64}")

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, or_, select
 
 from rayal.errors import LedgerError, UnknownNameError
-from rayal.project.columns import plain
-from rayal.project.database import lock
-from rayal.project.records import JobRow
-from rayal.project.schema import beats, jobs, projects
-from rayal.project.store import Row, Store, Transaction
+from rayal.ledger.columns import plain
+from rayal.ledger.database import lock
+from rayal.ledger.records import JobRow
+from rayal.ledger.schema import beats, jobs, projects
+from rayal.ledger.store import Row, Store, Transaction
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 UNFINISHED = (QUEUED, RUNNING)

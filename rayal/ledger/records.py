@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rayal.project.answers import ItemRow as ItemRow
-from rayal.project.answers import LabelEntry as LabelEntry
-from rayal.project.answers import LabelResult as LabelResult
-from rayal.project.answers import LabelRow as LabelRow
-from rayal.project.answers import Lease as Lease
-from rayal.project.answers import LeaseRow as LeaseRow
-from rayal.project.answers import OfferedRow as OfferedRow
-from rayal.project.answers import SkipEntry as SkipEntry
+from rayal.ledger.answers import ItemRow as ItemRow
+from rayal.ledger.answers import LabelEntry as LabelEntry
+from rayal.ledger.answers import LabelResult as LabelResult
+from rayal.ledger.answers import LabelRow as LabelRow
+from rayal.ledger.answers import Lease as Lease
+from rayal.ledger.answers import LeaseRow as LeaseRow
+from rayal.ledger.answers import OfferedRow as OfferedRow
+from rayal.ledger.answers import SkipEntry as SkipEntry
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 
 from rayal.errors import LeaseError, SettingsError, UnknownLeaseError
-from rayal.project.agreement import Labeling, check_seconds
-from rayal.project.answers import Lease
-from rayal.project.schema import items, labels, leases
-from rayal.project.store import Row, Store, Transaction, check_name, storable
+from rayal.ledger.agreement_rules import Labeling, check_seconds
+from rayal.ledger.answers import Lease
+from rayal.ledger.schema import items, labels, leases
+from rayal.ledger.store import Row, Store, Transaction, check_name, storable
 
 ACTIVE, EXPIRED, RETURNED, REVOKED = "active", "expired", "returned", "revoked"
 LABELED, SKIPPED = "labeled", "skipped"

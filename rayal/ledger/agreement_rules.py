@@ -30,8 +30,8 @@ from fractions import Fraction
 from typing import Any
 
 from rayal.errors import SettingsError, nearest
-from rayal.project.columns import to_json
-from rayal.project.store import Row
+from rayal.ledger.columns import to_json
+from rayal.ledger.store import Row
 
 RULES = ("first", "majority", "all")
 

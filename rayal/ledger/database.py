@@ -23,8 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rayal.errors import BusyError, LedgerError, StorageError
-from rayal.project.folders import held
-from rayal.project.location import (
+from rayal.ledger.folders import held
+from rayal.ledger.location import (
     FILE,
     POSTGRESQL,
     note_database,
@@ -32,7 +32,7 @@ from rayal.project.location import (
     one_url,
     parsed_url,
 )
-from rayal.project.versions import SCHEMA, Schema, noted_version
+from rayal.ledger.versions import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
 OTHERS_SECONDS = 5  # in which what holds a ledger that is to be migrated may still end

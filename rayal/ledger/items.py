@@ -18,10 +18,10 @@ from sqlalchemy import (
     tuple_,
 )
 
-from rayal.project.answers import ItemRow, OfferedRow
-from rayal.project.schema import items, leases, picks
-from rayal.project.store import Store, chunks, clock, storable
-from rayal.project.work import has_free_slot, is_active, on_item
+from rayal.ledger.answers import ItemRow, OfferedRow
+from rayal.ledger.leases import has_free_slot, is_active, on_item
+from rayal.ledger.schema import items, leases, picks
+from rayal.ledger.store import Store, chunks, clock, storable
 
 STATES = ("unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "forgotten")
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
     Table,
 )
 
-from rayal.project.columns import (
+from rayal.ledger.columns import (
     NAME,
     flag,
     id_key,

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 
 from rayal.errors import LedgerError
-from rayal.project.records import Event
-from rayal.project.schema import UNTOLD
-from rayal.project.schema import events as events_table
-from rayal.project.schema import metadata as all_tables
-from rayal.project.versions import SCHEMA, Schema
+from rayal.ledger.records import Event
+from rayal.ledger.schema import UNTOLD
+from rayal.ledger.schema import events as events_table
+from rayal.ledger.schema import metadata as all_tables
+from rayal.ledger.versions import SCHEMA, Schema
 
 Tables = dict[str, list[dict[str, Any]]]
 

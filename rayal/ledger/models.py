@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
-from rayal.project.columns import plain
-from rayal.project.records import ModelRow, Suggestion
-from rayal.project.schema import items, models, suggestions
-from rayal.project.store import Row, Store, Transaction, chunks
+from rayal.ledger.columns import plain
+from rayal.ledger.records import ModelRow, Suggestion
+from rayal.ledger.schema import items, models, suggestions
+from rayal.ledger.store import Row, Store, Transaction, chunks
 
 
 def version_name(round: int, model: str) -> str:
