@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from rayal.client import Client as Client
     from rayal.engine.cluster import connect as connect
     from rayal.engine.driver import Project as Project
-    from rayal.engine.pool import Pool as Pool
     from rayal.errors import RayalError as RayalError
     from rayal.ledger import Ledger as Ledger
+    from rayal.pool.reader import Pool as Pool
     from rayal.strategies import Strategy as Strategy
     from rayal.strategies import select as select
     from rayal.types import Selection as Selection
 
 _PUBLIC = {
-    "Pool": "rayal.engine.pool",
+    "Pool": "rayal.pool.reader",
     "Project": "rayal.engine.driver",
     "connect": "rayal.engine.cluster",
     "Client": "rayal.client",

@@ -18,13 +18,13 @@ import typer
 from rayal import console
 from rayal.cli import split
 from rayal.engine.driver import Project
-from rayal.engine.files import collect_files
-from rayal.engine.pool import Pool
 from rayal.errors import LabelError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
-from rayal.evaluation.sources import pool_of, read_columns
 from rayal.ledger import Appearance, LabelRow, LeaseRow, Ledger
+from rayal.pool.files import collect_files
+from rayal.pool.from_settings import pool_of, read_columns
+from rayal.pool.reader import Pool
 from rayal.settings.run import Settings, load
 from rayal.strategies import select
 

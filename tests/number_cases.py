@@ -10,13 +10,13 @@ from loop_cases import finish
 from pools import houses, pool_at_once, split
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
 from rayal.strategies import Strategy
 
 POOL, TEST = 120, 60

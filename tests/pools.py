@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from rayal.engine.arrays import array_source
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Role, Source
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
+from rayal.pool.source import Role, Source
 
 TEST_ROWS = 90_000  # where rows of the test begin, beyond those of any part
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from rayal.engine.shards import column_array, column_tensor
-from rayal.engine.storage import ATTACHED, read_mapped, write_part
 from rayal.errors import NeedsError, ScoreError
 from rayal.labels import Label
 from rayal.learners.base import LabeledRows, TensorRows
 from rayal.ledger import ColumnsPart, Pick
 from rayal.models.committee import Committee, home_of
 from rayal.models.dropout import evaluating
+from rayal.pool.storage import ATTACHED, read_mapped, write_part
 from rayal.types import Columns, digest, id_keys, key_sum, told
 
 if TYPE_CHECKING:

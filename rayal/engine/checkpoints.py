@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from rayal.engine.storage import write_durably
 from rayal.failpoints import failpoint
+from rayal.pool.storage import write_durably
 
 
 @dataclass(frozen=True)

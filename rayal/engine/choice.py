@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rayal.engine.executor import Executor
 from rayal.engine.local import open_share
 from rayal.engine.shards import bf16_columns, rows_by_key
-from rayal.engine.storage import read_mapped
+from rayal.pool.storage import read_mapped
 from rayal.selection.greedy import Chosen, Shards, choose, count
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.objective import Objective

@@ -9,8 +9,6 @@ from typing import Any, Self
 
 from rayal.engine.embed import Inputs, embedded
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.files import drop_files
-from rayal.engine.pool import Pool
 from rayal.engine.rounds import Report, Stages, Truth
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.summary import RoundSummary as RoundSummary
@@ -21,6 +19,8 @@ from rayal.labels import Label
 from rayal.ledger import LabelEntry, LabelResult, Lease, Ledger, RoundRow
 from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
+from rayal.pool.files import drop_files
+from rayal.pool.reader import Pool
 from rayal.selection.threads import torch_threads
 
 

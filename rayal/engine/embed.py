@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from rayal.engine.forward import padded_rows
-from rayal.engine.pool import Part, Pool
 from rayal.engine.scan import ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import column_array
-from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import ScoreError
 from rayal.failpoints import failpoint
 from rayal.ledger.records import Snapshot
+from rayal.pool.reader import Part, Pool
+from rayal.pool.storage import read_mapped, write_part
 from rayal.tasks import FeaturesTask, Task
 from rayal.types import FORMAT_VERSION, digest, key_sum
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from rayal.engine.embed import head_task
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Pool
 from rayal.engine.pretrain import pretraining_of
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
+from rayal.pool.reader import Pool
 from rayal.selection.threads import torch_threads
 from rayal.tasks import Task
 

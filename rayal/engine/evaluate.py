@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rayal.engine.forward import run_signals
-from rayal.engine.pool import Part, Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.models.committee import Committee
+from rayal.pool.reader import Part, Pool
 from rayal.signals import prediction_of
 
 

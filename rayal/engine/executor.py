@@ -16,7 +16,7 @@ from annotated_types import Ge
 
 from rayal.engine.local import map_parts, start_shards
 from rayal.engine.member import train_members
-from rayal.engine.pool import Part
+from rayal.pool.reader import Part
 from rayal.selection.greedy import Shards
 from rayal.selection.objective import Objective
 from rayal.types import Keys

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayal.engine.pool import Part
 from rayal.engine.shards import open_tiles
+from rayal.pool.reader import Part
 from rayal.selection.devices import checked_device
 from rayal.selection.greedy import LocalShards, Shard
 from rayal.selection.objective import Objective

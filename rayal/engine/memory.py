@@ -20,11 +20,11 @@ from torch import Tensor
 
 from rayal.engine.forward import run_signals
 from rayal.engine.scan_options import options_record
-from rayal.engine.storage import write_durably
 from rayal.failpoints import failpoint
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint
 from rayal.ledger import ColumnsPart, Pick
 from rayal.models.committee import Committee, home_of
+from rayal.pool.storage import write_durably
 from rayal.strategies.base import Memory, Outcome, Strategy
 from rayal.types import Columns, digest, id_keys, key_sum, told
 

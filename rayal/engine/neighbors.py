@@ -19,14 +19,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.engine.pool import Part
 from rayal.engine.reconcile import reconcile
 from rayal.engine.rounds import Stages
 from rayal.engine.scan import ScannedPart
 from rayal.engine.shards import column_array, column_tensor
-from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError, SettingsError, StorageError, UnknownNameError, nearest
 from rayal.ledger import ColumnsPart
+from rayal.pool.reader import Part
+from rayal.pool.storage import read_mapped, write_part
 from rayal.selection.neighbors import ROWS, Block, check_k
 from rayal.types import FORMAT_VERSION, Keys, digest, key_sum
 

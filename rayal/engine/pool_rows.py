@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from torch import Tensor
 
-from rayal.engine.pool import Pool
+from rayal.pool.reader import Pool
 from rayal.tasks import Task
 from rayal.types import digest, id_keys, key_sum
 

@@ -13,8 +13,8 @@ import ray.data
 from ray.data import Dataset
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Part
 from rayal.errors import ClusterError, RayalError, WorkerError
+from rayal.pool.reader import Part
 
 _KEPT = 3  # values that a process holds: a committee, and the jobs of its evaluation and scan
 _HELD: dict[str, Any] = {}  # what this process has fetched, the latest one last

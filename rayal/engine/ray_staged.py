@@ -16,7 +16,6 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Part
 from rayal.engine.ray_data import (
     bounded,
     check_room,
@@ -27,6 +26,7 @@ from rayal.engine.ray_data import (
     tried,
 )
 from rayal.errors import ClusterError, RayalError
+from rayal.pool.reader import Part
 
 _DECODED_BYTES = 32 << 20  # decoded rows that travel at once
 _FAILED = -1  # the first row of what is an error

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rayal.engine.pool import Part
 from rayal.engine.scan import ScannedPart
 from rayal.engine.shards import column_tensor
-from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
+from rayal.pool.reader import Part
+from rayal.pool.storage import read_mapped
 
 
 def reconcile(part: Part, result: ScannedPart) -> None:

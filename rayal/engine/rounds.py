@@ -21,14 +21,12 @@ from rayal.engine.embed import Embed, Inputs
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
 from rayal.engine.memory import keep_memory, recall
-from rayal.engine.pool import Part, Pool
 from rayal.engine.provenance import output_of, provenance_of
 from rayal.engine.reconcile import reconcile, spread, written_range
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import ids_of, rows_by_key
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.storage import present
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -36,6 +34,8 @@ from rayal.ledger import ColumnsPart, Ledger, Pick
 from rayal.ledger.items import STATES
 from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
+from rayal.pool.reader import Part, Pool
+from rayal.pool.storage import present
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen
 from rayal.selection.tiles import Proposal

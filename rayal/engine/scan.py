@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from rayal.engine.forward import run_signals, signals_of, whole
-from rayal.engine.pool import Part, Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.score import score_tiles
 from rayal.engine.shards import BF16, BORROWED, borrowed_from, column_array, column_tensor
-from rayal.engine.storage import read_mapped, write_part
 from rayal.errors import NeedsError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
+from rayal.pool.reader import Part, Pool
+from rayal.pool.storage import read_mapped, write_part
 from rayal.signals import Signal
 from rayal.strategies.base import Strategy
 from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, digest, key_sum, told

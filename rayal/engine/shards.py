@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.engine.pool import Pool
-from rayal.engine.storage import read_mapped
 from rayal.errors import StorageError
+from rayal.pool.reader import Pool
+from rayal.pool.storage import read_mapped
 from rayal.selection.devices import narrowed, to_host
 from rayal.selection.sampling import candidates_of
 from rayal.selection.tiles import Tile, cut_tiles

@@ -14,7 +14,6 @@ from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
 from rayal.engine.member import is_final
 from rayal.engine.model_hash import model_hash
-from rayal.engine.pool import Pool
 from rayal.engine.pool_rows import PoolRows
 from rayal.engine.pretrain import Pretraining, member_store
 from rayal.engine.reads import columns_read, hash_read
@@ -31,6 +30,7 @@ from rayal.learners.feeds import FROM_POOL
 from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
 from rayal.models.weights import RANDOM
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.tasks import Task, Vocabulary, task_for
 from rayal.tasks.text import SIZE

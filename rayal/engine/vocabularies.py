@@ -12,9 +12,9 @@ from typing import Any
 
 import tokenizers
 
-from rayal.engine.pool import Pool
-from rayal.engine.storage import TEMPORARY
 from rayal.errors import SettingsError
+from rayal.pool.reader import Pool
+from rayal.pool.storage import TEMPORARY
 from rayal.tasks.text import SIZE
 from rayal.tasks.vocabulary import KINDS, Vocabulary
 from rayal.types import FORMAT_VERSION, digest

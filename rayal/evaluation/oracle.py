@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.errors import LabelError, SettingsError
 from rayal.labels import ClassLabel, Label, Labels
+from rayal.pool.reader import Pool
 from rayal.selection.draws import keyed_uniform
 from rayal.types import Keys
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.targets import number_of
@@ -29,10 +28,11 @@ from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
-from rayal.evaluation.sources import pool_of
 from rayal.evaluation.unread import tasks_beforehand
 from rayal.learners import Learner
 from rayal.ledger import Ledger
+from rayal.pool.from_settings import pool_of
+from rayal.pool.reader import Pool
 from rayal.registry import learners, strategies
 from rayal.settings.parameters import build
 from rayal.settings.run import Cell, LearnerSettings, Settings

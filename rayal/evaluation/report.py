@@ -17,7 +17,6 @@ import pyarrow.parquet
 from rich import box
 from rich.table import Table
 
-from rayal.engine.storage import write_durably
 from rayal.errors import StorageError
 from rayal.evaluation.curves import (
     LOWER,
@@ -30,6 +29,7 @@ from rayal.evaluation.curves import (
     write_curve_csv,
 )
 from rayal.evaluation.statistics import Interval
+from rayal.pool.storage import write_durably
 from rayal.settings.run import BASELINE
 
 pa: Any = pyarrow  # Arrow carries no types

@@ -41,7 +41,7 @@ class Forgetting(Store):
         tables and in the events, and kept answers to requests that name it are dropped; that
         there were such rows stays, so events still rebuild the tables. Open leases are revoked.
         Files (columns, checkpoints, the pool) and models trained on it are not touched;
-        ``rayal.engine.purge`` takes its content out of the pool, and out of rows made of it.
+        ``rayal.pool.purge`` takes its content out of the pool, and out of rows made of it.
         """
         check_name("item", item)
         with self._write("forget_item", project, now) as tx:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rayal.engine.pool import Pool
 from rayal.errors import ConflictError, PreconditionError
 from rayal.labels import ClassLabel, NumberLabel
 from rayal.ledger import Ledger, ProjectRow
+from rayal.pool.reader import Pool
 from rayal.service.bodies import ProjectBody, merged, parsed
 from rayal.service.creation import check_fit, settings_of, spec_of
 

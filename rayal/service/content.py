@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from rayal.engine.images import FORMATS, pixels_of, why_broken
-from rayal.engine.texts import encoded
 from rayal.errors import PoolError, UriError, nearest
+from rayal.pool.readers.images import FORMATS, pixels_of, why_broken
+from rayal.pool.readers.texts import encoded
 from rayal.service.uris import Prefixes
 
 _WIDE = ("I", "F")  # modes of 16 and 32 bits a channel, which no task reads

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayal.engine import texts
-from rayal.engine.pool import Pool
-from rayal.engine.push import create_empty
 from rayal.errors import ConflictError, LedgerError, SettingsError, UnknownNameError, nearest
 from rayal.ledger import Ledger, ProjectRow
+from rayal.pool.push import create_empty
+from rayal.pool.reader import Pool
+from rayal.pool.readers import texts
 from rayal.service.bodies import PoolBody, ProjectBody, parsed
 from rayal.service.uris import Prefixes
 from rayal.types import digest
@@ -150,7 +150,7 @@ def _pool(ledger: Ledger, asked: ProjectBody, prefixes: Prefixes) -> Pool:
 
 
 def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
-    from rayal.evaluation.sources import pool_name, pool_of
+    from rayal.pool.from_settings import pool_name, pool_of
     from rayal.settings.inputs import PoolSettings
 
     given = asked.model_dump(exclude_none=True)

@@ -2,7 +2,7 @@
 
 A call of ``push_items`` makes one snapshot, with one part for each role: right for hundreds of
 items, wasteful for one at a time. Each call looks for its ids in every part (0.2 ms a part), and
-each scan opens every part; ``rayal.engine.push`` bounds their number, nothing joins them later. A
+each scan opens every part; ``rayal.pool.push`` bounds their number, nothing joins them later. A
 staged file of JSON lines is one snapshot too, however large, with parts as an ingest of the same
 items makes them: the way to bring a pool, and to have the picks of a run on the same items
 elsewhere.
@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from rayal.engine.gather import Progress
-from rayal.engine.push import Pushed, push
-from rayal.engine.rows import Role, Rows, Source
 from rayal.errors import ConflictError, PoolError, UnknownNameError, UriError
 from rayal.ledger import Ledger
+from rayal.pool.gather import Progress
+from rayal.pool.push import Pushed, push
+from rayal.pool.source import Role, Rows, Source
 from rayal.service.content import ContentLimits, PushedItem, Reader, shown
 from rayal.service.pools import opened, pool_of
 from rayal.service.uris import Prefixes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rayal.engine.pool import Pool
+from rayal.pool.reader import Pool
 
 
 def items_from(pool: Pool, place: int) -> Iterator[tuple[int, str]]:

@@ -6,8 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from rayal.engine.pool import Pool
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
 
 _OPEN = 16  # pools that are kept open
 _pools: OrderedDict[tuple[str, str], Pool] = OrderedDict()

@@ -167,7 +167,7 @@ def purge_content(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell)
     Returns:
         ``purged``, how many items were still there.
     """
-    from rayal.engine.purge import purge
+    from rayal.pool.purge import purge
 
     tell({"stage": "purge", "done": 0, "total": None})
     pool = ledger.project(job.project).pool

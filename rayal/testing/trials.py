@@ -14,9 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec, context
 from rayal.errors import RayalError
@@ -34,6 +32,8 @@ from rayal.learners.base import Weights
 from rayal.learners.checkpoint import read_checkpoint
 from rayal.learners.data import PoolData
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import learners, strategies
 from rayal.tasks import TableTask, Task
 from rayal.testing.strategies import CLASSES, MakeColumns, make_columns

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rayal.engine.arrays import array_source
 from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 
 FEATURES, CLASSES, CHUNK = 64, 10, 125_000

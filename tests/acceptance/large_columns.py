@@ -26,7 +26,7 @@ from measure import children
 from rayal.engine.cluster import connect
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.shards import column_array
-from rayal.engine.storage import read_mapped, write_part
+from rayal.pool.storage import read_mapped, write_part
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter
 from rayal.selection.kmeans import KMeansPP

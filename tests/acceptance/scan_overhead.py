@@ -16,13 +16,13 @@ import torch
 
 from rayal.engine.cluster import connect
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.trainset import task_of
 from rayal.learners import Supervised
 from rayal.models import build_network
 from rayal.models.committee import Committee
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 
 

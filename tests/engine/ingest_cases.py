@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayal.engine.ingest import ingest
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Role, Rows, Source
+from rayal.pool.ingest import ingest
+from rayal.pool.reader import Pool
+from rayal.pool.source import Role, Rows, Source
 
 PAYLOAD = {"kind": "image", "encoding": "file"}
 Items = dict[str, bytes]

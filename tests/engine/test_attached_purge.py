@@ -11,9 +11,9 @@ from pools import blob_pool
 
 from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
-from rayal.engine.purge import purge
 from rayal.evaluation.oracle import Oracle
 from rayal.ledger import Ledger
+from rayal.pool.purge import purge
 from rayal.registry import strategies
 
 

@@ -25,10 +25,10 @@ from rayal.engine.shards import (
     rows_by_key,
 )
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.storage import write_part
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.report import approximations
 from rayal.ledger import Appearance
+from rayal.pool.storage import write_part
 from rayal.registry import strategies
 from rayal.selection import KCenter, select_rows
 from rayal.types import FORMAT_VERSION

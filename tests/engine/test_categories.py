@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayal.engine.pool import Pool
 from rayal.errors import NeedsError, PoolError
 from rayal.evaluation.protocol import run
-from rayal.evaluation.sources import pool_of
+from rayal.pool.from_settings import pool_of
+from rayal.pool.reader import Pool
 from rayal.settings.inputs import PoolSettings
 from rayal.settings.run import load
 

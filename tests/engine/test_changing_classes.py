@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pool_cases import spec
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger, SkipEntry
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 from rayal.strategies import Ctx, Strategy
 from rayal.strategies.base import Joint

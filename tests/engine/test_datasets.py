@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from rayal.engine.executor import Executor
-from rayal.engine.pool import Pool
 from rayal.errors import PoolError
+from rayal.pool.reader import Pool
 
 pytestmark = pytest.mark.ray
 RNG = np.random.default_rng(0)

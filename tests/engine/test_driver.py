@@ -16,7 +16,6 @@ from pools import blob_rows, pool_at_once, split
 from torch import Tensor, nn
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import open_tiles
@@ -36,6 +35,7 @@ from rayal.learners.base import Batches
 from rayal.ledger import Ledger
 from rayal.models.base import TaskNet
 from rayal.models.dropout import dropout_masks
+from rayal.pool.reader import Pool
 from rayal.registry import Table, learners, strategies
 from rayal.selection.kcenter import KCenter
 from rayal.signals import Embedding, Extra, LogProbs, Signal

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayal.engine.arrays import array_source
 from rayal.engine.estimate import RAY_START, Estimate, estimate
 from rayal.engine.executor import RayOptions
-from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
 from rayal.learners import LayerwisePretrained, Supervised
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 from rayal.settings.run import load
 

@@ -20,13 +20,10 @@ from pools import digit_rows, digit_source, pool_of
 from torch import nn
 
 from rayal.engine import embed
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
 from rayal.engine.embed import Embed
 from rayal.engine.estimate import Speed, estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
-from rayal.engine.pool import Part, Pool
-from rayal.engine.rows import Role
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
 from rayal.engine.shards import column_tensor, open_columns, open_tiles
@@ -38,6 +35,9 @@ from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.backbone import BackboneSpec
+from rayal.pool.reader import Part, Pool
+from rayal.pool.readers.arrays import array_source
+from rayal.pool.source import Role
 from rayal.registry import strategies
 from rayal.settings.run import load
 from rayal.strategies import Strategy

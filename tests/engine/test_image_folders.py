@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayal.engine.images import why_broken
-from rayal.engine.pool import Pool
 from rayal.errors import PoolError
+from rayal.pool.reader import Pool
+from rayal.pool.readers.images import why_broken
 
 
 def picture(path: Path, seed: int = 0, size: int = 8) -> Path:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from ingest_cases import PAYLOAD, add, files, items, source
 
-from rayal.engine import place
-from rayal.engine.ingest import ingest, remove_stray_files, stray_files
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Rows, Source, keyed_hashes
 from rayal.errors import PoolError
 from rayal.ledger.ledger import Ledger
+from rayal.pool import write_parts as place
+from rayal.pool.ingest import ingest, remove_stray_files, stray_files
+from rayal.pool.reader import Pool
+from rayal.pool.source import Rows, Source, keyed_hashes
 from rayal.types import PART_BYTES, PART_ROWS, PARTS, TILE_ROWS, id_keys, part_rows
 
 
@@ -122,7 +122,7 @@ def test_ids_of_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def collide(ids: list[str]) -> object:
         return np.full(len(ids), 7, np.uint64)
 
-    monkeypatch.setattr("rayal.engine.gather.id_keys", collide)
+    monkeypatch.setattr("rayal.pool.gather.id_keys", collide)
     with pytest.raises(PoolError, match=r"ids \['a', 'b'\] have the same 64-bit key"):
         add(tmp_path, source({"a": b"one", "b": b"one"}))
 
@@ -221,8 +221,8 @@ def test_two_ingests_at_once_are_refused(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from rayal.engine.ingest import ingest
-from rayal.engine.rows import Rows, Source
+from rayal.pool.ingest import ingest
+from rayal.pool.source import Rows, Source
 given = [(f"i{n}", b"x" * n) for n in range(100)]
 read = lambda: [Rows([i for i, _ in given], [p for _, p in given], ["c"] * 100, "class")]
 raw = {"kind": "image", "encoding": "file"}

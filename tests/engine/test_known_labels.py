@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from ingest_cases import PAYLOAD, add, items, source
 
-from rayal.engine.rows import Rows, Source
-from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
+from rayal.pool.source import Rows, Source
+from rayal.pool.storage import read_mapped
 from rayal.types import id_keys
 
 

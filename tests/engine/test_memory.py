@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.files import collect_files
 from rayal.engine.memory import recall
 from rayal.engine.reads import columns_read, hash_read
 from rayal.errors import StorageError
@@ -25,6 +24,7 @@ from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainData, TrainState
 from rayal.learners.checkpoint import read_checkpoint
 from rayal.ledger import Ledger
+from rayal.pool.files import collect_files
 from rayal.registry import learners, strategies
 from rayal.selection.topk import TopK
 from rayal.signals import LogProbs, Signal

@@ -14,8 +14,8 @@ from rayal.engine.driver import Project
 from rayal.engine.executor import Executor
 from rayal.engine.neighbors import NeighborColumns, neighbors
 from rayal.engine.shards import column_tensor
-from rayal.engine.storage import read_mapped
 from rayal.errors import BudgetError, NeedsError, SettingsError, UnknownNameError
+from rayal.pool.storage import read_mapped
 from rayal.registry import strategies
 from rayal.selection import nearest_neighbors
 

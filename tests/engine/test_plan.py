@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from rayal.engine import demands, place
-from rayal.engine.arrays import array_source
+from rayal.engine import demands
 from rayal.engine.driver import Project
 from rayal.engine.estimate import Speed
 from rayal.engine.machine import Rates
 from rayal.engine.plan import WORKER, Place, plan_cell
-from rayal.engine.pool import Pool
 from rayal.engine.refusal import listed, refusal, size
 from rayal.engine.scan_options import SelectionOptions
 from rayal.engine.shapes import NetworkShape, PoolShape, network_shape
@@ -30,6 +28,9 @@ from rayal.evaluation.feasible import shape_of
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.ledger import Ledger
+from rayal.pool import write_parts as place
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 from rayal.selection.footprint import Footprint
 from rayal.selection.kcenter import KCenter

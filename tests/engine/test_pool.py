@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayal.engine.ingest import ingest
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Rows, Source
 from rayal.errors import PoolError, StorageError, UnknownNameError
+from rayal.pool.ingest import ingest
+from rayal.pool.reader import Pool
+from rayal.pool.source import Rows, Source
 from rayal.types import id_keys
 
 
@@ -68,7 +68,7 @@ def test_ids_that_are_not_there_are_named(pool: Pool) -> None:
 
 
 def test_a_key_alone_is_no_item(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayal.engine.lookup.id_keys", lambda ids: id_keys(["i1"] * len(ids)))
+    monkeypatch.setattr("rayal.pool.lookup.id_keys", lambda ids: id_keys(["i1"] * len(ids)))
     assert pool.contains(["i1", "i2"]) == [True, False]
 
 
@@ -148,7 +148,7 @@ def test_arrays_that_do_not_fit(
 @pytest.mark.processes
 def test_the_pool_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, rayal.engine.pool; assert not {'torch', 'ray', 'sklearn'} & set(sys.modules)"
+        "import sys, rayal.pool.reader; assert not {'torch', 'ray', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -14,8 +14,6 @@ from pools import TEST_ROWS, blobs, pool_at_once, pool_of
 
 from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
-from rayal.engine.files import collect_files, drop_files
-from rayal.engine.pool import Pool
 from rayal.engine.pool_rows import EveryRow
 from rayal.engine.pretrain import Pretraining
 from rayal.engine.scan_options import ScanOptions
@@ -27,6 +25,8 @@ from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.learners.layers import LayerTraining
 from rayal.ledger import Ledger
+from rayal.pool.files import collect_files, drop_files
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.types import id_keys
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayal.engine.pool import Pool
-from rayal.engine.purge import purge
-from rayal.engine.push import create_empty, push
-from rayal.engine.rows import Rows, Source
 from rayal.errors import LedgerError
 from rayal.ledger import Ledger
 from rayal.ledger.replay import rebuild
+from rayal.pool.purge import purge
+from rayal.pool.push import create_empty, push
+from rayal.pool.reader import Pool
+from rayal.pool.source import Rows, Source
 from rayal.types import TILE_ROWS
 
 
@@ -194,7 +194,7 @@ def test_the_ledger_tells_where_a_part_lies(tmp_path: Path) -> None:
 
 PURGE = """
 import sys
-from rayal.engine.purge import purge
+from rayal.pool.purge import purge
 from rayal.ledger import Ledger
 with Ledger(sys.argv[1]) as ledger:
     print(purge(ledger, "items"))

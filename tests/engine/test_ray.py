@@ -18,13 +18,11 @@ import torch
 from loop_cases import finish, picks_of
 from pools import blob_pool, blob_rows, pool_of
 
-from rayal.engine.arrays import array_source
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import LOCAL, Executor, RayOptions
-from rayal.engine.pool import Part, Pool
 from rayal.engine.pretrain import member_store
 from rayal.engine.ray_data import sent
 from rayal.engine.ray_scan import map_parts
@@ -38,6 +36,8 @@ from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainState
 from rayal.learners.base import Batches
 from rayal.ledger import Ledger
+from rayal.pool.reader import Part, Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rayal.engine.ray_crew import Worker
-from rayal.engine.storage import write_part
+from rayal.pool.storage import write_part
 from rayal.selection import TopK
 
 

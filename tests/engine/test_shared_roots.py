@@ -12,10 +12,7 @@ import pytest
 from loop_cases import finish, picks_of
 from pools import pool_at_once, split
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
-from rayal.engine.files import collect_files, drop_files
-from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import Training
@@ -23,6 +20,9 @@ from rayal.errors import LabelError, NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
+from rayal.pool.files import collect_files, drop_files
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 from rayal.types import Seeds
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
 
-from rayal.engine import sources
-from rayal.engine.pool import Pool
-from rayal.engine.rows import keyed_hashes
-from rayal.engine.sources import builtin
-from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError, UnknownNameError
-from rayal.evaluation.sources import pool_of
+from rayal.pool.from_settings import pool_of
+from rayal.pool.reader import Pool
+from rayal.pool.readers import builtin as sources
+from rayal.pool.readers.builtin import builtin
+from rayal.pool.source import keyed_hashes
+from rayal.pool.storage import read_mapped
 from rayal.settings.inputs import PoolSettings
 
 Bytes = npt.NDArray[np.uint8]
@@ -52,7 +52,7 @@ def test_idx_files(tmp_path: Path, suffix: str) -> None:
 
 
 def test_idx_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayal.engine.arrays._BLOCK_BYTES", 50)
+    monkeypatch.setattr("rayal.pool.readers.arrays._BLOCK_BYTES", 50)
     x, y = images(20, 4, 3), np.arange(20, dtype=np.uint8)
     pool = Pool.from_idx(tmp_path, "p", idx(tmp_path / "x", x), idx(tmp_path / "y", y))
     ids = [f"x:{n:05d}" for n in range(20)]

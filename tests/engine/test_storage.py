@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayal.engine.storage import open_random, read_mapped, write_part
 from rayal.errors import StorageError
+from rayal.pool.storage import open_random, read_mapped, write_part
 from rayal.types import FORMAT_VERSION, TILE_ROWS
 
 

@@ -10,9 +10,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from rayal.engine.pool import Pool
-from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
+from rayal.pool.reader import Pool
+from rayal.pool.storage import read_mapped
 
 DATA: dict[str, list[Any]] = {
     "name": ["a", "b", "c"],

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayal.engine.pool import Pool
-from rayal.engine.sources import builtin
-from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
+from rayal.pool.reader import Pool
+from rayal.pool.readers.builtin import builtin
+from rayal.pool.storage import read_mapped
 from rayal.settings.inputs import PoolSettings
 
 TEXTS = ['a, "quoted"\ntext of two lines', "Füße", "这部电影很好", "NA", "  padded "]
@@ -122,7 +122,7 @@ def test_numbers_in_a_csv_column_of_texts_stay_texts(tmp_path: Path) -> None:
 
 
 def test_the_settings_name_the_column(tmp_path: Path) -> None:
-    from rayal.evaluation.sources import sources_of
+    from rayal.pool.from_settings import sources_of
 
     (source,) = sources_of(PoolSettings(source=str(csv(tmp_path)), text="said", label="y"))
     (rows,) = source.read()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from rayal.engine.demands import scanning
 from rayal.engine.driver import Project
 from rayal.engine.embed import head_task
-from rayal.engine.pool import Pool
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shapes import PoolShape, network_shape
@@ -30,6 +29,7 @@ from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.backbone import BackboneSpec
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.settings.run import load
 from rayal.strategies import Strategy

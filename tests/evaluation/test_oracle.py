@@ -12,7 +12,6 @@ import pyarrow.parquet
 import pytest
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.errors import LabelError, PoolError, SettingsError
@@ -20,6 +19,7 @@ from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.settings.run import load
 

@@ -9,13 +9,13 @@ import torch
 
 from rayal.cli import main
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
 from rayal.registry import strategies
 
 torch.set_num_threads(1)

@@ -221,7 +221,7 @@ class Annotator:
 
 def digits_truth() -> dict[str, str]:
     """Return the label of every item of the built-in pool of digits."""
-    from rayal.engine.sources import builtin
+    from rayal.pool.readers.builtin import builtin
 
     found: dict[str, str] = {}
     for source in builtin("digits"):

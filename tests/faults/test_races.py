@@ -12,9 +12,9 @@ import yaml
 from race_cases import Running, start, wait_for
 from race_work import EPOCHS, cell, command
 
-from rayal.engine.arrays import array_source
-from rayal.engine.pool import Pool
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 
 pytestmark = pytest.mark.processes
 SETTINGS: dict[str, Any] = {

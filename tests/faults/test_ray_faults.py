@@ -19,11 +19,11 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from rayal.engine.arrays import array_source
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Role
 from rayal.failpoints import WORKERS
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
+from rayal.pool.source import Role
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -18,12 +18,12 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from rayal.engine.arrays import array_source
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Role
 from rayal.evaluation.protocol import run
 from rayal.failpoints import NAMES
 from rayal.ledger import Ledger
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
+from rayal.pool.source import Role
 from rayal.settings.run import load
 
 SETTINGS: dict[str, Any] = {

@@ -54,8 +54,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, truth: dict[str, str])
 def made(root: Path) -> Any:
     """Make the pool and the project of ``BODY`` in a storage root and open it."""
     from rayal.engine.driver import Project
-    from rayal.engine.ingest import ingest
-    from rayal.engine.sources import builtin
+    from rayal.pool.ingest import ingest
+    from rayal.pool.readers.builtin import builtin
     from rayal.service.creation import create_project
     from rayal.service.uris import Prefixes
 
@@ -134,8 +134,8 @@ def in_background(annotators: list[Annotator], truth: dict[str, str], stop: thre
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    from rayal.engine.ingest import ingest
-    from rayal.engine.sources import builtin
+    from rayal.pool.ingest import ingest
+    from rayal.pool.readers.builtin import builtin
 
     root = tmp_path / "root"
     ingest(root, "digits", builtin("digits"))
@@ -178,8 +178,8 @@ def test_a_killed_tree_goes_on_to_the_same_picks(
 
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path, truth: dict[str, str]) -> None:
     with small_disk(tmp_path / "disk") as disk, running(Service(disk / "root")) as service:
-        from rayal.engine.ingest import ingest
-        from rayal.engine.sources import builtin
+        from rayal.pool.ingest import ingest
+        from rayal.pool.readers.builtin import builtin
 
         ingest(service.root, "digits", builtin("digits"))
         annotator = created(service)
@@ -221,8 +221,8 @@ def small_disk(path: Path) -> Iterator[Path]:
 def test_a_restarted_database_loses_nothing(
     postgres: PostgresServer, tmp_path: Path, truth: dict[str, str]
 ) -> None:
-    from rayal.engine.ingest import ingest
-    from rayal.engine.sources import builtin
+    from rayal.pool.ingest import ingest
+    from rayal.pool.readers.builtin import builtin
 
     root = tmp_path / "root"
     url = postgres.database()

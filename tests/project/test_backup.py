@@ -17,15 +17,15 @@ from postgres_server import PostgresServer
 from revision_cases import later
 from sklearn.datasets import load_digits
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.ledger.upgrade import upgrade
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
 
 pytestmark = pytest.mark.processes

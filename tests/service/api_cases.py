@@ -23,9 +23,9 @@ from PIL import Image
 
 import rayal
 from rayal.cli import main
-from rayal.engine.pool import Pool
-from rayal.engine.push import create_empty
 from rayal.ledger import Ledger, Pick
+from rayal.pool.push import create_empty
+from rayal.pool.reader import Pool
 from rayal.service import auth
 from rayal.service.app import create_app
 from rayal.service.backend import Backend

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rayal.engine.arrays import array_source
-from rayal.engine.pool import Pool
-from rayal.engine.push import Pushed
 from rayal.ledger import JobRow, LabelEntry, Ledger, ProjectRow
+from rayal.pool.push import Pushed
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.service.changes import checked_patch
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items

@@ -29,14 +29,14 @@ from service_cases import (
 )
 
 from rayal.engine.driver import Project
-from rayal.engine.ingest import locked
-from rayal.engine.pool import Pool
-from rayal.engine.push import Pushed
-from rayal.engine.push import push as push_sources
-from rayal.engine.rows import Rows, Source
-from rayal.engine.storage import open_random
 from rayal.errors import ConflictError, PoolError, UnknownNameError
 from rayal.ledger import LabelEntry, Ledger
+from rayal.pool.ingest import locked
+from rayal.pool.push import Pushed
+from rayal.pool.push import push as push_sources
+from rayal.pool.reader import Pool
+from rayal.pool.source import Rows, Source
+from rayal.pool.storage import open_random
 from rayal.service import content
 from rayal.service.content import ContentLimits, PushedItem
 from rayal.service.creation import create_project
@@ -387,7 +387,7 @@ def test_a_push_reads_keys_of_the_pool_and_no_payloads(
         def get_batch(self, number: int) -> Tile:
             return Tile(self._reader.get_batch(number))
 
-    monkeypatch.setattr("rayal.engine.push.open_random", Reader)
+    monkeypatch.setattr("rayal.pool.push.open_random", Reader)
     assert images(ledger, c=png(3)).created == 1
     assert set(read) == {"key"}
     assert images(ledger, a=png(1)).unchanged == 1

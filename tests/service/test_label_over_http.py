@@ -18,8 +18,8 @@ from api_cases import Service, service
 from idx_cases import idx_folder
 
 from rayal.evaluation.protocol import run
-from rayal.evaluation.sources import pool_of
 from rayal.ledger import Ledger
+from rayal.pool.from_settings import pool_of
 from rayal.service.due import Due
 from rayal.service.work import perform
 from rayal.settings.run import load

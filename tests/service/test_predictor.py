@@ -24,7 +24,6 @@ from service_cases import (
 
 from rayal import select
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.errors import (
     NeedsError,
     PoolError,
@@ -34,6 +33,7 @@ from rayal.errors import (
     UnknownNameError,
 )
 from rayal.ledger import LabelEntry, Ledger
+from rayal.pool.reader import Pool
 from rayal.service import predictor as module
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items, stage

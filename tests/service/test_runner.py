@@ -30,13 +30,13 @@ from service_cases import (
 )
 from sklearn.datasets import load_digits
 
-from rayal.engine.arrays import array_source
 from rayal.engine.driver import Project
-from rayal.engine.files import collect_files, drop_files
-from rayal.engine.pool import Pool
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
 from rayal.ledger import JobRow, LabelEntry, Ledger, Pick
+from rayal.pool.files import collect_files, drop_files
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
 from rayal.service.creation import create_project
 from rayal.service.due import Due
 from rayal.service.inbox import PushedItem, push_items, stage

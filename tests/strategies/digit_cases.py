@@ -15,13 +15,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from rayal.engine.driver import Project
-from rayal.engine.pool import Pool
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.committee import Committee
+from rayal.pool.reader import Pool
 from rayal.strategies import Strategy
 
 POOL, TEST = 500, 300

@@ -22,12 +22,12 @@ from loop_cases import finish
 import rayal
 from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
-from rayal.engine.files import collect_files
 from rayal.engine.trainset import Training
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Stream, Supervised
 from rayal.ledger import Ledger
+from rayal.pool.files import collect_files
 from rayal.registry import strategies
 from rayal.signals.adversarial import perturbed_rows
 from rayal.strategies.dfal import DFAL

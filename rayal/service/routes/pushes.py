@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from rayal.engine.push import Pushed
 from rayal.errors import PoolError
+from rayal.pool.push import Pushed
 from rayal.service.auth import WRITE
 from rayal.service.call import Answer, Call, Here
 from rayal.service.inbox import PushedItem, ingest_file, push_items, stage, staged

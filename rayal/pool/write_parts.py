@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayal.engine.gather import Index, Integers, Spill
-from rayal.engine.rows import ROLES
-from rayal.engine.storage import write_part
 from rayal.failpoints import failpoint
 from rayal.ledger.records import PoolPart
+from rayal.pool.gather import Index, Integers, Spill
+from rayal.pool.source import ROLES
+from rayal.pool.storage import write_part
 from rayal.types import PART_BYTES, TILE_ROWS, key_sum, part_rows
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.rows import ROLES, Kind, Rows, Source
 from rayal.errors import PoolError
+from rayal.pool.source import ROLES, Kind, Rows, Source
 from rayal.types import Keys, id_keys
 
 Integers = npt.NDArray[np.int64]

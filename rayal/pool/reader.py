@@ -14,25 +14,25 @@ from typing import Any, Self, Unpack, cast
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.arrays import array_source, idx_source
-from rayal.engine.columns import Missing, TableColumns
-from rayal.engine.datasets import dataset_source
-from rayal.engine.images import image_source
-from rayal.engine.ingest import IngestOptions, PlainOptions, ingest
-from rayal.engine.lookup import Lookup, verify
-from rayal.engine.options import DatasetOptions, FileOptions, TableOptions
-from rayal.engine.rows import Role, Source, StrPath
-from rayal.engine.storage import present, read_mapped
-from rayal.engine.tables import (
+from rayal.errors import UnknownNameError
+from rayal.ledger.ledger import Ledger
+from rayal.ledger.records import PoolPart as Part
+from rayal.ledger.records import Snapshot
+from rayal.pool.ingest import IngestOptions, PlainOptions, ingest
+from rayal.pool.lookup import Lookup, verify
+from rayal.pool.options import DatasetOptions, FileOptions, TableOptions
+from rayal.pool.readers.arrays import array_source, idx_source
+from rayal.pool.readers.datasets import dataset_source
+from rayal.pool.readers.images import image_source
+from rayal.pool.readers.table_columns import Missing, TableColumns
+from rayal.pool.readers.tables import (
     csv_source,
     jsonl_source,
     parquet_source,
     table_source,
 )
-from rayal.errors import UnknownNameError
-from rayal.ledger.ledger import Ledger
-from rayal.ledger.records import PoolPart as Part
-from rayal.ledger.records import Snapshot
+from rayal.pool.source import Role, Source, StrPath
+from rayal.pool.storage import present, read_mapped
 
 __all__ = ["Part", "Pool"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayal.engine.gather import Index
-from rayal.engine.rows import Kind, StrPath, label_texts, written_labels
-from rayal.engine.storage import read_mapped, write_part
-from rayal.engine.tables import open_csv, open_parquet
 from rayal.errors import PoolError
+from rayal.pool.gather import Index
+from rayal.pool.readers.tables import open_csv, open_parquet
+from rayal.pool.source import Kind, StrPath, label_texts, written_labels
+from rayal.pool.storage import read_mapped, write_part
 from rayal.types import digest
 
 _COLUMNS = ["id", "label"]

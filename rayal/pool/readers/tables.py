@@ -16,8 +16,10 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from rayal.engine.columns import Missing, TableColumns, is_numeric
-from rayal.engine.rows import (
+from rayal.errors import PoolError
+from rayal.pool.readers.table_columns import Missing, TableColumns, is_numeric
+from rayal.pool.readers.texts import PAYLOAD, text_rows
+from rayal.pool.source import (
     Kind,
     Role,
     Rows,
@@ -29,8 +31,6 @@ from rayal.engine.rows import (
     label_texts,
     written_labels,
 )
-from rayal.engine.texts import PAYLOAD, text_rows
-from rayal.errors import PoolError
 from rayal.types import TILE_ROWS
 
 Batches = Callable[["TableColumns"], Iterator[tuple[str, pa.RecordBatch]]]

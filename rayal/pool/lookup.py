@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.storage import open_random, present
 from rayal.errors import StorageError
 from rayal.ledger.records import PoolPart
+from rayal.pool.storage import open_random, present
 from rayal.types import TILE_ROWS, Keys, id_keys, key_sum
 
 _BLOCK = 1024  # rows that are copied at once

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.columns import Missing, TableColumns
-from rayal.engine.images import why_broken
-from rayal.engine.rows import Role, Rows, Source, label_texts
-from rayal.engine.tables import table_source
 from rayal.errors import PoolError, nearest
+from rayal.pool.readers.images import why_broken
+from rayal.pool.readers.table_columns import Missing, TableColumns
+from rayal.pool.readers.tables import table_source
+from rayal.pool.source import Role, Rows, Source, label_texts
 from rayal.types import TILE_ROWS
 
 

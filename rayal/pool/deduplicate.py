@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayal.engine.gather import Index
-from rayal.engine.rows import ROLES, keyed_hashes
-from rayal.engine.storage import read_mapped
 from rayal.errors import PoolError
 from rayal.ledger.records import PoolPart
+from rayal.pool.gather import Index
+from rayal.pool.source import ROLES, keyed_hashes
+from rayal.pool.storage import read_mapped
 from rayal.types import Keys
 
 Content = tuple[str, str]  # role and content hash

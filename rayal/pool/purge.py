@@ -24,10 +24,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from rayal.engine.images import FORMATS
-from rayal.engine.ingest import locked
-from rayal.engine.lookup import verify
-from rayal.engine.storage import (
+from rayal.failpoints import failpoint
+from rayal.ledger import Ledger
+from rayal.ledger.records import PoolPart
+from rayal.pool.ingest import locked
+from rayal.pool.lookup import verify
+from rayal.pool.readers.images import FORMATS
+from rayal.pool.storage import (
     ATTACHED,
     read_mapped,
     replace_part,
@@ -35,9 +38,6 @@ from rayal.engine.storage import (
     sync_folder,
     write_part,
 )
-from rayal.failpoints import failpoint
-from rayal.ledger import Ledger
-from rayal.ledger.records import PoolPart
 from rayal.types import Keys, id_keys
 
 TEXT = b"-"  # in the place of a text

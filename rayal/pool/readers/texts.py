@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from rayal.engine.columns import Missing
-from rayal.engine.rows import Rows
 from rayal.errors import PoolError
+from rayal.pool.readers.table_columns import Missing
+from rayal.pool.source import Rows
 
 PAYLOAD = {"kind": "text"}
 

@@ -14,16 +14,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
-from rayal.engine.arrays import array_source
-from rayal.engine.columns import TableColumns
-from rayal.engine.images import image_source
-from rayal.engine.ingest import ingest
-from rayal.engine.pool import Pool
-from rayal.engine.rows import Role, Rows, Source, keyed_hashes
-from rayal.engine.sources import BUILTIN, builtin
-from rayal.engine.tables import csv_source, jsonl_source, parquet_source
 from rayal.errors import PoolError, nearest
 from rayal.ledger import Ledger, has_ledger
+from rayal.pool.ingest import ingest
+from rayal.pool.reader import Pool
+from rayal.pool.readers.arrays import array_source
+from rayal.pool.readers.builtin import BUILTIN, builtin
+from rayal.pool.readers.images import image_source
+from rayal.pool.readers.table_columns import TableColumns
+from rayal.pool.readers.tables import csv_source, jsonl_source, parquet_source
+from rayal.pool.source import Role, Rows, Source, keyed_hashes
 from rayal.settings.inputs import PoolSettings
 from rayal.types import digest
 

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rayal.engine.gather import Index, Progress, Spill, gather
-from rayal.engine.ingest import locked
-from rayal.engine.place import place
-from rayal.engine.rows import ROLES, Source
-from rayal.engine.settle import refuse_changed
-from rayal.engine.storage import open_random, present
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
 from rayal.ledger.ledger import Ledger
 from rayal.ledger.records import PoolPart
+from rayal.pool.deduplicate import refuse_changed
+from rayal.pool.gather import Index, Progress, Spill, gather
+from rayal.pool.ingest import locked
+from rayal.pool.source import ROLES, Source
+from rayal.pool.storage import open_random, present
+from rayal.pool.write_parts import place
 
 PARTS = 10_000  # of one pool
 _KEPT = ("payload", "label_kind", "classes", "labels")  # what a snapshot's information hands on

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rayal.engine.columns import Missing
-from rayal.engine.ingest import IngestOptions
-from rayal.engine.rows import Role, StrPath
+from rayal.pool.ingest import IngestOptions
+from rayal.pool.readers.table_columns import Missing
+from rayal.pool.source import Role, StrPath
 
 
 class TableOptions(IngestOptions, total=False):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from rayal.engine.rows import Role, Rows, Source, StrPath
 from rayal.errors import PoolError
+from rayal.pool.source import Role, Rows, Source, StrPath
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _BROKEN = (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rayal.engine.arrays import array_source, idx_source
-from rayal.engine.rows import Role, Rows, Source, keyed_hashes
-from rayal.engine.texts import PAYLOAD, text_rows
 from rayal.errors import PoolError, UnknownNameError, nearest
+from rayal.pool.readers.arrays import array_source, idx_source
+from rayal.pool.readers.texts import PAYLOAD, text_rows
+from rayal.pool.source import Role, Rows, Source, keyed_hashes
 
 _DIGITS_TEST = 400  # of 1,797
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayal.engine.columns import Missing
-from rayal.engine.rows import Kind, Role, Rows, Source, StrPath, Texts, label_texts
-from rayal.engine.tables import feature_rows
 from rayal.errors import PoolError
+from rayal.pool.readers.table_columns import Missing
+from rayal.pool.readers.tables import feature_rows
+from rayal.pool.source import Kind, Role, Rows, Source, StrPath, Texts, label_texts
 from rayal.types import TILE_ROWS
 
 _UBYTE = 8  # the type byte of unsigned bytes in an IDX header

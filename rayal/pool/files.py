@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayal.engine.ingest import remove_stray_files, stray_files
 from rayal.errors import PoolError
 from rayal.ledger import Ledger
 from rayal.ledger.records import StageRow
+from rayal.pool.ingest import remove_stray_files, stray_files
 
 FOLDERS = ("columns", "models", "attached", "memory")
 YOUNG = 600.0  # seconds within which a file may belong to a run that has not committed it yet

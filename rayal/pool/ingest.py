@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from rayal.engine.gather import Gathered, Progress, Spill, gather
-from rayal.engine.known import KnownLabels, label_info, labeled, read_known, write_known
-from rayal.engine.place import place
-from rayal.engine.rows import ROLES, Kind, Source, StrPath
-from rayal.engine.settle import Settled, distinct, settle
-from rayal.engine.storage import TEMPORARY
-from rayal.engine.texts import text_lengths
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
 from rayal.ledger.folders import held
 from rayal.ledger.ledger import Ledger
 from rayal.ledger.records import Snapshot
+from rayal.pool.deduplicate import Settled, distinct, settle
+from rayal.pool.gather import Gathered, Progress, Spill, gather
+from rayal.pool.known_labels import KnownLabels, label_info, labeled, read_known, write_known
+from rayal.pool.readers.texts import text_lengths
+from rayal.pool.source import ROLES, Kind, Source, StrPath
+from rayal.pool.storage import TEMPORARY
+from rayal.pool.write_parts import place
 
 _LISTED = 1000  # quarantined rows and groups of duplicates that a snapshot names
 _IDS = 20  # ids that are named of each group
