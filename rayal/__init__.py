@@ -24,11 +24,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rayal.client import ApiError as ApiError
     from rayal.client import Client as Client
-    from rayal.engine.cluster import connect as connect
     from rayal.engine.driver import Project as Project
     from rayal.errors import RayalError as RayalError
     from rayal.ledger import Ledger as Ledger
     from rayal.pool.reader import Pool as Pool
+    from rayal.ray_executor.cluster import connect as connect
     from rayal.strategies import Strategy as Strategy
     from rayal.strategies import select as select
     from rayal.types import Selection as Selection
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Pool": "rayal.pool.reader",
     "Project": "rayal.engine.driver",
-    "connect": "rayal.engine.cluster",
+    "connect": "rayal.ray_executor.cluster",
     "Client": "rayal.client",
     "ApiError": "rayal.client",
     "Ledger": "rayal.ledger",

@@ -131,6 +131,6 @@ def open_executor(
     """
     if name == "local":
         return nullcontext(LOCAL)
-    from rayal.engine.cluster import connect
+    from rayal.ray_executor.cluster import connect
 
     return connect(options, threads=threads, members=members, shared=shared)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rayal import console
-from rayal.engine.cluster import session
 from rayal.engine.executor import RayOptions
 from rayal.errors import SettingsError
 from rayal.ledger import Ledger
 from rayal.pool.ingest import ingest
 from rayal.pool.readers.builtin import builtin
+from rayal.ray_executor.cluster import session
 from rayal.service.auth import hash_of, new_token
 from rayal.service.settings import ServiceSettings, service_settings
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
 from rayal.engine.executor import RayOptions
 from rayal.engine.spec import Initial, ProjectSpec
@@ -22,6 +21,7 @@ from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
+from rayal.ray_executor.cluster import connect
 from rayal.registry import strategies
 
 FEATURES, CLASSES, CHUNK = 64, 10, 125_000

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from rayal.engine.cluster import connect
 from rayal.engine.executor import RayOptions
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
@@ -23,6 +22,7 @@ from rayal.learners import Supervised
 from rayal.models import build_network
 from rayal.models.committee import Committee
 from rayal.pool.reader import Pool
+from rayal.ray_executor.cluster import connect
 from rayal.registry import strategies
 
 

@@ -19,13 +19,10 @@ from loop_cases import finish, picks_of
 from pools import blob_pool, blob_rows, pool_of
 
 from rayal.engine.checkpoints import FolderStore
-from rayal.engine.cluster import connect
 from rayal.engine.driver import Project
 from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pretrain import member_store
-from rayal.engine.ray_data import sent
-from rayal.engine.ray_scan import map_parts
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.shards import open_tiles
@@ -38,6 +35,9 @@ from rayal.learners.base import Batches
 from rayal.ledger import Ledger
 from rayal.pool.reader import Part, Pool
 from rayal.pool.readers.arrays import array_source
+from rayal.ray_executor.cluster import connect
+from rayal.ray_executor.data import sent
+from rayal.ray_executor.scan import map_parts
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rayal.engine.ray_crew import Worker
 from rayal.pool.storage import write_part
+from rayal.ray_executor.crew import Worker
 from rayal.selection import TopK
 
 

@@ -10,9 +10,9 @@ import ray
 
 from rayal.engine.checkpoints import FolderStore
 from rayal.engine.member import Fit
-from rayal.engine.ray_crew import Crew, Lost, cause_of
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.loop import Progress
+from rayal.ray_executor.crew import Crew, Lost, cause_of
 
 
 def train_members(

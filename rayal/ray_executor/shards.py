@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from rayal.engine.ray_crew import Crew, Lost, cause_of
 from rayal.errors import WorkerError
+from rayal.ray_executor.crew import Crew, Lost, cause_of
 from rayal.selection.objective import Objective
 from rayal.types import Keys
 

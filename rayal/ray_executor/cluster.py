@@ -23,7 +23,7 @@ from rayal.engine.executor import Executor, RayOptions
 from rayal.errors import ClusterError
 
 if TYPE_CHECKING:
-    from rayal.engine.ray_crew import Crew
+    from rayal.ray_executor.crew import Crew
 
 _STARTED = {  # the environment of clusters that rayal starts
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -54,8 +54,10 @@ def connect(
     """
     options = options or RayOptions()
     with session(options):
-        from rayal.engine import ray_members, ray_scan, ray_shards
-        from rayal.engine.ray_crew import Crew
+        from rayal.ray_executor import members as ray_members
+        from rayal.ray_executor import scan as ray_scan
+        from rayal.ray_executor import shards as ray_shards
+        from rayal.ray_executor.crew import Crew
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every pass
         if options.address != "local":

@@ -16,7 +16,9 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.ray_data import (
+from rayal.errors import ClusterError, RayalError
+from rayal.pool.reader import Part
+from rayal.ray_executor.data import (
     bounded,
     check_room,
     dataset_of,
@@ -25,8 +27,6 @@ from rayal.engine.ray_data import (
     tables_of,
     tried,
 )
-from rayal.errors import ClusterError, RayalError
-from rayal.pool.reader import Part
 
 _DECODED_BYTES = 32 << 20  # decoded rows that travel at once
 _FAILED = -1  # the first row of what is an error

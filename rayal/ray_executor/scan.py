@@ -17,11 +17,11 @@ import ray
 import ray.data
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.ray_crew import cause_of
-from rayal.engine.ray_data import check_room, dataset_of, job_of, raised, sent, tables_of, tried
-from rayal.engine.ray_staged import map_staged
 from rayal.errors import WorkerError
 from rayal.pool.reader import Part
+from rayal.ray_executor.crew import cause_of
+from rayal.ray_executor.data import check_room, dataset_of, job_of, raised, sent, tables_of, tried
+from rayal.ray_executor.staged import map_staged
 from rayal.selection.threads import torch_threads
 
 
