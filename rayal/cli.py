@@ -123,9 +123,9 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Say what a run would need, memory, disk and seconds, and refuse what would not fit."""
-    from rayal.evaluation.planning import parse_size
-    from rayal.evaluation.unread import WhatIf
     from rayal.jobs import plan_settings, settings_of
+    from rayal.planning.runs import parse_size
+    from rayal.planning.unread import WhatIf
 
     settings = settings_of(config, set_ or (), None, None)
     room = None if memory is None else parse_size(memory)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rayal import console
 from rayal.bench.results import load_results, results_path
-from rayal.engine.machine import Rates
 from rayal.errors import ResourceError, SettingsError
-from rayal.evaluation.planning import as_lines, plan_run
-from rayal.evaluation.unread import WhatIf
+from rayal.planning.machine import Rates
+from rayal.planning.runs import as_lines, plan_run
+from rayal.planning.unread import WhatIf
 from rayal.settings.run import Settings, load
 
 

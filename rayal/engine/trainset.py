@@ -18,7 +18,6 @@ from rayal.engine.pool_rows import PoolRows
 from rayal.engine.pretrain import Pretraining, member_store
 from rayal.engine.reads import columns_read, hash_read
 from rayal.engine.scan import Scan
-from rayal.engine.shapes import NO_POOL
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.targets import check_targets, number_of
 from rayal.engine.train import context
@@ -30,6 +29,7 @@ from rayal.learners.feeds import FROM_POOL
 from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
 from rayal.models.weights import RANDOM
+from rayal.planning.sizes import NO_POOL
 from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.tasks import Task, Vocabulary, task_for

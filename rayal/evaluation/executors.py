@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rayal.engine.driver import Project
-from rayal.engine.estimate import estimate
 from rayal.engine.executor import Executor, RayOptions, open_executor
 from rayal.errors import SettingsError
 from rayal.models.committee import home_of
+from rayal.planning.seconds import estimate
 from rayal.settings.run import Settings
 
 

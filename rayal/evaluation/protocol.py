@@ -21,16 +21,16 @@ from rayal.engine.trainset import check_fits, check_initial, check_spec
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
-from rayal.evaluation.feasible import refuse
 from rayal.evaluation.founding import Founding
 from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
-from rayal.evaluation.unread import tasks_beforehand
 from rayal.learners import Learner
 from rayal.ledger import Ledger
+from rayal.planning.feasible import refuse
+from rayal.planning.unread import tasks_beforehand
 from rayal.pool.from_settings import pool_of
 from rayal.pool.reader import Pool
 from rayal.registry import learners, strategies

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayal.engine.estimate import RAY_START, Estimate, estimate
 from rayal.engine.executor import RayOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
 from rayal.learners import LayerwisePretrained, Supervised
+from rayal.planning.seconds import RAY_START, Estimate, estimate
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
 from rayal.registry import strategies
@@ -58,7 +58,7 @@ def test_a_pretraining_counts_once_a_seed(pool: Pool, monkeypatch: pytest.Monkey
         work()
         return 1e-4  # as a busy machine is not asked how fast it is
 
-    monkeypatch.setattr("rayal.engine.estimate._seconds", timed)
+    monkeypatch.setattr("rayal.planning.seconds._seconds", timed)
     learner = LayerwisePretrained(steps=1, pretrain_steps=100_000)
     one = dataclasses.replace(spec(1, 1), learner=learner)
     other = dataclasses.replace(one, strategy=strategies["margin"]())

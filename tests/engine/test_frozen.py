@@ -22,7 +22,6 @@ from torch import nn
 from rayal.engine import embed
 from rayal.engine.driver import Project
 from rayal.engine.embed import Embed
-from rayal.engine.estimate import Speed, estimate
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.scan import Scan, ScannedPart
 from rayal.engine.scan_options import ScanOptions, SelectionOptions
@@ -35,6 +34,7 @@ from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.backbone import BackboneSpec
+from rayal.planning.seconds import Speed, estimate
 from rayal.pool.reader import Part, Pool
 from rayal.pool.readers.arrays import array_source
 from rayal.pool.source import Role
@@ -277,8 +277,8 @@ def test_a_lost_embedding_is_an_error(tmp_path: Path) -> None:
 def test_the_estimate_counts_the_embedding_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayal.engine.estimate.embedding_time", lambda spec, pool: 1.0)
-    monkeypatch.setattr("rayal.engine.estimate.speed_of", lambda spec, task: Speed(0.0, 0.0, 0.0))
+    monkeypatch.setattr("rayal.planning.seconds.embedding_time", lambda spec, pool: 1.0)
+    monkeypatch.setattr("rayal.planning.seconds.speed_of", lambda spec, task: Speed(0.0, 0.0, 0.0))
     pool = made(tmp_path)
     cells = [(spec(strategies[name]()), pool) for name in ("margin", "badge")]
     assert estimate(cells, RayOptions(cpus=3)).local == 2 * PART + TEST

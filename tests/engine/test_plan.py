@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from rayal.engine import demands
 from rayal.engine.driver import Project
-from rayal.engine.estimate import Speed
-from rayal.engine.machine import Rates
-from rayal.engine.plan import WORKER, Place, plan_cell
-from rayal.engine.refusal import listed, refusal, size
 from rayal.engine.scan_options import SelectionOptions
-from rayal.engine.shapes import NetworkShape, PoolShape, network_shape
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import untrained
-from rayal.evaluation.feasible import shape_of
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.ledger import Ledger
+from rayal.planning import demands
+from rayal.planning.feasible import shape_of
+from rayal.planning.machine import Rates
+from rayal.planning.plan import WORKER, Place, plan_cell
+from rayal.planning.refusal import listed, refusal, size
+from rayal.planning.seconds import Speed
+from rayal.planning.sizes import NetworkShape, PoolShape, network_shape
 from rayal.pool import write_parts as place
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source

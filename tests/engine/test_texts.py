@@ -13,12 +13,10 @@ import torch
 from loop_cases import finish
 from torch import Tensor, nn
 
-from rayal.engine.demands import scanning
 from rayal.engine.driver import Project
 from rayal.engine.embed import head_task
 from rayal.engine.scan import Scan
 from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shapes import PoolShape, network_shape
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import task_of, untrained
@@ -29,6 +27,8 @@ from rayal.evaluation.protocol import run
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.backbone import BackboneSpec
+from rayal.planning.demands import scanning
+from rayal.planning.sizes import PoolShape, network_shape
 from rayal.pool.reader import Pool
 from rayal.registry import strategies
 from rayal.settings.run import load

@@ -18,8 +18,8 @@ from torch import nn
 from rayal.bench.results import write_results
 from rayal.cli import main
 from rayal.errors import SettingsError
-from rayal.evaluation import feasible
-from rayal.evaluation.planning import parse_size
+from rayal.planning import feasible
+from rayal.planning.runs import parse_size
 from rayal.selection.threads import cores
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from rayal.engine.forward import DECODED_BYTES
 from rayal.engine.scan import Scan
-from rayal.engine.shapes import ITEM, NO_POOL, NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
+from rayal.planning.sizes import ITEM, NO_POOL, NetworkShape, PoolShape
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
 from rayal.selection.quality import SAMPLE_ROWS, exact_form

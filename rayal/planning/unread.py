@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.engine.shapes import PoolShape
 from rayal.engine.targets import number_of
 from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
-from rayal.evaluation.feasible import embedded_rows, shape_of
 from rayal.evaluation.networks import task_settings
 from rayal.ledger import Ledger, has_ledger
+from rayal.planning.feasible import embedded_rows, shape_of
+from rayal.planning.sizes import PoolShape
 from rayal.pool.from_settings import pool_name, pool_there, sources_of
 from rayal.pool.reader import Pool
 from rayal.pool.source import Source

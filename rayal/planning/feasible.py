@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rayal.engine.embed import head_task
-from rayal.engine.embed_demands import embedding_shape
-from rayal.engine.machine import machine_memory
-from rayal.engine.plan import BASE, Place, plan_cell
-from rayal.engine.refusal import refusal
-from rayal.engine.shapes import ITEM, PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError
 from rayal.ledger import Ledger
+from rayal.planning.embed_demands import embedding_shape
+from rayal.planning.machine import machine_memory
+from rayal.planning.plan import BASE, Place, plan_cell
+from rayal.planning.refusal import refusal
+from rayal.planning.sizes import ITEM, PoolShape, network_shape
 from rayal.pool.reader import Pool
 from rayal.selection.threads import cores
 from rayal.settings.run import Settings

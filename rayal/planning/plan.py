@@ -1,7 +1,7 @@
 """What a run would need, before anything runs: memory, disk and seconds, or a remedy.
 
-The predictions come from sizes alone (``rayal.engine.demands``, ``Objective.footprint``) and from
-rates of the machine; only a network's own speed is measured, by ``rayal.engine.estimate``.
+The predictions come from sizes alone (``rayal.planning.demands``, ``Objective.footprint``) and from
+rates of the machine; only a network's own speed is measured, by ``rayal.planning.seconds``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from rayal.engine import demands
-from rayal.engine.embed_demands import EmbeddingShape, embedding_bytes
-from rayal.engine.estimate import RAY_ROUND, Speed
-from rayal.engine.machine import Rates
-from rayal.engine.shapes import NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
+from rayal.planning import demands
+from rayal.planning.embed_demands import EmbeddingShape, embedding_bytes
+from rayal.planning.machine import Rates
+from rayal.planning.seconds import RAY_ROUND, Speed
+from rayal.planning.sizes import NetworkShape, PoolShape
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
 

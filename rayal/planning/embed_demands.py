@@ -10,8 +10,8 @@ import torch
 
 from rayal.engine.embed import embedding_hash
 from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shapes import ITEM, PoolShape, output_bytes
 from rayal.engine.spec import ProjectSpec
+from rayal.planning.sizes import ITEM, PoolShape, output_bytes
 from rayal.tasks import Task
 
 

@@ -10,20 +10,20 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from rayal.engine import demands
 from rayal.engine.embed import head_task
-from rayal.engine.embed_demands import EmbeddingShape, embedding_shape
-from rayal.engine.estimate import RAY_START, Speed, embedding_time, speed_of
-from rayal.engine.machine import Rates
-from rayal.engine.plan import CellPlan, Place, plan_cell
-from rayal.engine.refusal import refusal, size
-from rayal.engine.shapes import PoolShape, network_shape
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError
-from rayal.evaluation.feasible import place_of
 from rayal.evaluation.protocol import spec_of
-from rayal.evaluation.unread import WhatIf, embedded_of, pool_shape
+from rayal.planning import demands
+from rayal.planning.embed_demands import EmbeddingShape, embedding_shape
+from rayal.planning.feasible import place_of
+from rayal.planning.machine import Rates
+from rayal.planning.plan import CellPlan, Place, plan_cell
+from rayal.planning.refusal import refusal, size
+from rayal.planning.seconds import RAY_START, Speed, embedding_time, speed_of
+from rayal.planning.sizes import PoolShape, network_shape
+from rayal.planning.unread import WhatIf, embedded_of, pool_shape
 from rayal.settings.run import Cell, Settings
 from rayal.tasks import Task
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from rayal.engine.embed_demands import EmbeddingShape
-from rayal.engine.plan import CellPlan, Place, plan_cell, with_parameter
-from rayal.engine.shapes import NetworkShape, PoolShape
 from rayal.engine.spec import ProjectSpec
+from rayal.planning.embed_demands import EmbeddingShape
+from rayal.planning.plan import CellPlan, Place, plan_cell, with_parameter
+from rayal.planning.sizes import NetworkShape, PoolShape
 
 TOLERANCE = 1.05  # a plan is refused for what is more than this too large: it is no better itself
 SAMPLE = 200_000  # candidates that a remedy offers, at least 20 for each pick
