@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rayal.console import registry_json
+from rayal.cli.console import registry_json
 from rayal.service.bodies import ProjectBody
 from rayal.service.settings import ServiceSettings
 from rayal.settings.parameters import bounds_text, type_text

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from rayal.cli import main
-from rayal.jobs import settings_of
+from rayal.cli.app import main
+from rayal.cli.jobs import settings_of
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, Any] = {

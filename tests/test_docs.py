@@ -25,15 +25,15 @@ import yaml
 from idx_cases import idx_folder
 from PIL import Image
 
-from rayal.cli import app
-from rayal.console import registry_json
+from rayal.cli.app import app
+from rayal.cli.console import registry_json
+from rayal.cli.remote import remote
+from rayal.cli.serve import serve_settings
 from rayal.evaluation.protocol import run, spec_of
 from rayal.models.build import checked_parameters, find_factory
 from rayal.registry import strategies
-from rayal.remote import remote
 from rayal.service import creation
 from rayal.service.bodies import ProjectBody, parsed
-from rayal.service.serve import serve_settings
 from rayal.service.settings import ServiceSettings
 from rayal.settings.run import Settings, load
 

@@ -19,7 +19,7 @@ from rayal.bench.floors import Floors, measure_floors
 from rayal.bench.gpu import compared
 from rayal.bench.networks import subject
 from rayal.bench.results import rates_of, write_results
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.errors import SettingsError
 
 pytestmark = pytest.mark.measured

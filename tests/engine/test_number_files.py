@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from number_cases import number_pool, number_spec
 
-from rayal.commands import export_csv, label_from
+from rayal.cli.commands import export_csv, label_from
 from rayal.engine.driver import Project
 from rayal.errors import LabelError
 from rayal.ledger import Ledger

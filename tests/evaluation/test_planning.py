@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from rayal.bench.results import write_results
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.errors import SettingsError
 from rayal.planning import feasible
 from rayal.planning.runs import parse_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-LOADED = ("torch._dynamo", "rayal.cli", "rayal.evaluation.protocol", "rayal.strategies")
+LOADED = ("torch._dynamo", "rayal.cli.app", "rayal.evaluation.protocol", "rayal.strategies")
 CONTEXT.set_forkserver_preload([*LOADED])  # packages alone: the parent has the path of no test
 PATIENCE = 120.0  # seconds until a process that does not end is given up
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.engine.driver import Project
 from rayal.engine.scan_options import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec

@@ -27,7 +27,7 @@ from test_ledger_events import make_busy
 
 import rayal.ledger.database as database_module
 import rayal.ledger.upgrade as upgrade_module
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
 from rayal.ledger import Event, Ledger
 from rayal.ledger.database import open_database, sqlite, writing
@@ -500,7 +500,7 @@ def test_the_command_says_what_was_done(
 @pytest.mark.processes
 def test_opening_a_ledger_loads_no_alembic(tmp_path: Path) -> None:
     code = (
-        "import sys; from rayal.ledger import Ledger; import rayal.cli; Ledger(sys.argv[1]); "
+        "import sys; from rayal.ledger import Ledger; import rayal.cli.app; Ledger(sys.argv[1]); "
         "sys.exit(any(name.split('.')[0] in ('alembic', 'mako') for name in sys.modules))"
     )
     argv = [sys.executable, "-c", code, str(tmp_path)]

@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from PIL import Image
 
 import rayal
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.ledger import Ledger, Pick
 from rayal.pool.push import create_empty
 from rayal.pool.reader import Pool
@@ -259,7 +259,7 @@ def shell(
         out = capsys.readouterr()
         return int(ended.value.code or 0), out.out, out.err
 
-    monkeypatch.setattr("rayal.remote._client", client)
+    monkeypatch.setattr("rayal.cli.remote._client", client)
     monkeypatch.setenv("RAYAL_TOKEN", made.tokens["admin"])
     monkeypatch.setenv("COLUMNS", "200")
     return run

@@ -13,12 +13,12 @@ import pytest
 from api_cases import Service, key, problem, service
 from service_cases import NOTHING, work
 
+from rayal.cli.remote_files import items_of
 from rayal.errors import PoolError
 from rayal.ledger import LabelEntry, Ledger
 from rayal.pool.push import create_empty
 from rayal.pool.reader import Pool
 from rayal.pool.readers.texts import PAYLOAD
-from rayal.remote_files import items_of
 from rayal.service.content import ContentLimits
 from rayal.service.creation import create_project
 from rayal.service.inbox import stage

@@ -13,7 +13,7 @@ import yaml
 from api_cases import CLASSES, Run, Service, png, service, shell
 from PIL import Image
 
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.service import auth
 from rayal.service.work import perform
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rayal.cli.serve import first_token, serve_settings
 from rayal.errors import SettingsError
 from rayal.ledger import Ledger
 from rayal.service.auth import hash_of
-from rayal.service.serve import first_token, serve_settings
 from rayal.service.settings import service_settings
 
 CONFIG = Path(__file__).parents[2] / "serve/config.yaml"

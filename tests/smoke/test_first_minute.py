@@ -25,7 +25,7 @@ from sklearn.datasets import load_iris
 
 import rayal
 from rayal.acquisition import entropy, margin
-from rayal.cli import main
+from rayal.cli.app import main
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.labels import ClassLabel

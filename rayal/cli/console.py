@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rayal.display import out as out
-from rayal.display import plain_table
-from rayal.display import show as show
+from rayal.cli.display import out as out
+from rayal.cli.display import plain_table
+from rayal.cli.display import show as show
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.outcomes import seeds_text

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from rayal import __version__
+from rayal.cli.maintenance import upgrade
+from rayal.cli.remote import remote
+from rayal.cli.upgrade_command import serve
 from rayal.errors import RayalError, SettingsError
-from rayal.maintenance import upgrade
-from rayal.remote import remote
-from rayal.service.command import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +67,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Compare random, margin and badge on scikit-learn's digits, 3 seeds, in about a minute."""
-    from rayal.commands import a_pick, run_settings
+    from rayal.cli.commands import a_pick, run_settings
     from rayal.evaluation.demo import COUNTS, INTRODUCTION, NEXT, demo_settings
 
     typer.echo(INTRODUCTION)
@@ -96,8 +96,8 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run strategies x seeds, or go on where the same command stopped."""
-    from rayal.commands import outcome_json, run_settings
-    from rayal.jobs import settings_of
+    from rayal.cli.commands import outcome_json, run_settings
+    from rayal.cli.jobs import settings_of
 
     given = [*(set_ or ()), *(["plan=false"] if no_plan else [])]
     settings = settings_of(config, given, executor, address)
@@ -123,7 +123,7 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Say what a run would need, memory, disk and seconds, and refuse what would not fit."""
-    from rayal.jobs import plan_settings, settings_of
+    from rayal.cli.jobs import plan_settings, settings_of
     from rayal.planning.runs import parse_size
     from rayal.planning.unread import WhatIf
 
@@ -144,8 +144,8 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Turn images, a table, texts or arrays into a pool; again later, add what is new."""
-    from rayal.commands import ingest_source
-    from rayal.console import show
+    from rayal.cli.commands import ingest_source
+    from rayal.cli.console import show
 
     show(ingest_source(source, root, name, set_ or (), line=not json_), as_json=json_)
 
@@ -155,8 +155,8 @@ def status(
     root: Annotated[str, typer.Argument(metavar="ROOT[#PROJECT]")], json_: Json = False
 ) -> None:
     """Show pools, projects and their rounds."""
-    from rayal.commands import status_of
-    from rayal.console import show
+    from rayal.cli.commands import status_of
+    from rayal.cli.console import show
 
     show(status_of(root, lines=not json_), as_json=json_)
 
@@ -166,8 +166,8 @@ def why(
     where: Where, item: Annotated[str, typer.Argument(metavar="ITEM")], json_: Json = False
 ) -> None:
     """Show why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
-    from rayal.commands import why_of
-    from rayal.console import show
+    from rayal.cli.commands import why_of
+    from rayal.cli.console import show
 
     show(why_of(where, item), as_json=json_)
 
@@ -180,8 +180,8 @@ def label(
     json_: Json = False,
 ) -> None:
     """Import labels; every line is checked before one is written."""
-    from rayal.commands import label_from
-    from rayal.console import show
+    from rayal.cli.commands import label_from
+    from rayal.cli.console import show
 
     show(label_from(where, labels, annotator), as_json=json_)
 
@@ -193,7 +193,7 @@ def export(
     what: Annotated[str, typer.Option(help="labels (resolved), history, or offered.")] = "labels",
 ) -> None:
     """Write labels, their whole history, or the items that want a label."""
-    from rayal.commands import export_csv
+    from rayal.cli.commands import export_csv
 
     text = export_csv(where, what)
     if out is None:
@@ -216,8 +216,8 @@ def select_command(
     json_: Json = False,
 ) -> None:
     """Choose items by a strategy from columns computed anywhere; no project needed."""
-    from rayal.commands import select_from
-    from rayal.console import show
+    from rayal.cli.commands import select_from
+    from rayal.cli.console import show
 
     rows: dict[str, Any] = {"labeled": labeled, "id": id_, "seed": seed, "params": set_ or ()}
     show(select_from(columns, strategy, k, **rows), as_json=json_)
@@ -228,7 +228,7 @@ def strategies_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, json_: Json = False
 ) -> None:
     """List strategies, learners and networks; with a NAME, all that is stated of it."""
-    from rayal.commands import list_registry
+    from rayal.cli.commands import list_registry
 
     list_registry(name, as_json=json_)
 
@@ -240,8 +240,8 @@ def gc(
     json_: Json = False,
 ) -> None:
     """Remove files that no ledger row commits, and what each project's `keep` lets go."""
-    from rayal.commands import collect
-    from rayal.console import show
+    from rayal.cli.commands import collect
+    from rayal.cli.console import show
 
     show(collect(root, dry_run=dry_run), as_json=json_)
 

@@ -15,8 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import typer
 
-from rayal import console
-from rayal.cli import split
+from rayal.cli.app import console, split
 from rayal.engine.driver import Project
 from rayal.errors import LabelError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report

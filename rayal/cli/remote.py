@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rayal.cli.remote_files import answers_of, answers_to, items_of
+from rayal.cli.remote_lines import job_line, lease_line, line, prediction_line, round_line
 from rayal.errors import LabelError, SettingsError
-from rayal.remote_files import answers_of, answers_to, items_of
-from rayal.remote_lines import job_line, lease_line, line, prediction_line, round_line
 
 if TYPE_CHECKING:
     from rayal.client import Client
@@ -261,7 +261,7 @@ def _client(url: str, token: str | None) -> Client:
 
 
 def _show(value: Any, as_json: bool) -> None:
-    from rayal.display import show
+    from rayal.cli.display import show
 
     show(value, as_json=as_json)
 

@@ -28,7 +28,7 @@ def serve(
     check: Annotated[bool, typer.Option("--check", help="Only check the settings.")] = False,
 ) -> None:
     """Serve the HTTP API: items leased, labels taken, rounds trained in the background."""
-    from rayal.service.serve import run_service, serve_settings
+    from rayal.cli.serve import run_service, serve_settings
 
     given = {"host": host, "port": port}
     overrides = {name: value for name, value in given.items() if value is not None}

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayal import console
 from rayal.bench.results import load_results, results_path
+from rayal.cli.app import console
 from rayal.errors import ResourceError, SettingsError
 from rayal.planning.machine import Rates
 from rayal.planning.runs import as_lines, plan_run

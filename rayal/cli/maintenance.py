@@ -19,7 +19,7 @@ def upgrade(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Bring the ledger of an older rayal to this one's tables, after a backup of it."""
-    from rayal.display import show
+    from rayal.cli.display import show
     from rayal.ledger.upgrade import upgrade as upgrade_ledger
 
     done = upgrade_ledger(root, backup=backup, backed_up=backed_up)
