@@ -107,7 +107,7 @@ class Rounds:
     """The one replica that starts and watches the processes of jobs on its node."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        from rayal.service.runner import Runner
+        from rayal.service.worker.runner import Runner
 
         settings = service_settings(given)
         address = ray.get_runtime_context().gcs_address

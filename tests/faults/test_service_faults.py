@@ -163,7 +163,7 @@ def test_a_killed_tree_goes_on_to_the_same_picks(
     others = [Annotator(service, PROJECT, f"a{i}") for i in range(3)]
     end = in_background(others, truth, threading.Event())
     deadline = time.monotonic() + 120.0
-    while not service.pids("rayal.service.work"):  # a round has begun
+    while not service.pids("rayal.service.worker.process"):  # a round has begun
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)

@@ -17,7 +17,7 @@ from rayal.service.changes import checked_patch
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items
 from rayal.service.uris import Prefixes
-from rayal.service.work import perform
+from rayal.service.worker.process import perform
 
 FEATURES = ["a", "b", "c", "d"]
 CLASSES = ["no", "yes", "maybe"]

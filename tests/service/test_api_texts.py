@@ -24,7 +24,7 @@ from rayal.service.creation import create_project
 from rayal.service.inbox import stage
 from rayal.service.limits import Limits
 from rayal.service.predictor import Predictor
-from rayal.service.work import perform
+from rayal.service.worker.process import perform
 
 CLASSES = ["good", "bad"]
 ITEMS = "/v1/projects/notes/items"

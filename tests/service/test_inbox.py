@@ -50,7 +50,7 @@ from rayal.service.inbox import (
     stage,
 )
 from rayal.service.uris import Prefixes
-from rayal.service.work import perform
+from rayal.service.worker.process import perform
 from rayal.types import PART_ROWS, id_keys
 
 IMAGES = {"kind": "image", "classes": CLASSES, "size": [8, 8], "channels": 1}

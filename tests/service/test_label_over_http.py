@@ -20,8 +20,8 @@ from idx_cases import idx_folder
 from rayal.evaluation.protocol import run
 from rayal.ledger import Ledger
 from rayal.pool.from_settings import pool_of
-from rayal.service.due import Due
-from rayal.service.work import perform
+from rayal.service.worker.due import Due
+from rayal.service.worker.process import perform
 from rayal.settings.run import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

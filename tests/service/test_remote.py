@@ -15,7 +15,7 @@ from PIL import Image
 
 from rayal.cli.app import main
 from rayal.service import auth
-from rayal.service.work import perform
+from rayal.service.worker.process import perform
 
 IMAGES: dict[str, Any] = {
     "name": "new",

@@ -38,10 +38,10 @@ from rayal.pool.files import collect_files, drop_files
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
 from rayal.service.creation import create_project
-from rayal.service.due import Due
 from rayal.service.inbox import PushedItem, push_items, stage
-from rayal.service.runner import Runner
-from rayal.service.work import Heart, Stopped, WorkOptions, perform, told
+from rayal.service.worker.due import Due
+from rayal.service.worker.process import Heart, Stopped, WorkOptions, perform, told
+from rayal.service.worker.runner import Runner
 
 ITEMS = rows(60)
 
@@ -364,7 +364,7 @@ def children(root: Path) -> list[int]:
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"rayal.service.work" in command and str(root).encode() in command:
+        if b"rayal.service.worker.process" in command and str(root).encode() in command:
             found.append(int(folder.name))
     return found
 
@@ -408,7 +408,7 @@ def test_a_runner_that_is_killed_takes_its_children_along_and_the_next_one_goes_
     work(ledger)
     answer(ledger, ITEMS)
     job = ledger.add_job("p", "round", {}).job
-    command = [sys.executable, "-m", "rayal.service.runner", str(tmp_path), "1"]
+    command = [sys.executable, "-m", "rayal.service.worker.runner", str(tmp_path), "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         while ledger.job(job).progress.get("stage") != "train":
             assert first.poll() is None

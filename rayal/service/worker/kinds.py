@@ -14,8 +14,8 @@ from rayal.errors import BudgetError, RayalError
 from rayal.ledger import JobRow, Ledger
 from rayal.service.inbox import LISTED, RESULTS, ingest_file, objects, staged
 from rayal.service.predictor import Prediction, Predictor
-from rayal.service.scrub import scrub
-from rayal.service.work import Tell, WorkOptions
+from rayal.service.worker.process import Tell, WorkOptions
+from rayal.service.worker.scrub import scrub
 
 _BATCH = 256  # items that are predicted at once
 _Result = dict[str, Any]
@@ -35,7 +35,7 @@ def work_round(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) ->
         LabelError: nothing is labeled, or no label is new.
         RayalError: as the stages say.
     """
-    from rayal.service.round import ServedProject
+    from rayal.service.worker.round import ServedProject
 
     project = ServedProject(ledger, job.project, tell)
     if not project.chosen:

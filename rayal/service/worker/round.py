@@ -16,7 +16,7 @@ from rayal.ledger.models import version_name
 from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
 from rayal.service.predictor import said
-from rayal.service.work import Tell, WorkOptions
+from rayal.service.worker.process import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
 

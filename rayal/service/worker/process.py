@@ -1,4 +1,4 @@
-"""One job, in a process of its own: ``python -m rayal.service.work ROOT JOB OWNER [OPTIONS]``.
+"""One job, in a process of its own: ``python -m rayal.service.worker.process ROOT JOB OWNER [OPTIONS]``.
 
 The work tells how far it is through a thread that beats in the ledger, whatever the work itself is
 busy with. What a job does is idempotent: stopped or killed anywhere and done again, it goes on
@@ -31,7 +31,7 @@ GRACE_SECONDS = 5.0  # for the work to end by itself, once it must stop
 STOPPED = 3  # exit status of a process that was told to stop
 _TEXT = 2000  # characters of an error that clients see
 _PDEATHSIG = 1
-log = logging.getLogger("rayal.service.work")
+log = logging.getLogger("rayal.service.worker.process")
 
 
 class Stopped(BaseException):
@@ -149,7 +149,7 @@ def perform(
     Raises:
         Stopped: the job must not be gone on with.
     """
-    from rayal.service.tasks import KINDS
+    from rayal.service.worker.kinds import KINDS
 
     try:
         with Heart(ledger, job.job, owner, stop) as heart:

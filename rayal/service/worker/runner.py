@@ -25,17 +25,17 @@ from pathlib import Path
 from rayal.errors import RayalError
 from rayal.ledger import JobRow, Ledger
 from rayal.service.content import ContentLimits
-from rayal.service.due import Due
 from rayal.service.inbox import clean
-from rayal.service.tasks import KINDS
 from rayal.service.uris import Prefixes
-from rayal.service.work import STOPPED, WorkOptions
+from rayal.service.worker.due import Due
+from rayal.service.worker.kinds import KINDS
+from rayal.service.worker.process import STOPPED, WorkOptions
 
 ATTEMPTS = 3  # after which a job whose process dies has failed
 STALE_SECONDS = 60.0  # of silence, after which a job is taken from its owner
 _CLEAN_SECONDS = 600.0
 _STOP_SECONDS = 8.0  # for children to end by themselves
-log = logging.getLogger("rayal.service.runner")
+log = logging.getLogger("rayal.service.worker.runner")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,14 @@ class Runner:
         if job is None:
             return False
         self._begun += 1
-        command = [sys.executable, "-m", "rayal.service.work", str(self._root), job.job, owner]
+        command = [
+            sys.executable,
+            "-m",
+            "rayal.service.worker.process",
+            str(self._root),
+            job.job,
+            owner,
+        ]
         threads = {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [*command, self._options.to_json()],
@@ -210,7 +217,7 @@ def _named(job: JobRow) -> tuple[str, str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run until SIGTERM or SIGINT: ``python -m rayal.service.runner ROOT [JOBS]``."""
+    """Run until SIGTERM or SIGINT: ``python -m rayal.service.worker.runner ROOT [JOBS]``."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
