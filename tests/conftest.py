@@ -79,7 +79,8 @@ def _place(item: pytest.Item) -> int:
 @pytest.fixture(scope="session")
 def on_ray() -> Iterator[Any]:
     """Start a cluster on loopback, and end it with the tests."""
-    from rayal.engine.executor import RayOptions, open_executor
+    from rayal.engine.executor import RayOptions
+    from rayal.ray_executor.open import open_executor
 
     with open_executor("ray", RayOptions(cpus=CPUS), members=CPUS) as executor:
         yield executor

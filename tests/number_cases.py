@@ -10,7 +10,7 @@ from loop_cases import finish
 from pools import houses, pool_at_once, split
 
 from rayal.engine.driver import Project
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle

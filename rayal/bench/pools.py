@@ -18,12 +18,12 @@ from rayal.bench import data
 from rayal.bench.context import Context
 from rayal.bench.networks import Subject, subject
 from rayal.bench.rows import Measured
-from rayal.engine.executor import RayOptions, open_executor
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.executor import RayOptions
+from rayal.engine.scan import Scan, ScanOptions
 from rayal.learners import Supervised
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
+from rayal.ray_executor.open import open_executor
 from rayal.registry import strategies
 
 _SLACK, _START = 1.1, 10.0  # the whole job: 1.1 x the plain loop + 10 s

@@ -19,8 +19,7 @@ from rayal.bench.context import Context
 from rayal.bench.networks import Subject, subject
 from rayal.bench.rows import Measured, Quality, median
 from rayal.bench.timing import Runs, alternate, one_thread
-from rayal.engine.forward import signals_of
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions, signals_of
 from rayal.models.dropout import dropout_masks
 from rayal.signals.predictions import LogProbs, MemberStats
 

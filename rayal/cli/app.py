@@ -13,10 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from rayal import __version__
-from rayal.cli.maintenance import upgrade
 from rayal.cli.remote import remote
-from rayal.cli.upgrade_command import serve
-from rayal.errors import RayalError, SettingsError
+from rayal.errors import RayalError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +65,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Compare random, margin and badge on scikit-learn's digits, 3 seeds, in about a minute."""
-    from rayal.cli.commands import a_pick, run_settings
+    from rayal.cli.local import a_pick, run_settings
     from rayal.evaluation.demo import COUNTS, INTRODUCTION, NEXT, demo_settings
 
     typer.echo(INTRODUCTION)
@@ -96,8 +94,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run strategies x seeds, or go on where the same command stopped."""
-    from rayal.cli.commands import outcome_json, run_settings
-    from rayal.cli.jobs import settings_of
+    from rayal.cli.local import outcome_json, run_settings, settings_of
 
     given = [*(set_ or ()), *(["plan=false"] if no_plan else [])]
     settings = settings_of(config, given, executor, address)
@@ -123,7 +120,7 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Say what a run would need, memory, disk and seconds, and refuse what would not fit."""
-    from rayal.cli.jobs import plan_settings, settings_of
+    from rayal.cli.local import plan_settings, settings_of
     from rayal.planning.runs import parse_size
     from rayal.planning.unread import WhatIf
 
@@ -144,8 +141,8 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Turn images, a table, texts or arrays into a pool; again later, add what is new."""
-    from rayal.cli.commands import ingest_source
     from rayal.cli.console import show
+    from rayal.cli.local import ingest_source
 
     show(ingest_source(source, root, name, set_ or (), line=not json_), as_json=json_)
 
@@ -155,8 +152,8 @@ def status(
     root: Annotated[str, typer.Argument(metavar="ROOT[#PROJECT]")], json_: Json = False
 ) -> None:
     """Show pools, projects and their rounds."""
-    from rayal.cli.commands import status_of
     from rayal.cli.console import show
+    from rayal.cli.local import status_of
 
     show(status_of(root, lines=not json_), as_json=json_)
 
@@ -166,8 +163,8 @@ def why(
     where: Where, item: Annotated[str, typer.Argument(metavar="ITEM")], json_: Json = False
 ) -> None:
     """Show why an item was picked, or not: scores, ranks, models, seed, leases, labels."""
-    from rayal.cli.commands import why_of
     from rayal.cli.console import show
+    from rayal.cli.local import why_of
 
     show(why_of(where, item), as_json=json_)
 
@@ -180,8 +177,8 @@ def label(
     json_: Json = False,
 ) -> None:
     """Import labels; every line is checked before one is written."""
-    from rayal.cli.commands import label_from
     from rayal.cli.console import show
+    from rayal.cli.local import label_from
 
     show(label_from(where, labels, annotator), as_json=json_)
 
@@ -193,7 +190,7 @@ def export(
     what: Annotated[str, typer.Option(help="labels (resolved), history, or offered.")] = "labels",
 ) -> None:
     """Write labels, their whole history, or the items that want a label."""
-    from rayal.cli.commands import export_csv
+    from rayal.cli.local import export_csv
 
     text = export_csv(where, what)
     if out is None:
@@ -216,8 +213,8 @@ def select_command(
     json_: Json = False,
 ) -> None:
     """Choose items by a strategy from columns computed anywhere; no project needed."""
-    from rayal.cli.commands import select_from
     from rayal.cli.console import show
+    from rayal.cli.local import select_from
 
     rows: dict[str, Any] = {"labeled": labeled, "id": id_, "seed": seed, "params": set_ or ()}
     show(select_from(columns, strategy, k, **rows), as_json=json_)
@@ -228,7 +225,7 @@ def strategies_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, json_: Json = False
 ) -> None:
     """List strategies, learners and networks; with a NAME, all that is stated of it."""
-    from rayal.cli.commands import list_registry
+    from rayal.cli.local import list_registry
 
     list_registry(name, as_json=json_)
 
@@ -240,8 +237,8 @@ def gc(
     json_: Json = False,
 ) -> None:
     """Remove files that no ledger row commits, and what each project's `keep` lets go."""
-    from rayal.cli.commands import collect
     from rayal.cli.console import show
+    from rayal.cli.local import collect
 
     show(collect(root, dry_run=dry_run), as_json=json_)
 
@@ -274,18 +271,60 @@ def bench_command(
         raise typer.Exit(1)
 
 
-app.command()(serve)
-app.command()(upgrade)
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Serve configuration, YAML.")
+    ] = None,
+    storage: Annotated[Path | None, typer.Option(help="Storage root.")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="postgresql+psycopg://…; default SQLite in the storage.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default 8000.", min=1, max=65535)] = None,
+    address: Annotated[
+        str, typer.Option(help="Ray cluster: local (one for this service), auto, or HOST:PORT.")
+    ] = "local",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File for the first token, instead of the terminal.")
+    ] = None,
+    demo: Annotated[bool, typer.Option(help="Make a project on digits to try.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the settings.")] = False,
+) -> None:
+    """Serve the HTTP API: items leased, labels taken, rounds trained in the background."""
+    from rayal.cli.serve import run_service, serve_settings
+
+    given = {"host": host, "port": port}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    settings, where = serve_settings(config, storage, database, overrides, applied=not check)
+    if check:
+        typer.echo(f"the settings fit; the service would listen on {where['host']}:{where['port']}")
+        return
+    run_service(settings, where, address=address, demo=demo, token_file=token_file)
 
 
-def split(where: str) -> tuple[Path, str]:
-    """Return root and project of ``ROOT#PROJECT``."""
-    root, mark, project = where.rpartition("#")
-    if not mark or not root or not project:
-        raise SettingsError(
-            f"{where!r} names no project; write ROOT#PROJECT, as runs/demo#badge-s0"
-        )
-    return Path(root), project
+@app.command()
+def upgrade(
+    root: Root,
+    backup: Annotated[
+        Path | None, typer.Option(help="File or folder of the copy made before; default ROOT.")
+    ] = None,
+    backed_up: Annotated[
+        bool, typer.Option("--backed-up", help="There is a backup: make none.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Bring the ledger of an older rayal to this one's tables, after a backup of it."""
+    from rayal.cli.console import show
+    from rayal.ledger.upgrade import upgrade as upgrade_ledger
+
+    done = upgrade_ledger(root, backup=backup, backed_up=backed_up)
+    told = {"ledger": done.ledger, "schema version": done.version}
+    if done.found is None:
+        show({**told, "upgrade": "nothing to do"}, as_json=json_)
+    else:
+        how = {"upgrade": f"from {done.found}", "backup": done.backup or "said to be made already"}
+        show({**told, **how}, as_json=json_)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayal.cli.remote_files import answers_of, answers_to, items_of
-from rayal.cli.remote_lines import job_line, lease_line, line, prediction_line, round_line
-from rayal.errors import LabelError, SettingsError
+from rayal.errors import LabelError, PoolError, SettingsError
+from rayal.labels import ClassLabel, label_kind
 
 if TYPE_CHECKING:
     from rayal.client import Client
+
+
+def line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with readable times and metrics, and nothing for what is not there."""
+    line: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_at"):
+            line[name.removesuffix("_at")] = "" if value is None else _moment(value)
+        elif name == "metrics":
+            line |= _metrics(value)
+        else:
+            line[name] = "" if value is None else value
+    return line
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _metrics(given: Mapping[str, Any]) -> dict[str, str]:
+    return {name: "" if value is None else f"{value:.4f}" for name, value in given.items()}
+
+
+def lease_line(row: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """Return a lease: its item, what the model says of it, and where it can be seen."""
+    said = row["suggestion"]
+    return {
+        "item": row["item"]["id"],
+        "rank": row["rank"],
+        "round": row["round"],
+        "suggestion": "" if said is None else said["label"],
+        "lease": row["lease_id"],
+        "content": url + row["item"]["content"],
+    }
+
+
+def job_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job: what it is, how far it is, when it came, and why it failed."""
+    progress = ", ".join(str(value) for value in row["progress"].values())
+    shown = {name: row[name] for name in ("job", "project", "kind", "state")}
+    asked = _moment(row["created_at"])
+    return {**shown, "progress": progress, "asked": asked, "error": row["error"] or ""}
+
+
+def round_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round: its stage, its labels, its model and metrics."""
+    names = ("n", "stage", "wanted", "labeled", "labels", "model")
+    failed = {} if row["error"] is None else {"error": row["error"]}
+    return {**{name: row[name] for name in names}, **_metrics(row["metrics"]), **failed}
+
+
+def prediction_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prediction: a class with its probability, or a number with its deviation."""
+    shown = {"item": row["item"], "label": row["label"]}
+    if row["probs"] is not None:
+        return {**shown, "probability": f"{max(row['probs']):.4f}"}
+    return {**shown, "mean": f"{row['mean']:.6g}", "deviation": f"{row['variance'] ** 0.5:.4g}"}
+
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+
+def items_of(source: Path, id_: str, text: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield what a folder of images or a CSV file holds, as items to push.
+
+    Args:
+        source: the folder or file.
+        id_: column of the ids.
+        text: column of the texts; all columns but the ids are numbers where it is None.
+    """
+    if source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGES):
+            data = base64.b64encode(path.read_bytes()).decode()
+            yield {"id": path.relative_to(source).as_posix(), "data": data}
+    elif source.suffix == ".csv" and text is not None:
+        for row in _table_rows(source, id_, text):
+            yield {"id": row[id_], "text": row[text] or ""}
+    elif source.suffix == ".csv":
+        for number, row in enumerate(_table_rows(source, id_), start=2):
+            yield {"id": row.pop(id_), "features": _numbers(row, f"{source}, line {number}")}
+    else:
+        raise PoolError(f"{source} is neither a folder of images, nor a .csv or .jsonl file")
+
+
+def answers_of(path: Path) -> dict[str, str]:
+    """Return the labels of a CSV file by item."""
+    answers: dict[str, str] = {}
+    for row in _table_rows(path, "id", "label"):
+        if row["id"] in answers:
+            raise LabelError(f"{path} labels item {row['id']!r} twice; give one label")
+        answers[row["id"]] = row["label"]
+    return answers
+
+
+def answers_to(project: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return labels that were written as texts as a project wants them: its numbers as numbers."""
+    kind = label_kind(dict(project["labels"]))
+    if isinstance(kind, ClassLabel):
+        return dict(texts)  # what is no class is named by the service, label by label
+    return {item: kind.read(text, item) for item, text in texts.items()}
+
+
+def _table_rows(path: Path, *needed: str) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in needed if name not in (reader.fieldnames or ())]
+        if missing:
+            raise PoolError(f"{path} has no column {missing[0]!r}, but {reader.fieldnames}")
+        yield from reader
+
+
+def _numbers(row: Mapping[str, str], where: str) -> dict[str, float]:
+    try:
+        return {name: float(text) for name, text in row.items()}
+    except (TypeError, ValueError) as error:
+        raise PoolError(f"{where}: {error}; features are numbers") from None
+
 
 remote = typer.Typer(no_args_is_help=True, help="Work with a service over HTTP.")
 tokens = typer.Typer(no_args_is_help=True, help="Access tokens of the service.")
@@ -261,7 +380,7 @@ def _client(url: str, token: str | None) -> Client:
 
 
 def _show(value: Any, as_json: bool) -> None:
-    from rayal.cli.display import show
+    from rayal.cli.console import show
 
     show(value, as_json=as_json)
 

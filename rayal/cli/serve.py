@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rayal.cli.app import console
+from rayal.cli import console
 from rayal.engine.executor import RayOptions
 from rayal.errors import SettingsError
 from rayal.ledger import Ledger

@@ -19,10 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.forward import padded_rows
-from rayal.engine.scan import ScannedPart
-from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shards import column_array
+from rayal.engine.columns import column_array
+from rayal.engine.scan import ScannedPart, ScanOptions, padded_rows
 from rayal.errors import ScoreError
 from rayal.failpoints import failpoint
 from rayal.ledger.records import Snapshot

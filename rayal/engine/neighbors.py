@@ -19,10 +19,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.engine.reconcile import reconcile
+from rayal.engine.columns import column_array, column_tensor
 from rayal.engine.rounds import Stages
-from rayal.engine.scan import ScannedPart
-from rayal.engine.shards import column_array, column_tensor
+from rayal.engine.scan import ScannedPart, reconcile
 from rayal.errors import NeedsError, SettingsError, StorageError, UnknownNameError, nearest
 from rayal.ledger import ColumnsPart
 from rayal.pool.reader import Part

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayal.engine.checkpoints import FolderStore
-from rayal.engine.member import Fit, is_final
 from rayal.engine.pool_rows import EveryRow
-from rayal.engine.train import context
+from rayal.engine.train import Fit, FolderStore, context, is_final
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, TrainContext, Weights
 from rayal.learners.checkpoint import latest_of, read_checkpoint

@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayal.engine.attached import attached_to
-from rayal.engine.choice import Request, choose_items
+from rayal.engine.columns import ids_of, rows_by_key
 from rayal.engine.embed import Embed, Inputs
-from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import Executor, PartJob
-from rayal.engine.memory import keep_memory, recall
-from rayal.engine.provenance import output_of, provenance_of
-from rayal.engine.reconcile import reconcile, spread, written_range
-from rayal.engine.scan import Scan, ScannedPart
-from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shards import ids_of, rows_by_key
+from rayal.engine.remember import attached_to, keep_memory, recall
+from rayal.engine.scan import (
+    Evaluation,
+    Scan,
+    ScannedPart,
+    ScanOptions,
+    reconcile,
+    spread,
+    written_range,
+)
+from rayal.engine.select import Request, choose_items, output_of, provenance_of
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import StorageError
 from rayal.failpoints import failpoint

@@ -8,31 +8,216 @@ What is committed for (part, columns hash) is not computed again.
 from __future__ import annotations
 
 import json
+import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayal.engine.forward import run_signals, signals_of, whole
-from rayal.engine.scan_options import ScanOptions
-from rayal.engine.score import score_tiles
-from rayal.engine.shards import BF16, BORROWED, borrowed_from, column_array, column_tensor
-from rayal.errors import NeedsError
+from rayal.engine.columns import BF16, BORROWED, borrowed_from, column_array, column_tensor
+from rayal.errors import NeedsError, ScoreError, StorageError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
+from rayal.models.dropout import evaluating
 from rayal.pool.reader import Part, Pool
 from rayal.pool.storage import read_mapped, write_part
-from rayal.signals import Signal
+from rayal.selection.tiles import PAD
+from rayal.signals import Forward, Signal, compute, prediction_of
 from rayal.strategies.base import Strategy
-from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, digest, key_sum, told
+from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum, stated, told
+
+
+def reconcile(part: Part, result: ScannedPart) -> None:
+    """Raise StorageError unless a result has the rows of its part."""
+    if (result.rows, result.key_sum) != (part.rows, part.key_sum):
+        raise StorageError(
+            f"the work on part {part.part} gave {result.rows} rows, the part has {part.rows}; "
+            "items were lost or doubled"
+        )
+
+
+def written_range(file: Path) -> tuple[float, float]:
+    """Return the smallest and the largest score of a written column part; nan without scores."""
+    table = read_mapped(file)
+    if "score" not in table.column_names or not table.num_rows:
+        return math.nan, math.nan
+    lows, highs = [], []
+    for chunk in table.column("score").chunks:
+        lead = column_tensor(chunk).reshape(len(chunk), -1)[:, 0]
+        lows.append(lead.min().item())
+        highs.append(lead.max().item())
+    return min(lows), max(highs)
+
+
+def spread(ranges: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """Return the scores' range over all parts, with a warning where all are equal."""
+    known = [(low, high) for low, high in ranges if not math.isnan(low)]
+    low = min((low for low, _ in known), default=None)
+    high = max((high for _, high in known), default=None)
+    if low is None or high is None:
+        return {}
+    scores = {"score_low": low, "score_high": high}
+    finite: dict[str, Any] = {n: v for n, v in scores.items() if math.isfinite(v)}
+    if low == high:
+        finite["warning"] = "all scores are equal: the choice among them is by item key alone"
+    return finite
+
+
+NO_POOL: Any = None  # a scan's signals do not depend on its pool
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the network is run over the pool; part of the columns' hash where it changes bits.
+
+    Args:
+        batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
+            64, so that the columns' bits do not depend on it.
+        precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
+        device: where the network runs.
+        compile: compile the network's stages for each committee: seconds first, then faster;
+            columns differ from the eager ones in the last digits.
+    """
+
+    batch: int = 64
+    precision: str = "fp32"
+    device: str = "cpu"
+    compile: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows of a padded pass."""
+        return -(-self.batch // PAD) * PAD
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How a joint choice holds the columns that it compares.
+
+    Args:
+        precision: fp32, or bf16: embeddings are stored and held in half the bytes, rounded to 8
+            bits (a relative error up to 2^-9), and computed with in float32 all the same.
+        device: where shards hold their columns and make products: cpu or cuda.
+    """
+
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+def options_record(options: ScanOptions) -> dict[str, Any]:
+    """Return the options as they stand in a round's record, with the tolerance they promise."""
+    tolerance = 1e-2 if options.precision != "fp32" else 1e-5 if options.compile else 0.0
+    return {**stated(options), "tolerance": tolerance}
+
+
+def score_tiles(strategy: Strategy, columns: Columns) -> Tensor | None:
+    """Score tile by tile, so that the bits do not depend on the scan's batch size."""
+    if not columns:
+        return None
+    scores = []
+    for start in range(0, len(columns.ids), TILE_ROWS):
+        stop = start + TILE_ROWS
+        tile = Columns({n: c[start:stop] for n, c in columns.items()}, columns.ids[start:stop])
+        score = strategy.score(tile)
+        if score is None:
+            return None
+        bad = torch.isnan(score.reshape(len(score), -1)).any(dim=1)
+        if bad.any():
+            item = tile.ids[int(torch.nonzero(bad)[0])]
+            raise ScoreError(
+                f"{type(strategy).__name__} scored item {item!r} NaN; look at its row with "
+                "`rayal why`, and at the model's loss"
+            )
+        scores.append(score.double())
+    return torch.cat(scores)
+
+
+DECODED_BYTES = 4 << 20  # of rows decoded at once: they stay in the cache
+
+
+def run_signals(
+    committee: Committee,
+    signals: Sequence[Signal],
+    table: pa.Table,
+    *,
+    keys: Keys,
+    options: ScanOptions,
+    report: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Compute signals for the rows of a table, ``[N, …]`` each, in padded batches.
+
+    Args:
+        committee: the trained members.
+        signals: what to compute.
+        table: pool rows.
+        keys: uint64 ``[N]``, the rows' id keys.
+        options: batch size, precision, device.
+        report: called with the rows of each finished batch.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    size = 4 * math.prod(committee.task.input_shape)
+    width = max(1, DECODED_BYTES // (size * options.batch)) * options.batch
+    for start in range(0, table.num_rows if signals else 0, width):
+        rows = table.slice(start, width)
+        raw, ids = committee.task.decode(rows), rows.column("id").to_pylist()
+        here = keys[start : start + len(ids)]
+        for name, value in signals_of(committee, signals, raw, ids, here, options=options).items():
+            collected.setdefault(name, []).append(value)
+        if report is not None:
+            report(len(ids))
+    return {name: whole(parts) for name, parts in collected.items()}
+
+
+def signals_of(
+    committee: Committee,
+    signals: Sequence[Signal],
+    raw: Tensor,
+    ids: Sequence[str],
+    keys: Keys,
+    *,
+    options: ScanOptions,
+) -> dict[str, Tensor]:
+    """Compute signals of decoded rows ``[N, …]``, in batches padded to one width."""
+    width = options.width
+    device = torch.device(options.device)
+    bf16 = options.precision == "bf16"
+    committee.move(options.device)
+    collected: dict[str, list[Tensor]] = {}
+    with evaluating(*committee.nets), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(ids), options.batch):
+            at = slice(start, start + options.batch)
+            count = len(ids[at])
+            padded = padded_rows(raw[at], width).to(device)
+            here = np.pad(keys[at], (0, width - count))
+            with torch.inference_mode(not any(s.differentiates for s in signals)):
+                x = committee.task.transform(padded, committee.statistics)
+            batch = Forward(
+                committee, x, ids[at], here, raw=padded, rows=count, compile=options.compile
+            )
+            for name, value in compute(signals, batch).items():
+                collected.setdefault(name, []).append(value[:count].cpu())
+    return {name: whole(parts) for name, parts in collected.items()}
+
+
+def whole(parts: Sequence[Tensor]) -> Tensor:
+    """Return parts of one column as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def padded_rows(x: Tensor, rows: int) -> Tensor:
+    """Return ``rows`` rows, zeros behind those of ``x``."""
+    if len(x) == rows:
+        return x
+    return torch.cat([x, x.new_zeros((rows - len(x), *x.shape[1:]))])
 
 
 @dataclass(frozen=True)
@@ -235,3 +420,29 @@ def check_learner(strategy: Strategy, learner: Learner) -> None:
 
 def _joined(tiles: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: whole([tile[name] for tile in tiles]) for name in tiles[0]}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a worker needs to evaluate one part of the test items.
+
+    Args:
+        pool: the pool's snapshot.
+        committee: the trained members.
+        options: how the network is run.
+    """
+
+    pool: Pool
+    committee: Committee
+    options: ScanOptions
+
+    def part(self, part: Part, report: Callable[[int], None] | None = None) -> tuple[str, Tensor]:
+        """Return the part's name, and log-probabilities ``[N, C]`` or moments ``[N, 3]``."""
+        table = self.pool.read(part)
+        keys = table.column("key").to_numpy()
+        self.committee.move(self.options.device)
+        signal = prediction_of(self.committee.task.target)
+        made = run_signals(
+            self.committee, (signal,), table, keys=keys, options=self.options, report=report
+        )
+        return part.part, made[signal.names()[0]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rayal.engine.scan_options import ScanOptions, SelectionOptions
+from rayal.engine.scan import ScanOptions, SelectionOptions
 from rayal.engine.train import NetworkSpec
 from rayal.learners.base import Learner
 from rayal.models.backbone import BackboneSpec

@@ -12,25 +12,200 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
-from rayal.engine.member import Fit, is_final, train_members
 from rayal.errors import StorageError, WorkerError
+from rayal.failpoints import failpoint
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData, Weights
-from rayal.learners.checkpoint import CheckpointStore, latest_of, read_checkpoint
-from rayal.learners.loop import Progress, keyed
+from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, latest_of, read_checkpoint
+from rayal.learners.loop import Progress, fit_unless_done, keyed
 from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
-from rayal.models.noise import ConstantNoise
+from rayal.models.moments import ConstantNoise
 from rayal.models.weights import weights_digest
+from rayal.pool.storage import write_durably
+from rayal.registry import hashed_name
 from rayal.selection.threads import torch_threads
-from rayal.types import Columns, digest, stated
+from rayal.types import FORMAT_VERSION, Columns, digest, stated
 
 if TYPE_CHECKING:
+    from rayal.learners.base import Learner
     from rayal.models.base import TaskNet
     from rayal.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """Checkpoints of one member as files of a storage root, which count by somebody's record.
+
+    Args:
+        root: the storage root.
+        folder: where the files go, relative to the root, such as ``projects/NAME/models``.
+        model: the committee's hash.
+        member: the member.
+        committed: () -> the last recorded epoch and its file, relative to the root.
+        commit: (epoch, file, final) -> nothing; records a file that is complete and durable.
+    """
+
+    root: Path
+    folder: str
+    model: str
+    member: int
+    committed: Callable[[], tuple[int, str] | None]
+    commit: Callable[[int, str, bool], None]
+
+    def unrecorded(self) -> FolderStore:
+        """Return the same files without the record, for a process that does not keep it."""
+        return replace(self, committed=_nothing, commit=_nowhere)
+
+    def recorded_by(
+        self,
+        committed: Callable[[], tuple[int, str] | None],
+        commit: Callable[[int, str, bool], None],
+    ) -> FolderStore:
+        """Return the same files with another record."""
+        return replace(self, committed=committed, commit=commit)
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Return the last recorded epoch and its file."""
+        row = self.committed()
+        return None if row is None else (row[0], self.root / row[1])
+
+    def save(self, epoch: int, write: Callable[[Path], None], final: bool) -> None:
+        """Write a file under a unique name, durably, then record it."""
+        name = f"{self.model}-{self.member}-{epoch}-{uuid4().hex}.safetensors"
+        write_durably(self.root / self.folder / name, write)
+        failpoint("train.epoch")
+        self.commit(epoch, f"{self.folder}/{name}", final)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nowhere(epoch: int, file: str, final: bool) -> None:
+    raise RuntimeError(f"epoch {epoch} has no record to go to")
+
+
+def model_hash(
+    *,
+    learner: Learner,
+    network: NetworkSpec,
+    task: Task,
+    labels: Mapping[str, Any],
+    members: int,
+    seed: int,
+    round: int,
+    threads_per_model: int = 1,
+    unlabeled: tuple[int, int] | None = None,
+    attached: Sequence[Any] | None = None,
+    reads: str | None = None,
+    pretrained: str | None = None,
+    device: str = "cpu",
+) -> str:
+    """Return the digest of everything that a committee's weights depend on.
+
+    Args:
+        learner: with its hyperparameters.
+        network: with its parameters.
+        task: with its target and input shape.
+        labels: the labeled items: id -> label and hash of the content, in any order.
+        members: committee size.
+        seed: the model seed.
+        round: the round.
+        threads_per_model: torch threads, which decide the order of sums.
+        unlabeled: (rows, digest) of the unlabeled rows, where the learner reads them.
+        attached: what names the rows that strategies attached to labeled items; None without any.
+        reads: hash of the columns that the learner reads; None without any.
+        pretrained: hash of the pre-training that members start from; None without one.
+        device: type of the device, whose sums differ.
+    """
+    return digest(
+        {
+            "version": FORMAT_VERSION,
+            "learner": [*hashed_name(learner), stated(learner)],
+            "network": network.identity,
+            "task": task.to_json(),
+            "labels": sorted(labels.items()),
+            "members": members,
+            "seed": seed,
+            "round": round,
+            "threads": threads_per_model,
+            "unlabeled": unlabeled,
+            **({} if attached is None else {"attached": attached}),
+            **({} if reads is None else {"reads": reads}),
+            **({} if pretrained is None else {"pretrained": pretrained}),
+            **({} if device == "cpu" else {"device": device}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the members of a committee have in common while they train.
+
+    Args:
+        learner: how a member is trained.
+        data: labeled rows in id order, and what else the learner wants.
+        ctx: the context of member 0; the others differ in their number.
+        members: committee size.
+        threads: torch threads.
+    """
+
+    learner: Learner
+    data: TrainData
+    ctx: TrainContext
+    members: int
+    threads: int
+
+    def train(self, member: int, store: CheckpointStore, progress: Progress | None = None) -> None:
+        """Train a member from its last committed epoch to its end, unless somebody has done so."""
+        if not is_final(store):
+            failpoint("train.begin")
+            with torch_threads(self.threads):
+                ctx = replace(self.ctx, member=member)
+                fit_unless_done(self.learner, self.data, ctx, checkpoint=store, progress=progress)
+
+
+def train_members(
+    fit: Fit,
+    members: Sequence[int],
+    stores: Mapping[int, CheckpointStore],
+    *,
+    quorum: int,
+    progress: Progress | None = None,
+) -> tuple[int, ...]:
+    """Train members one after the other in this process; return those that were lost: none.
+
+    Args:
+        fit: what they have in common.
+        members: those to train.
+        stores: member to its checkpoints.
+        quorum: members that suffice; nothing is lost here but with the process itself.
+        progress: called with ("train", steps done, steps of all members).
+    """
+    for member in members:
+        fit.train(member, stores[member], _of_all(progress, member, fit.members))
+    return ()
+
+
+def is_final(store: CheckpointStore) -> bool:
+    """Return whether a member is trained to its end."""
+    return latest_of(store, checkpoint_kind) == "predictor"
+
+
+def _of_all(progress: Progress | None, member: int, members: int) -> Progress | None:
+    """Return a progress that counts the steps of all members."""
+    if progress is None:
+        return None
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(stage, member * total + done, members * total)
+
+    return report
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,35 +10,90 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rayal.engine.attached import attached_rows
-from rayal.engine.checkpoints import FolderStore
 from rayal.engine.embed import head_task
-from rayal.engine.member import is_final
-from rayal.engine.model_hash import model_hash
 from rayal.engine.pool_rows import PoolRows
 from rayal.engine.pretrain import Pretraining, member_store
-from rayal.engine.reads import columns_read, hash_read
-from rayal.engine.scan import Scan
+from rayal.engine.remember import attached_rows, columns_read, hash_read
+from rayal.engine.scan import NO_POOL, Scan
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.targets import check_targets, number_of
-from rayal.engine.train import context
+from rayal.engine.train import FolderStore, context, is_final, model_hash
 from rayal.engine.vocabularies import vocabulary_of
 from rayal.errors import BudgetError, LabelError, NeedsError, SettingsError
-from rayal.labels import Label
-from rayal.learners.base import LabeledRows, TensorRows, TrainData, Weights
+from rayal.labels import Label, NumberLabel
+from rayal.learners.base import LabeledRows, Learner, TensorRows, TrainData, Weights
 from rayal.learners.feeds import FROM_POOL
 from rayal.models.build import weights_of
 from rayal.models.committee import Committee, home_of
 from rayal.models.weights import RANDOM
-from rayal.planning.sizes import NO_POOL
 from rayal.pool.reader import Pool
-from rayal.registry import strategies
+from rayal.registry import learners, strategies
+from rayal.strategies.base import Strategy
 from rayal.tasks import Task, Vocabulary, task_for
 from rayal.tasks.text import SIZE
 from rayal.types import Columns, Keys, id_keys
 
 if TYPE_CHECKING:
     from rayal.engine.driver import Project
+
+
+def number_of(settings: Mapping[str, Any], known: str | None) -> NumberLabel | None:
+    """Return the number that is predicted, with its bounds; None where classes are.
+
+    Args:
+        settings: of the task.
+        known: what the known labels of the pool are: class | number; None without labels.
+
+    Raises:
+        SettingsError: bounds of a number are given, and classes are predicted.
+    """
+    target = settings.get("target")
+    low, high = settings.get("low"), settings.get("high")
+    if target is None:
+        target = "number" if known == "number" and not settings.get("classes") else "class"
+    if target == "number":
+        return NumberLabel(-math.inf if low is None else low, math.inf if high is None else high)
+    if low is not None or high is not None:
+        raise SettingsError(
+            "task.low and task.high bound a number, and classes are predicted; leave them out, or "
+            "set task.target to number"
+        )
+    return None
+
+
+def check_targets(strategy: Strategy, learner: Learner, target: str) -> None:
+    """Raise NeedsError, naming what would work, unless strategy and learner predict the target.
+
+    Args:
+        strategy: whose signals are asked for.
+        learner: that trains the committee.
+        target: what the task predicts: class | number.
+    """
+    noun = {"class": "a class", "number": "a number"}[target]
+    if not _suits(strategy, target):
+        wrong = [n for s in strategy.signals() if target not in s.targets for n in s.names()]
+        asked = f"asks for {', '.join(wrong)}" if wrong else "has a learner of its own"
+        fitting = [name for name in strategies if _suits(strategies[name](), target)]
+        raise NeedsError(
+            f"strategy {_name(strategies, strategy)} {asked}, and the task predicts {noun} "
+            f"(task.target); strategies for it: {', '.join(fitting)}"
+        )
+    if target not in learner.targets:
+        fitting = [name for name in learners if target in learners[name].targets]
+        raise NeedsError(
+            f"learner {_name(learners, learner)} does not learn to predict {noun}, which the task "
+            f"wants (task.target); learners for it: {', '.join(fitting)}"
+        )
+
+
+def _suits(strategy: Strategy, target: str) -> bool:
+    own = strategy.learner
+    asked = all(target in signal.targets for signal in strategy.signals())
+    return asked and (own is None or target in own.targets)
+
+
+def _name(table: Any, value: object) -> str:
+    names = [name for name in table if table[name] is type(value)]
+    return repr(names[0]) if names else type(value).__name__
 
 
 def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:

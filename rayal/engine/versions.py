@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayal.engine.forward import run_signals
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions, run_signals
 from rayal.engine.train import NetworkSpec, committee_hash, load_committee
 from rayal.errors import NeedsError, StorageError
 from rayal.labels import Label

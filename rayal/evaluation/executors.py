@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rayal.engine.driver import Project
-from rayal.engine.executor import Executor, RayOptions, open_executor
+from rayal.engine.executor import Executor, RayOptions
 from rayal.errors import SettingsError
 from rayal.models.committee import home_of
 from rayal.planning.seconds import estimate
+from rayal.ray_executor.open import open_executor
 from rayal.settings.run import Settings
 
 

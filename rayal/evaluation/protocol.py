@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rayal.engine.driver import Project
-from rayal.engine.scan_options import ScanOptions, SelectionOptions
+from rayal.engine.scan import ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.targets import number_of
-from rayal.engine.trainset import check_fits, check_initial, check_spec
+from rayal.engine.trainset import check_fits, check_initial, check_spec, number_of
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of

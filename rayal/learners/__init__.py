@@ -18,8 +18,7 @@ from rayal.learners.base import (
 from rayal.learners.checkpoint import CheckpointStore
 from rayal.learners.layerwise import LayerwisePretrained
 from rayal.learners.loop import fit
-from rayal.learners.presets import PRESETS
-from rayal.learners.supervised import Supervised
+from rayal.learners.supervised import PRESETS, Supervised
 
 __all__ = [
     "Learner",

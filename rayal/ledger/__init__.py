@@ -1,14 +1,6 @@
 """Projects: the ledger, which remembers who holds which item, who said what, what rounds did."""
 
 from rayal.ledger.agreement_rules import Labeling as Labeling
-from rayal.ledger.answers import ItemRow as ItemRow
-from rayal.ledger.answers import LabelEntry as LabelEntry
-from rayal.ledger.answers import LabelResult as LabelResult
-from rayal.ledger.answers import LabelRow as LabelRow
-from rayal.ledger.answers import Lease as Lease
-from rayal.ledger.answers import LeaseRow as LeaseRow
-from rayal.ledger.answers import OfferedRow as OfferedRow
-from rayal.ledger.answers import SkipEntry as SkipEntry
 from rayal.ledger.idempotency import Once as Once
 from rayal.ledger.ledger import Ledger as Ledger
 from rayal.ledger.location import has_ledger as has_ledger
@@ -17,13 +9,21 @@ from rayal.ledger.records import Appearance as Appearance
 from rayal.ledger.records import Checkpoint as Checkpoint
 from rayal.ledger.records import ColumnsPart as ColumnsPart
 from rayal.ledger.records import Event as Event
+from rayal.ledger.records import ItemRow as ItemRow
 from rayal.ledger.records import JobRow as JobRow
+from rayal.ledger.records import LabelEntry as LabelEntry
+from rayal.ledger.records import LabelResult as LabelResult
+from rayal.ledger.records import LabelRow as LabelRow
+from rayal.ledger.records import Lease as Lease
+from rayal.ledger.records import LeaseRow as LeaseRow
 from rayal.ledger.records import ModelRow as ModelRow
+from rayal.ledger.records import OfferedRow as OfferedRow
 from rayal.ledger.records import Pick as Pick
 from rayal.ledger.records import PoolPart as PoolPart
 from rayal.ledger.records import ProjectRow as ProjectRow
 from rayal.ledger.records import RoundRow as RoundRow
 from rayal.ledger.records import SelectionRow as SelectionRow
+from rayal.ledger.records import SkipEntry as SkipEntry
 from rayal.ledger.records import Snapshot as Snapshot
 from rayal.ledger.records import StageRow as StageRow
 from rayal.ledger.records import Stored as Stored

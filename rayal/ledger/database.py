@@ -23,16 +23,16 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from rayal.errors import BusyError, LedgerError, StorageError
-from rayal.ledger.folders import held
 from rayal.ledger.location import (
     FILE,
     POSTGRESQL,
+    held,
     note_database,
     noted_database,
     one_url,
     parsed_url,
 )
-from rayal.ledger.versions import SCHEMA, Schema, noted_version
+from rayal.ledger.schema import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
 OTHERS_SECONDS = 5  # in which what holds a ledger that is to be migrated may still end

@@ -9,7 +9,6 @@ from sqlalchemy import Select, bindparam, func, select
 
 from rayal.errors import LedgerError
 from rayal.ledger.agreement_rules import value_text
-from rayal.ledger.answers import LabelEntry, LabelResult, LabelRow, SkipEntry
 from rayal.ledger.columns import plain
 from rayal.ledger.label_transaction import (
     ACCEPTED,
@@ -23,6 +22,7 @@ from rayal.ledger.label_transaction import (
 )
 from rayal.ledger.leases import EXPIRED, LABELED, sweep
 from rayal.ledger.leases import SKIPPED as SKIPPED_LEASE
+from rayal.ledger.records import LabelEntry, LabelResult, LabelRow, SkipEntry
 from rayal.ledger.schema import items, labels
 from rayal.ledger.store import Row, Store, check_name
 

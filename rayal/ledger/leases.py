@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from rayal.errors import LeaseError, SettingsError, UnknownLeaseError
 from rayal.ledger.agreement_rules import Labeling, check_seconds
-from rayal.ledger.answers import Lease
+from rayal.ledger.records import Lease
 from rayal.ledger.schema import items, labels, leases
 from rayal.ledger.store import Row, Store, Transaction, check_name, storable
 

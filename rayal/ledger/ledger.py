@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from rayal.ledger.database import withdrawn
-from rayal.ledger.forgetting import Forgetting
 from rayal.ledger.idempotency import Idempotency
-from rayal.ledger.items import Items
+from rayal.ledger.items import Forgetting, Items
 from rayal.ledger.jobs import Jobs
 from rayal.ledger.labels import Labels
 from rayal.ledger.leases import Leases

@@ -10,10 +10,9 @@ from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 
 from rayal.errors import LedgerError
 from rayal.ledger.records import Event
-from rayal.ledger.schema import UNTOLD
+from rayal.ledger.schema import SCHEMA, UNTOLD, Schema
 from rayal.ledger.schema import events as events_table
 from rayal.ledger.schema import metadata as all_tables
-from rayal.ledger.versions import SCHEMA, Schema
 
 Tables = dict[str, list[dict[str, Any]]]
 

@@ -10,11 +10,10 @@ from sqlalchemy import Connection, select
 
 from rayal.errors import LedgerError, ScoreError
 from rayal.failpoints import failpoint
-from rayal.ledger.answers import LabelRow, LeaseRow
 from rayal.ledger.columns import plain
-from rayal.ledger.forgetting import blank_forgotten
+from rayal.ledger.items import blank_forgotten
 from rayal.ledger.label_transaction import Desk
-from rayal.ledger.records import Appearance, Pick, SelectionRow
+from rayal.ledger.records import Appearance, LabelRow, LeaseRow, Pick, SelectionRow
 from rayal.ledger.rounds import write_stage
 from rayal.ledger.schema import labels, leases, picks, selections
 from rayal.ledger.store import Row, Store, Transaction, unsigned

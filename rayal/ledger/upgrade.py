@@ -33,10 +33,8 @@ from rayal.ledger.database import (
     refuse_network,
     sqlite,
 )
-from rayal.ledger.folders import held
-from rayal.ledger.location import FILE, noted_database
-from rayal.ledger.schema import events
-from rayal.ledger.versions import SCHEMA, Schema, note_version, noted_version
+from rayal.ledger.location import FILE, held, noted_database
+from rayal.ledger.schema import SCHEMA, Schema, events, note_version, noted_version
 
 _CANNOT = "be upgraded, and is as it was"
 _NAME = "rayal upgrade"  # of its sessions on a server, by which they know each other

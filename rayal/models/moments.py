@@ -23,6 +23,26 @@ from torch.nn import functional as F
 from rayal.errors import NeedsError
 from rayal.models.base import HookedNet, TaskNet
 
+
+class ConstantNoise(nn.Module):
+    """Makes moments ``[N, 3]`` of means ``[N, 1]``: mean, no variance, the same noise for all rows.
+
+    Attributes:
+        variance: of the noise, in units of the standardised number; a learner sets it.
+    """
+
+    variance: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """Return mean, model variance 0 and noise variance, ``[N, 3]``."""
+        noise = self.variance.to(mean).expand_as(mean)
+        return torch.cat([mean, torch.zeros_like(mean), noise], dim=1)
+
+
 LOG_VARIANCE = -9.0  # of every weight before training
 LIMIT = 11.0  # of |log variance|
 _WIDE = 30.0  # deviations beyond which a normal is on one side of 0

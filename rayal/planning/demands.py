@@ -7,17 +7,22 @@ page cache, which it may drop, and are stated apart.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
 
-from rayal.engine.forward import DECODED_BYTES
-from rayal.engine.scan import Scan
+import torch
+
+from rayal.engine.embed import embedding_hash
+from rayal.engine.scan import DECODED_BYTES, NO_POOL, Scan, ScanOptions
 from rayal.engine.spec import ProjectSpec
-from rayal.planning.sizes import ITEM, NO_POOL, NetworkShape, PoolShape
+from rayal.planning.sizes import ITEM, NetworkShape, PoolShape, output_bytes
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
 from rayal.selection.quality import SAMPLE_ROWS, exact_form
 from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
+from rayal.tasks import Task
 from rayal.types import TILE_ROWS
 
 INDEXED = 345  # bytes of a row in ingest: id, keys, digests, label, and the copies that sort them
@@ -179,3 +184,70 @@ def rounds_on_disk(spec: ProjectSpec, columns: int, weights: int) -> tuple[int, 
         return whole, whole
     held = min(rounds, 1 if spec.keep == "picks" else 2) * columns
     return held + min(rounds + 1, 3) * committee, min(rounds + 1, 2) * committee
+
+
+@dataclass(frozen=True)
+class EmbeddingShape:
+    """Bytes of a backbone, and of what it makes of one row.
+
+    Attributes:
+        width: columns of the embedding, D.
+        weights: bytes of the backbone.
+        widest: bytes of the two largest outputs of its layers for one row.
+        row: bytes of one decoded row.
+        rows: items of pool and test.
+        missing: those that are not embedded yet.
+    """
+
+    width: int
+    weights: int
+    widest: int
+    row: int
+    rows: int
+    missing: int
+
+    @property
+    def disk(self) -> int:
+        """Bytes of all embeddings, with the id, key and content hash of their rows."""
+        return self.rows * (4 * self.width + ITEM)
+
+
+def embedding_shape(
+    spec: ProjectSpec, items: Task, pool: PoolShape, embedded: Callable[[str], int]
+) -> EmbeddingShape | None:
+    """Return the sizes of a project's embeddings by one pass of one row; None without a backbone.
+
+    Args:
+        spec: what its rounds do.
+        items: how the pool's rows are decoded.
+        pool: its items.
+        embedded: hash of the embeddings to the items that are embedded already.
+    """
+    if spec.backbone is None:
+        return None
+    rows = pool.rows + pool.tests
+    backbone = spec.backbone.network(items.input_shape)
+    tensors = [*backbone.parameters(), *backbone.buffers()]
+    x = torch.zeros((1, *items.input_shape))
+    outputs = output_bytes(backbone, x)
+    return EmbeddingShape(
+        width=backbone(x).shape[1],
+        weights=sum(t.numel() * t.element_size() for t in tensors),
+        widest=sum(sorted(outputs)[-2:]),
+        row=4 * prod(items.input_shape),
+        rows=rows,
+        missing=max(0, rows - embedded(embedding_hash(spec, items))),
+    )
+
+
+def embedding_bytes(shape: EmbeddingShape, options: ScanOptions, part_rows: int) -> int:
+    """Return the private bytes of embedding one part; 0 where nothing is missing.
+
+    The weights are read beside the network that takes them. A batch holds its decoded rows three
+    times (as decoded, in three channels, channels last) and two activations; a part's embeddings
+    stay until they are written.
+    """
+    if not shape.missing:
+        return 0
+    batch = options.width * (3 * 3 * shape.row + 2 * shape.widest)
+    return 2 * shape.weights + batch + part_rows * 4 * shape.width

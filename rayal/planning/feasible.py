@@ -11,10 +11,9 @@ from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of, untrained
 from rayal.errors import ResourceError
 from rayal.ledger import Ledger
-from rayal.planning.embed_demands import embedding_shape
-from rayal.planning.machine import machine_memory
-from rayal.planning.plan import BASE, Place, plan_cell
-from rayal.planning.refusal import refusal
+from rayal.planning.demands import embedding_shape
+from rayal.planning.plan import BASE, Place, plan_cell, refusal
+from rayal.planning.seconds import machine_memory
 from rayal.planning.sizes import ITEM, PoolShape, network_shape
 from rayal.pool.reader import Pool
 from rayal.selection.threads import cores

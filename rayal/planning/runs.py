@@ -16,12 +16,10 @@ from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError
 from rayal.evaluation.protocol import spec_of
 from rayal.planning import demands
-from rayal.planning.embed_demands import EmbeddingShape, embedding_shape
+from rayal.planning.demands import EmbeddingShape, embedding_shape
 from rayal.planning.feasible import place_of
-from rayal.planning.machine import Rates
-from rayal.planning.plan import CellPlan, Place, plan_cell
-from rayal.planning.refusal import refusal, size
-from rayal.planning.seconds import RAY_START, Speed, embedding_time, speed_of
+from rayal.planning.plan import CellPlan, Place, plan_cell, refusal, size
+from rayal.planning.seconds import RAY_START, Rates, Speed, embedding_time, speed_of
 from rayal.planning.sizes import PoolShape, network_shape
 from rayal.planning.unread import WhatIf, embedded_of, pool_shape
 from rayal.settings.run import Cell, Settings

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rayal.engine.pretrain import pretraining_of
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import SelectionOptions
+from rayal.engine.scan import NO_POOL, Scan, SelectionOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.models.committee import Committee
 from rayal.selection.footprint import Shapes
@@ -156,9 +155,6 @@ def network_shape(
         rounding=rounding,
         pretrained=(0, 0) if before is None else (before.steps, before.batch),
     )
-
-
-NO_POOL: Any = None  # a scan's signals do not depend on its pool
 
 
 def output_bytes(net: nn.Module, x: Tensor) -> list[int]:

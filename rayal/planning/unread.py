@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.engine.targets import number_of
+from rayal.engine.trainset import number_of
 from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
 from rayal.evaluation.networks import task_settings
@@ -21,8 +21,7 @@ from rayal.planning.sizes import PoolShape
 from rayal.pool.from_settings import pool_name, pool_there, sources_of
 from rayal.pool.reader import Pool
 from rayal.pool.source import Source
-from rayal.settings.inputs import PoolSettings
-from rayal.settings.run import Cell, Settings
+from rayal.settings.run import Cell, PoolSettings, Settings
 from rayal.tasks import Task, Vocabulary, task_for
 from rayal.tasks.text import LENGTH, SIZE
 

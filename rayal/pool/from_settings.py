@@ -24,7 +24,7 @@ from rayal.pool.readers.images import image_source
 from rayal.pool.readers.table_columns import TableColumns
 from rayal.pool.readers.tables import csv_source, jsonl_source, parquet_source
 from rayal.pool.source import Role, Rows, Source, keyed_hashes
-from rayal.settings.inputs import PoolSettings
+from rayal.settings.run import PoolSettings
 from rayal.types import digest
 
 _TABLES = {".csv": csv_source, ".parquet": parquet_source, ".jsonl": jsonl_source}

@@ -18,14 +18,15 @@ from typing import Any, Literal, TypedDict
 
 from rayal.errors import PoolError
 from rayal.failpoints import failpoint
-from rayal.ledger.folders import held
 from rayal.ledger.ledger import Ledger
+from rayal.ledger.location import held
 from rayal.ledger.records import Snapshot
 from rayal.pool.deduplicate import Settled, distinct, settle
 from rayal.pool.gather import Gathered, Progress, Spill, gather
 from rayal.pool.known_labels import KnownLabels, label_info, labeled, read_known, write_known
+from rayal.pool.readers.table_columns import Missing
 from rayal.pool.readers.texts import text_lengths
-from rayal.pool.source import ROLES, Kind, Source, StrPath
+from rayal.pool.source import ROLES, Kind, Role, Source, StrPath
 from rayal.pool.storage import TEMPORARY
 from rayal.pool.write_parts import place
 
@@ -231,3 +232,39 @@ def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
         finally:
             if own.made:
                 own.remove_empty()
+
+
+class TableOptions(IngestOptions, total=False):
+    """What ingest of tables takes besides.
+
+    ``id``, ``label`` and ``features`` name columns, ``text`` one of texts, ``categorical`` those
+    of categories, with the values that ``categories`` gives or the source has; ``missing`` is what
+    a NaN, inf or null feature, another category or a missing text does, ``error`` or
+    ``quarantine``; ``role`` is that of the items.
+    """
+
+    id: str | None
+    label: str | None
+    features: Sequence[str] | None
+    categorical: Sequence[str] | None
+    categories: Mapping[str, Sequence[str]] | None
+    text: str | None
+    missing: Missing
+    role: Role
+
+
+class FileOptions(TableOptions, total=False):
+    """What ingest of files of tables takes besides.
+
+    ``test`` is a path of items for the test; ``confidence`` names a column of how sure the
+    annotators of the labels were, in [0, 1].
+    """
+
+    test: StrPath | None
+    confidence: str | None
+
+
+class DatasetOptions(TableOptions, total=False):
+    """What ingest of a Ray Dataset takes besides: ``image``, the column of images."""
+
+    image: str | None

@@ -18,9 +18,15 @@ from rayal.errors import UnknownNameError
 from rayal.ledger.ledger import Ledger
 from rayal.ledger.records import PoolPart as Part
 from rayal.ledger.records import Snapshot
-from rayal.pool.ingest import IngestOptions, PlainOptions, ingest
+from rayal.pool.ingest import (
+    DatasetOptions,
+    FileOptions,
+    IngestOptions,
+    PlainOptions,
+    TableOptions,
+    ingest,
+)
 from rayal.pool.lookup import Lookup, verify
-from rayal.pool.options import DatasetOptions, FileOptions, TableOptions
 from rayal.pool.readers.arrays import array_source, idx_source
 from rayal.pool.readers.datasets import dataset_source
 from rayal.pool.readers.images import image_source

@@ -20,10 +20,8 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayal.engine.checkpoints import FolderStore
-from rayal.engine.executor import RayOptions
-from rayal.engine.local import open_share
-from rayal.engine.member import Fit
+from rayal.engine.executor import RayOptions, open_share
+from rayal.engine.train import Fit, FolderStore
 from rayal.errors import ClusterError, RayalError
 from rayal.failpoints import failpoint
 from rayal.selection.greedy import Shard

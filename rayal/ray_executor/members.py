@@ -8,8 +8,7 @@ from typing import Any
 
 import ray
 
-from rayal.engine.checkpoints import FolderStore
-from rayal.engine.member import Fit
+from rayal.engine.train import Fit, FolderStore
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.loop import Progress
 from rayal.ray_executor.crew import Crew, Lost, cause_of

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rayal.selection.devices import to_device, to_host
-from rayal.selection.room import Room
+from rayal.selection.threads import Room
 
 Floats = npt.NDArray[np.float64]
 Pairs = Callable[[Tensor, Tensor], Tensor]  # rows [n], centres [n] -> float64 [n]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -50,3 +53,25 @@ class Team:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+_CPU = torch.device("cpu")
+
+
+class Room(threading.local):
+    """The calling thread's buffers, by name."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int, device: torch.device | None = None) -> Tensor:
+        """Return a float32 tensor of that shape, its numbers undefined, over the named buffer.
+
+        It is valid until the same thread takes the name again.
+        """
+        size = prod(shape)
+        held = self._held.get(name)
+        if held is None or len(held) < size or held.device != (device or _CPU):
+            held = torch.empty(size, dtype=torch.float32, device=device)
+            self._held[name] = held
+        return held[:size].view(shape)

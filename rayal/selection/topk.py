@@ -1,9 +1,10 @@
-"""Items chosen one by one: the k largest scores, or a uniform draw."""
+"""The k best scores, and several orders that take turns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -72,3 +73,64 @@ class UniformDraw(TopK):
     def gain(self, tile: Tile) -> Floats:
         """Return the drawn uniforms."""
         return np.asarray(tile.state["uniform"])
+
+
+_RANGE = "range"
+
+
+@dataclass(frozen=True)
+class MinMaxMixture(TopK):
+    """The k largest weight · n(first) + (1 - weight) · n(second), n from min and max to 0 and 1.
+
+    One pass finds the ranges over all candidates, the next one scores. A column whose values are
+    all equal counts 0.
+
+    Args:
+        column: both scores, ``[N, 2]``.
+        weight: of the first, in [0, 1].
+        provenance: what the weight was drawn from, for the record.
+    """
+
+    title: ClassVar[str] = "the mixture of two scores"
+
+    weight: float = 0.5
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def drawn(self) -> dict[str, Any]:
+        """Return the weight and what it was drawn from."""
+        return {"weight": self.weight, **self.provenance}
+
+    def summarize(self, tile: Tile, message: Any) -> Any | None:
+        """Return the largest of (x, -x) of both scores, ``[4]``; then keep the ranges."""
+        if message is not None:
+            tile.state[_RANGE] = message
+            return None
+        values = self._values(tile)[tile.eligible]
+        if len(values) == 0:
+            return None
+        return np.concatenate([values.max(axis=0), (-values).max(axis=0)])
+
+    def combine(self, first: Any, second: Any) -> Any:
+        """Return the larger of each."""
+        return np.maximum(first, second)
+
+    def reduce(self, total: Any, progress: Progress) -> Any | None:
+        """Return the ranges, once."""
+        if _RANGE in progress.state:
+            return None
+        progress.state[_RANGE] = total
+        return total
+
+    def gain(self, tile: Tile) -> Floats:
+        """Return the mixture; before there are ranges, 0."""
+        if _RANGE not in tile.state:
+            return np.zeros(len(tile.keys))
+        ranges = tile.state[_RANGE]
+        low, width = -ranges[2:], ranges[:2] + ranges[2:]
+        width = np.where(width > 0.0, width, np.inf)
+        first, second = ((self._values(tile) - low) / width).T
+        mixed: Floats = self.weight * first + (1.0 - self.weight) * second
+        return mixed
+
+    def _values(self, tile: Tile) -> Floats:
+        return to_host(tile.columns[self.column].double())

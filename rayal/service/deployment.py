@@ -24,9 +24,9 @@ from ray.serve.schema import ServeDeploySchema
 from rayal.errors import LedgerError, SettingsError, nearest
 from rayal.ledger import Ledger
 from rayal.ledger.location import POSTGRESQL
-from rayal.service.batching import answer_all, answered, outcome_of
 from rayal.service.content import ContentLimits
 from rayal.service.limits import OVERLOADED_SECONDS
+from rayal.service.predictor import answer_all, answered, outcome_of
 from rayal.service.settings import ServiceSettings, service_settings
 from rayal.service.uris import Prefixes
 from rayal.settings.yamlfile import read_mapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rayal.ledger import Ledger
 from rayal.pool.reader import Pool
@@ -50,3 +50,15 @@ def opened(ledger: Ledger, project: str, holds: Callable[[Pool], bool]) -> Pool:
         while len(_pools) > _OPEN:
             _pools.popitem(last=False)
     return held
+
+
+def items_from(pool: Pool, place: int) -> Iterator[tuple[int, str]]:
+    """Yield place and id of the items to label, from a place on; parts before it are not read."""
+    start = 0
+    for part in pool.parts_of("pool"):
+        if start + part.rows > place:
+            first = max(0, place - start)
+            ids = pool.read(part).column("id").slice(first)
+            for row in range(len(ids)):
+                yield start + first + row, str(ids[row].as_py())
+        start += part.rows

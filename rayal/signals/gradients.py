@@ -8,11 +8,14 @@ batch of gradients is held at a time, and that sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rayal.errors import NeedsError
 from rayal.models.base import TaskNet
@@ -20,8 +23,209 @@ from rayal.models.committee import Committee
 from rayal.models.dropout import evaluating
 from rayal.selection.tiles import PAD
 from rayal.signals.base import Forward, Signal, as_weights, log_softmax
-from rayal.signals.layers import Recorded, check_layers, recording
 from rayal.signals.predictions import check_member
+
+FORMED = 1 << 22  # numbers of a layer's gradients of some rows that are formed at once
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One layer of a forward pass.
+
+    Attributes:
+        layer: the module that owns parameters.
+        inputs: what it was given, ``[b, …]``, detached.
+        output: what it made, ``[b, …]``, with its graph.
+    """
+
+    layer: nn.Module
+    inputs: Tensor
+    output: Tensor
+
+    @cached_property
+    def products(self) -> Tensor | None:
+        """Inner products of a convolution's windows, ``[b x G, L, L]``, where they cost less.
+
+        They are the same for the gradients of all labels.
+        """
+        if type(self.layer) not in (nn.Conv1d, nn.Conv2d):
+            return None
+        places, weight = self.output.flatten(2).shape[2], self.layer.weight
+        assert isinstance(weight, Tensor)
+        outputs, inputs = weight.flatten(1).shape
+        if places * (inputs + outputs) > inputs * outputs:
+            return None
+        windows = _windows(self.layer, self.inputs)
+        return torch.bmm(windows.transpose(1, 2), windows)
+
+    def squares(self, gradient: Tensor) -> Tensor:
+        """Return each row's squared gradient length ``[b]`` from the gradient of the output."""
+        if self.products is not None:
+            return _by_products(self.layer, self.products, gradient)
+        return _SQUARES[type(self.layer)](self.layer, self.inputs, gradient)
+
+
+@contextmanager
+def recording(net: nn.Module, layers: list[Recorded]) -> Iterator[None]:
+    """Append every layer with trained parameters to ``layers`` while the network runs."""
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        layers.append(Recorded(layer, inputs[0].detach().clone(), output))
+        return output.clone()  # what follows may work in place
+
+    hooks = [layer.register_forward_hook(note) for layer in _owners(net)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shared = [r.layer for r in layers if len(r.output) != len(layers[-1].output)]
+    if shared:
+        raise NeedsError(
+            f"{shared[0]} runs once for all rows of a batch, so its gradient cannot be told row by "
+            "row; use egl_sm, which needs the last layer alone"
+        )
+    ran = [id(recorded.layer) for recorded in layers]
+    if len(set(ran)) < len(ran):
+        raise NeedsError(
+            "a layer of the network runs twice, so its gradient is no sum over layers; use egl_sm"
+        )
+    for layer in _owners(net):
+        if id(layer) not in ran:
+            raise NeedsError(
+                f"{layer} has trained parameters and was not called, so what its weights do "
+                "elsewhere cannot be told; call the layer itself, freeze it with "
+                "requires_grad_(False) if it is not used, or use egl_sm"
+            )
+
+
+def check_layers(net: TaskNet) -> None:
+    """Raise NeedsError where trained parameters belong to a layer of no known kind.
+
+    Also where a layer is trained in part, or two layers have a parameter in common.
+    """
+    owned: set[int] = set()
+    for layer in _owners(net):
+        held = list(layer.parameters(recurse=False))
+        if not all(p.requires_grad for p in held):
+            raise NeedsError(
+                f"of {layer} some parameters are trained and some are frozen, and lengths are of "
+                "whole layers; train or freeze all of them, or use egl_sm"
+            )
+        if owned & {id(p) for p in held}:
+            raise NeedsError(
+                f"{layer} shares a parameter with another layer, whose gradients add up before "
+                "their length is taken; give each layer its own, or use egl_sm"
+            )
+        owned |= {id(p) for p in held}
+        padded = getattr(layer, "padding_mode", "zeros") != "zeros"
+        named = isinstance(getattr(layer, "padding", 0), str)
+        unknown = getattr(layer, "running_mean", 0) is None
+        if type(layer) not in _SQUARES or padded or named or unknown:
+            kinds = ", ".join(sorted(kind.__name__ for kind in _SQUARES))
+            other = "egl_sm, which needs the last one alone"
+            if not net.ends_linear:  # egl_sm is not defined then
+                other = "margin or entropy, which need none"
+            raise NeedsError(
+                f"gradients of {layer} cannot be told row by row; they can of {kinds} (padded by "
+                f"zeros, by a number): use such layers, or {other}"
+            )
+
+
+def _owners(net: nn.Module) -> list[nn.Module]:
+    """Return the modules that own trained parameters."""
+    return [m for m in net.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+
+
+def _total(x: Tensor) -> Tensor:
+    """Return the sum of squares of each row, ``[b]``."""
+    flat = x.flatten(1)
+    return (flat * flat).sum(dim=1)
+
+
+def _linear(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    if a.ndim == 2:
+        return _total(g) * (_total(a) + (0.0 if layer.bias is None else 1.0))
+    a, g = a.flatten(1, -2), g.flatten(1, -2)  # [b, T, in], [b, T, out]
+    bias = 0.0 if layer.bias is None else _total(g.sum(dim=1))
+    return _total(torch.bmm(g.transpose(1, 2), a)) + bias
+
+
+def _windows(layer: Any, a: Tensor) -> Tensor:
+    """Return what a convolution multiplies at each place, ``[b x G, in x k, L]``."""
+    flat = layer.weight.ndim == 3  # one dimension is two, of which the first is 1
+    a = a.unsqueeze(2) if flat else a
+    size, dilation, padding, stride = (
+        ((neutral, *given) if flat else given)
+        for neutral, given in (
+            (1, layer.kernel_size),
+            (1, layer.dilation),
+            (0, layer.padding),
+            (1, layer.stride),
+        )
+    )
+    windows = F.unfold(a, size, dilation, padding, stride)  # [b, G x in x k, L]
+    return windows.view(len(a) * layer.groups, -1, windows.shape[2])
+
+
+def _by_products(layer: Any, products: Tensor, g: Tensor) -> Tensor:
+    """Return |Σ_l g_l ⊗ w_l|² = Σ_lm (g_l · g_m)(w_l · w_m) of windows w, and the bias's."""
+    g = g.flatten(2)  # [b, G x out, L]
+    bias = 0.0 if layer.bias is None else _total(g.sum(dim=2))
+    grouped = g.reshape(len(products), -1, g.shape[2])
+    squares = (torch.bmm(grouped.transpose(1, 2), grouped) * products).sum(dim=(1, 2))
+    return squares.view(len(g), -1).sum(dim=1).clamp_min(0.0) + bias
+
+
+def _convolution(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    rows, groups = len(a), layer.groups
+    windows = _windows(layer, a)
+    g = g.flatten(2)  # [b, G x out, L]
+    bias = 0.0 if layer.bias is None else _total(g.sum(dim=2))
+    g = g.reshape(rows * groups, -1, g.shape[2])
+    at_once = max(1, FORMED // layer.weight.numel()) * groups
+    made = [
+        _total(torch.bmm(few, inputs.transpose(1, 2)).view(len(few) // groups, -1))
+        for few, inputs in zip(torch.split(g, at_once), torch.split(windows, at_once), strict=True)
+    ]
+    return torch.cat(made) + bias
+
+
+def _embedding(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    ids, g = a.flatten(1), g.flatten(1, -2)  # [b, T], [b, T, E]
+    if layer.padding_idx is not None:
+        g = g * (ids != layer.padding_idx)[:, :, None].to(g.dtype)
+    same = (ids[:, :, None] == ids[:, None, :]).to(g.dtype)
+    summed = torch.bmm(same, g)  # of equal ids; as often as they stand there
+    return (g * summed).sum(dim=(1, 2)).clamp_min(0.0)
+
+
+def _batch_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    shape = (1, -1, *(1 for _ in a.shape[2:]))
+    scale = (layer.running_var + layer.eps).rsqrt()
+    normed = (a - layer.running_mean.view(shape)) * scale.view(shape)
+    weight = (g * normed).flatten(2).sum(dim=2) if a.ndim > 2 else g * normed
+    bias = g.flatten(2).sum(dim=2) if a.ndim > 2 else g
+    return _total(weight) + _total(bias)
+
+
+def _layer_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
+    normed = F.layer_norm(a, layer.normalized_shape, None, None, layer.eps)
+    between = tuple(range(1, a.ndim - len(layer.normalized_shape)))
+    made = 0.0 if layer.bias is None else _total(g.sum(dim=between) if between else g)
+    weight = g * normed
+    return _total(weight.sum(dim=between) if between else weight) + made
+
+
+_SQUARES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+}
 
 
 @dataclass(frozen=True)

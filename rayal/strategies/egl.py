@@ -20,7 +20,7 @@ from rayal.errors import NeedsError
 from rayal.models.committee import Committee
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
-from rayal.selection.mixture import MinMaxMixture
+from rayal.selection.topk import MinMaxMixture
 from rayal.signals import Embedding, GradientLength, LogProbs, Signal, WordGradientLength
 from rayal.strategies.base import Ctx, Strategy, check_softmax
 from rayal.types import Columns

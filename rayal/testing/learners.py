@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayal.engine.targets import check_targets
 from rayal.engine.train import NetworkSpec, context
+from rayal.engine.trainset import check_targets
 from rayal.errors import RayalError
 from rayal.learners import (
     Learner,

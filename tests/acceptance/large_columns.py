@@ -23,8 +23,8 @@ import pyarrow as pa
 import torch
 from measure import children
 
+from rayal.engine.columns import column_array
 from rayal.engine.executor import LOCAL, Executor, RayOptions
-from rayal.engine.shards import column_array
 from rayal.pool.storage import read_mapped, write_part
 from rayal.ray_executor.cluster import connect
 from rayal.selection.greedy import choose

@@ -47,7 +47,7 @@ trap stop EXIT
 port=${PORT:-8431}
 
 timed "2,000 and 200 random histories, replayed" \
-  uv run -q pytest -q -m 'slow or not slow' tests/project/test_histories.py
+  uv run -q pytest -q -m 'slow or not slow' tests/ledger/test_histories.py
 timed "requests from the OpenAPI document, 25 an operation" \
   uv run -q pytest -q -m slow tests/service/test_openapi.py
 timed "security, problems, limits, every route" \

@@ -11,7 +11,7 @@ from pools import blob_pool
 
 from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.learners import Supervised

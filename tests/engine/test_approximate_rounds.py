@@ -10,8 +10,7 @@ import pytest
 from pool_cases import ROWS, finished, spec
 
 from rayal.engine.driver import Project
-from rayal.engine.executor import Executor
-from rayal.engine.local import open_share
+from rayal.engine.executor import Executor, open_share
 from rayal.ledger import Appearance
 from rayal.registry import strategies
 from rayal.selection.kcenter import KCenter

@@ -9,8 +9,8 @@ from loop_cases import finish
 from pool_cases import spec
 from pools import blob_pool
 
-from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
+from rayal.engine.remember import attached_columns, attached_rows
 from rayal.evaluation.oracle import Oracle
 from rayal.ledger import Ledger
 from rayal.pool.purge import purge

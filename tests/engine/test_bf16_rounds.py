@@ -13,10 +13,7 @@ import pytest
 import torch
 from pool_cases import ROWS, finished, spec
 
-from rayal.engine.driver import Project
-from rayal.engine.local import open_share
-from rayal.engine.scan_options import SelectionOptions
-from rayal.engine.shards import (
+from rayal.engine.columns import (
     BF16,
     bf16_columns,
     column_array,
@@ -24,6 +21,9 @@ from rayal.engine.shards import (
     open_columns,
     rows_by_key,
 )
+from rayal.engine.driver import Project
+from rayal.engine.executor import open_share
+from rayal.engine.scan import SelectionOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.report import approximations

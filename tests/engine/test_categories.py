@@ -14,8 +14,7 @@ from rayal.errors import NeedsError, PoolError
 from rayal.evaluation.protocol import run
 from rayal.pool.from_settings import pool_of
 from rayal.pool.reader import Pool
-from rayal.settings.inputs import PoolSettings
-from rayal.settings.run import load
+from rayal.settings.run import PoolSettings, load
 
 COLORS = ("blue", "green", "red")
 

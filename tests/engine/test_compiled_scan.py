@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayal.engine.forward import signals_of
-from rayal.engine.scan_options import ScanOptions, options_record
+from rayal.engine.scan import ScanOptions, options_record, signals_of
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel
 from rayal.models import HookedNet

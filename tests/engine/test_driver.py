@@ -15,10 +15,9 @@ from loop_cases import finish, picks_of
 from pools import blob_rows, pool_at_once, split
 from torch import Tensor, nn
 
+from rayal.engine.columns import open_tiles
 from rayal.engine.driver import Project
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import ScanOptions
-from rayal.engine.shards import open_tiles
+from rayal.engine.scan import Scan, ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.errors import (

@@ -13,7 +13,7 @@ import torch
 from test_texts import TASK, made, picks, simulate, spec, table
 
 from rayal.engine.driver import Project
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import refuse_large, task_of

@@ -20,12 +20,11 @@ from pools import digit_rows, digit_source, pool_of
 from torch import nn
 
 from rayal.engine import embed
+from rayal.engine.columns import column_tensor, open_columns, open_tiles
 from rayal.engine.driver import Project
 from rayal.engine.embed import Embed
 from rayal.engine.executor import LOCAL, Executor, RayOptions
-from rayal.engine.scan import Scan, ScannedPart
-from rayal.engine.scan_options import ScanOptions, SelectionOptions
-from rayal.engine.shards import column_tensor, open_columns, open_tiles
+from rayal.engine.scan import Scan, ScannedPart, ScanOptions, SelectionOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.errors import NeedsError, ScoreError, StorageError

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.memory import recall
-from rayal.engine.reads import columns_read, hash_read
+from rayal.engine.remember import columns_read, hash_read, recall
 from rayal.errors import StorageError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainData, TrainState

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pool_cases import ROWS, finished, spec
 
+from rayal.engine.columns import column_tensor
 from rayal.engine.driver import Project
 from rayal.engine.executor import Executor
 from rayal.engine.neighbors import NeighborColumns, neighbors
-from rayal.engine.shards import column_tensor
 from rayal.errors import BudgetError, NeedsError, SettingsError, UnknownNameError
 from rayal.pool.storage import read_mapped
 from rayal.registry import strategies

@@ -20,8 +20,7 @@ from rayal.evaluation.oracle import Oracle
 from rayal.labels import NumberLabel
 from rayal.learners import Supervised
 from rayal.registry import learners, strategies
-from rayal.settings.inputs import TaskSettings
-from rayal.settings.run import load
+from rayal.settings.run import TaskSettings, load
 
 
 def test_rounds_on_numbers_learn_and_tell_rmse_in_units_of_the_number(tmp_path: Path) -> None:

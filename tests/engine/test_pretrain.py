@@ -16,14 +16,14 @@ from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
 from rayal.engine.pool_rows import EveryRow
 from rayal.engine.pretrain import Pretraining
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import task_of
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
-from rayal.learners.layers import LayerTraining
+from rayal.learners.layerwise import LayerTraining
 from rayal.ledger import Ledger
 from rayal.pool.files import collect_files, drop_files
 from rayal.pool.reader import Pool
@@ -141,7 +141,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(
             passed = 1000
             raise Killed
 
-    monkeypatch.setattr("rayal.engine.checkpoints.failpoint", point)
+    monkeypatch.setattr("rayal.engine.train.failpoint", point)
     project = Project.create(Ledger(root), "p", ingested(root), spec())
     with pytest.raises(Killed):
         finish(project)

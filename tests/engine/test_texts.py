@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from rayal.engine.driver import Project
 from rayal.engine.embed import head_task
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import Scan, ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import task_of, untrained

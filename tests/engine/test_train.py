@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from rayal.engine.checkpoints import FolderStore
-from rayal.engine.model_hash import model_hash
 from rayal.engine.train import (
+    FolderStore,
     NetworkSpec,
     load_committee,
+    model_hash,
     train_committee,
 )
 from rayal.errors import StorageError
@@ -171,7 +171,7 @@ def test_the_failpoint_lies_between_file_and_record(
         files = len(list(tmp_path.rglob("[!.]*.safetensors")))
         passed.append((name, files, len(records.commits)))
 
-    monkeypatch.setattr("rayal.engine.checkpoints.failpoint", point)
+    monkeypatch.setattr("rayal.engine.train.failpoint", point)
     train_committee(**arguments(records, members=1))
     assert passed == [("train.epoch", 1, 0), ("train.epoch", 2, 1), ("train.epoch", 3, 2)]
 

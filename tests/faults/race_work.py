@@ -9,7 +9,7 @@ import torch
 
 from rayal.cli.app import main
 from rayal.engine.driver import Project
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.spec import Initial, ProjectSpec
 from rayal.engine.train import NetworkSpec
 from rayal.evaluation.oracle import Oracle

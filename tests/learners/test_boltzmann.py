@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayal.learners.boltzmann import Machine, Units, contrastive_divergence
+from rayal.learners.layerwise import Machine, Units, contrastive_divergence
 
 
 def machine(units: Units = "bernoulli", *, h: int = 3, v: int = 4, size: float = 1.0) -> Machine:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayal.engine.model_hash import model_hash
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.train import NetworkSpec, context, model_hash
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledRows, Supervised, TensorRows, TrainContext, TrainData, TrainState
 from rayal.learners.loop import keyed
-from rayal.learners.optimizers import OptimizerName, trained_groups
+from rayal.learners.supervised import OptimizerName, trained_groups
 from rayal.models import TaskNet
 from rayal.tasks import TableTask
 

@@ -20,7 +20,7 @@ from rayal.labels import ClassLabel
 from rayal.learners import LayerwisePretrained, Supervised, TensorRows, TrainContext, fit
 from rayal.learners.checkpoint import read_checkpoint
 from rayal.learners.data import LabeledRows, PoolData
-from rayal.learners.layers import LayerTraining
+from rayal.learners.layerwise import LayerTraining
 from rayal.learners.scaling import Scale
 from rayal.models import HookedNet, TaskNet
 from rayal.models.build import build_network

@@ -35,8 +35,8 @@ from rayal.learners import (
     TrainData,
     fit,
 )
-from rayal.learners.averaging import refresh_batchnorm
 from rayal.learners.data import balanced_weights
+from rayal.learners.supervised import refresh_batchnorm
 from rayal.registry import learners
 from rayal.settings.parameters import build
 from rayal.types import id_keys

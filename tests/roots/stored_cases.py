@@ -19,11 +19,9 @@ import torch
 from torch import nn
 
 from rayal.engine.embed import embedding_hash
-from rayal.engine.model_hash import model_hash
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import Scan, ScanOptions
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.train import NetworkSpec, context, model_hash
 from rayal.labels import ClassLabel, NumberLabel
 from rayal.learners import Learner, Supervised
 from rayal.models.backbone import BackboneSpec

@@ -7,10 +7,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from rayal.selection.coverage import Coverage
-from rayal.selection.room import Room
-from rayal.selection.stack import Stack
-from rayal.selection.threads import Team
+from rayal.selection.coverage import Coverage, Stack
+from rayal.selection.threads import Room, Team
 from rayal.selection.tiles import PAD, Tile, cut_tiles
 from rayal.types import TILE_ROWS
 

@@ -14,8 +14,8 @@ from rayal.errors import SettingsError
 from rayal.selection import KCenter, KMeansPP, Objective, TwoRoundKCenter, k_center
 from rayal.selection.devices import checked_device, to_device, to_host
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
-from rayal.selection.mixture import MinMaxMixture
 from rayal.selection.tiles import cut_tiles
+from rayal.selection.topk import MinMaxMixture
 
 N = 5000
 ALL: dict[str, tuple[Objective, int]] = {

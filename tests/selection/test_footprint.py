@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rayal.selection.fisher import Fisher
+from rayal.selection.fisher import Fisher, sizes_of
 from rayal.selection.fisher_algebra import class_factors
-from rayal.selection.fisher_cost import sizes_of
 from rayal.selection.footprint import Shapes, width
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.joint_entropy import JointEntropy

@@ -13,8 +13,7 @@ from rayal.ledger import JobRow, LabelEntry, Ledger, ProjectRow
 from rayal.pool.push import Pushed
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
-from rayal.service.changes import checked_patch
-from rayal.service.creation import create_project
+from rayal.service.creation import checked_patch, create_project
 from rayal.service.inbox import PushedItem, push_items
 from rayal.service.uris import Prefixes
 from rayal.service.worker.process import perform

@@ -16,10 +16,10 @@ from service_cases import FEATURES, NOTHING, patch_project, work
 
 from rayal.errors import ConflictError, NeedsError
 from rayal.ledger import LabelEntry, Ledger
-from rayal.service.agreement import agreement_of
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items
 from rayal.service.predictor import Predictor
+from rayal.service.routes.rounds import agreement_of
 
 PRICES = "/v1/projects/prices"
 LABELS = f"{PRICES}/labels"

@@ -78,7 +78,7 @@ def _precondition_failed(birds: Service, client: httpx.Client) -> httpx.Response
     settings["service"]["request"] = {}
     birds.ledger.update_project("birds", settings, version=1)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rayal.service.changes.checked_patch", patch)
+        patched.setattr("rayal.service.creation.checked_patch", patch)
         return client.patch(
             "/v1/projects/birds", json={"batch_size": 5}, headers={"If-Match": '"99"'}
         )

@@ -153,7 +153,7 @@ def slow_checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Event, Event]
         begun.set()
         let_go.wait(SLOW)
 
-    monkeypatch.setattr("rayal.service.changes.check_fit", check)
+    monkeypatch.setattr("rayal.service.creation.check_fit", check)
     yield begun, let_go
     let_go.set()
 

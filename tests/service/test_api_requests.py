@@ -9,11 +9,11 @@ import pytest
 
 from rayal.errors import SettingsError
 from rayal.service import signing
-from rayal.service.agreement import agreement_of
 from rayal.service.auth import ADMIN, LABEL, READ, WRITE, allows, check_scopes
 from rayal.service.limits import Rates
 from rayal.service.problems import ProblemError
 from rayal.service.requests import MAX_DEPTH, parse_json
+from rayal.service.routes.rounds import agreement_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from api_cases import Service, key, problem, service
 from service_cases import NOTHING, work
 
-from rayal.cli.remote_files import items_of
+from rayal.cli.remote import items_of
 from rayal.errors import PoolError
 from rayal.ledger import LabelEntry, Ledger
 from rayal.pool.push import create_empty

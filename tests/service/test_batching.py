@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rayal.errors import NeedsError, UnknownNameError
-from rayal.service.batching import answer_all, answered, outcome_of
+from rayal.service.predictor import answer_all, answered, outcome_of
 
 
 class Recorder:

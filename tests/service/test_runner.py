@@ -40,7 +40,8 @@ from rayal.pool.readers.arrays import array_source
 from rayal.service.creation import create_project
 from rayal.service.inbox import PushedItem, push_items, stage
 from rayal.service.worker.due import Due
-from rayal.service.worker.process import Heart, Stopped, WorkOptions, perform, told
+from rayal.service.worker.options import WorkOptions
+from rayal.service.worker.process import Heart, Stopped, perform, told
 from rayal.service.worker.runner import Runner
 
 ITEMS = rows(60)

@@ -13,8 +13,7 @@ from signal_cases import TABLE, ask, cnns, committee, images
 from torch import Tensor, nn
 
 from rayal import acquisition
-from rayal.engine.scan import Scan
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import Scan, ScanOptions
 from rayal.errors import NeedsError, ScoreError
 from rayal.labels import ClassLabel
 from rayal.learners import Supervised

@@ -243,7 +243,7 @@ def test_frozen_parameters_do_not_count() -> None:
 
 
 def test_rows_formed_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rayal.signals import layers
+    from rayal.signals import gradients as layers
 
     asked, x = signal_cases.cnns(1), signal_cases.images(7)
     whole = ask(asked, x, GradientLength())

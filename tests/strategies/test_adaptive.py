@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import rayal
 from rayal.engine.driver import Project
-from rayal.engine.memory import recall
+from rayal.engine.remember import recall
 from rayal.errors import NeedsError, SettingsError
 from rayal.learners import LabeledBatch, Supervised
 from rayal.learners.checkpoint import read_checkpoint, write_checkpoint

@@ -20,8 +20,8 @@ from digit_cases import (
 from loop_cases import finish
 
 import rayal
-from rayal.engine.attached import attached_columns, attached_rows
 from rayal.engine.driver import Project
+from rayal.engine.remember import attached_columns, attached_rows
 from rayal.engine.trainset import Training
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle

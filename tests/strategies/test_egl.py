@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from rayal import acquisition
 from rayal.registry import strategies
 from rayal.selection.functions import select_rows
-from rayal.selection.mixture import MinMaxMixture
+from rayal.selection.topk import MinMaxMixture
 from rayal.strategies import Ctx
 from rayal.testing import make_columns, run
 from rayal.types import Columns

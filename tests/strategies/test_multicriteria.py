@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rayal
 from rayal.engine.driver import Project
-from rayal.engine.memory import recall
+from rayal.engine.remember import recall
 from rayal.learners import TrainContext, TrainData, TrainState
 from rayal.registry import strategies
 from rayal.selection import criteria

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from number_cases import number_pool, number_project, number_spec
 
-from rayal.engine.scan_options import ScanOptions
+from rayal.engine.scan import ScanOptions
 from rayal.engine.train import NetworkSpec
 from rayal.engine.trainset import check_spec
 from rayal.errors import NeedsError, SettingsError

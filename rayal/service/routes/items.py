@@ -15,8 +15,7 @@ from rayal.service import signing
 from rayal.service.auth import READ, WRITE
 from rayal.service.call import Answer, Call, Here
 from rayal.service.inbox import item_of
-from rayal.service.listing import items_from
-from rayal.service.pools import pool_of
+from rayal.service.pools import items_from, pool_of
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Cursor, ItemKey, Limit, ProjectName, key_of

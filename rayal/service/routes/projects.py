@@ -106,7 +106,7 @@ def change_project(
     call: Here, project: ProjectName, body: Patch, if_match: IfMatch = None
 ) -> Callable[[], Answer]:
     """Change settings, unless somebody else has changed them since; classes may only grow."""
-    from rayal.service.changes import checked_patch
+    from rayal.service.creation import checked_patch
 
     if if_match is None:
         raise ProblemError(

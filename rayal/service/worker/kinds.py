@@ -14,7 +14,7 @@ from rayal.errors import BudgetError, RayalError
 from rayal.ledger import JobRow, Ledger
 from rayal.service.inbox import LISTED, RESULTS, ingest_file, objects, staged
 from rayal.service.predictor import Prediction, Predictor
-from rayal.service.worker.process import Tell, WorkOptions
+from rayal.service.worker.options import Tell, WorkOptions
 from rayal.service.worker.scrub import scrub
 
 _BATCH = 256  # items that are predicted at once

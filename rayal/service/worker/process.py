@@ -1,4 +1,6 @@
-"""One job, in a process of its own: ``python -m rayal.service.worker.process ROOT JOB OWNER [OPTIONS]``.
+"""One job in a process of its own.
+
+``python -m rayal.service.worker.process ROOT JOB OWNER [OPTIONS]`` is what the runner starts.
 
 The work tells how far it is through a thread that beats in the ledger, whatever the work itself is
 busy with. What a job does is idempotent: stopped or killed anywhere and done again, it goes on
@@ -7,7 +9,6 @@ where it was.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,15 +16,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 from rayal.errors import RayalError
 from rayal.ledger import JobRow, Ledger
-from rayal.service.content import ContentLimits
-from rayal.service.uris import Prefixes
+from rayal.service.worker.options import WorkOptions
 
 BEAT_SECONDS = 2.0
 TOLD_SECONDS = 1.0  # between two beats at least
@@ -36,41 +35,6 @@ log = logging.getLogger("rayal.service.worker.process")
 
 class Stopped(BaseException):
     """The job was cancelled, or is another's now, or the process is to end."""
-
-
-@dataclass(frozen=True)
-class WorkOptions:
-    """What a job may use.
-
-    Args:
-        executor: where rounds work: local (this process) | ray.
-        address: of the Ray cluster; None for one of its own.
-        prefixes: below which uris may lie.
-        limits: how large images may be.
-        parent: the process with which this one is to end; None for no one.
-    """
-
-    executor: str = "local"
-    address: str | None = None
-    prefixes: Prefixes = field(default_factory=Prefixes)
-    limits: ContentLimits = field(default_factory=ContentLimits)
-    parent: int | None = None
-
-    def to_json(self) -> str:
-        """Return the options as text, for the command line of a child."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the options that ``to_json`` wrote."""
-        values = json.loads(text)
-        prefixes = values.pop("prefixes")
-        lists = {name: tuple(prefixes[name]) for name in ("paths", "urls")}
-        limits = ContentLimits(**values.pop("limits"))
-        return cls(**values, prefixes=Prefixes(**{**prefixes, **lists}), limits=limits)
-
-
-Tell = Callable[[Mapping[str, Any]], None]
 
 
 class Heart:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rayal.engine.driver import Project
 from rayal.engine.embed import Inputs
-from rayal.engine.executor import RayOptions, open_executor
+from rayal.engine.executor import RayOptions
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.trainset import task_of
 from rayal.engine.versions import answers, describe
@@ -15,8 +15,9 @@ from rayal.ledger import Ledger
 from rayal.ledger.models import version_name
 from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
+from rayal.ray_executor.open import open_executor
 from rayal.service.predictor import said
-from rayal.service.worker.process import Tell, WorkOptions
+from rayal.service.worker.options import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
 

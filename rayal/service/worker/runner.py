@@ -29,7 +29,8 @@ from rayal.service.inbox import clean
 from rayal.service.uris import Prefixes
 from rayal.service.worker.due import Due
 from rayal.service.worker.kinds import KINDS
-from rayal.service.worker.process import STOPPED, WorkOptions
+from rayal.service.worker.options import WorkOptions
+from rayal.service.worker.process import STOPPED
 
 ATTEMPTS = 3  # after which a job whose process dies has failed
 STALE_SECONDS = 60.0  # of silence, after which a job is taken from its owner

@@ -1,0 +1,1 @@
+"""Planning: what a run would need, before anything of it is run."""

@@ -1,0 +1,1 @@
+"""The service's worker: jobs of the ledger, each done in a process of its own."""

@@ -1,0 +1,1 @@
+"""The settings of a run: YAML read strictly, its sections, and the bounds of every parameter."""
