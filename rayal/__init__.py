@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rayal.client import ApiError as ApiError
     from rayal.client import Client as Client
-    from rayal.engine.driver import Project as Project
+    from rayal.engine.project import Project as Project
     from rayal.errors import RayalError as RayalError
     from rayal.ledger import Ledger as Ledger
     from rayal.pool.reader import Pool as Pool
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Pool": "rayal.pool.reader",
-    "Project": "rayal.engine.driver",
+    "Project": "rayal.engine.project",
     "connect": "rayal.ray_executor.cluster",
     "Client": "rayal.client",
     "ApiError": "rayal.client",

@@ -32,7 +32,7 @@ PRELOADED = (
     "torch", "torch._dynamo", "torchvision", "sklearn.datasets", "sqlalchemy.dialects.sqlite",
     "matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.parquet",
     "rayal.cli.app", "rayal.cli.local", "rayal.evaluation.protocol", "rayal.evaluation.report",
-    "rayal.service.worker.process", "rayal.engine.driver", "rayal.selection",
+    "rayal.service.worker.process", "rayal.engine.project", "rayal.selection",
 )  # fmt: skip
 LONGEST = 200_000  # bytes of a request
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.evaluation.oracle import Oracle
 
 

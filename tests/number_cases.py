@@ -9,10 +9,8 @@ from typing import Any
 from loop_cases import finish
 from pools import houses, pool_at_once, split
 
-from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger

@@ -19,7 +19,8 @@ from rayal.bench.context import Context
 from rayal.bench.networks import Subject, subject
 from rayal.bench.rows import Measured
 from rayal.engine.executor import RayOptions
-from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.scan import Scan
+from rayal.engine.spec import ScanOptions
 from rayal.learners import Supervised
 from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source

@@ -19,7 +19,8 @@ from rayal.bench.context import Context
 from rayal.bench.networks import Subject, subject
 from rayal.bench.rows import Measured, Quality, median
 from rayal.bench.timing import Runs, alternate, one_thread
-from rayal.engine.scan import ScanOptions, signals_of
+from rayal.engine.scan import signals_of
+from rayal.engine.spec import ScanOptions
 from rayal.models.dropout import dropout_masks
 from rayal.signals.predictions import LogProbs, MemberStats
 

@@ -19,7 +19,7 @@ import typer
 
 from rayal.bench.results import load_results, results_path
 from rayal.cli import console
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.errors import LabelError, ResourceError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from rayal.engine.columns import column_array
-from rayal.engine.scan import ScannedPart, ScanOptions, padded_rows
+from rayal.engine.scan import ScannedPart, commit_parts, padded_rows
+from rayal.engine.spec import ProjectSpec, ScanOptions
+from rayal.engine.workspace import Inputs, Workspace
 from rayal.errors import ScoreError
 from rayal.failpoints import failpoint
 from rayal.ledger.records import Snapshot
@@ -29,24 +30,7 @@ from rayal.pool.storage import read_mapped, write_part
 from rayal.tasks import FeaturesTask, Task
 from rayal.types import FORMAT_VERSION, digest, key_sum
 
-if TYPE_CHECKING:
-    from rayal.engine.rounds import Stages
-    from rayal.engine.spec import ProjectSpec
-
 _COPIED = ("id", "key", "content_hash")  # columns of the pool's parts that embedded parts have too
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What networks are trained and run on.
-
-    Args:
-        pool: the snapshot's items, or their embeddings in parts of the same names and rows.
-        task: how its rows are decoded.
-    """
-
-    pool: Pool
-    task: Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,26 +121,30 @@ def head_task(spec: ProjectSpec, task: Task) -> Task:
     return FeaturesTask(task.labels, width, embedding_hash(spec, task))
 
 
-def embedded(stages: Stages, round: int) -> Inputs:
-    """Embed what is not embedded yet of the snapshot's parts, of both roles; return all of it."""
-    backbone, ledger, pool = stages.spec.backbone, stages.ledger, stages.pool
+def embedded(workspace: Workspace, round: int) -> Workspace:
+    """Embed what is not embedded yet of the snapshot's parts, of both roles.
+
+    Returns:
+        The workspace whose networks see the embeddings.
+    """
+    backbone, ledger, pool = workspace.spec.backbone, workspace.ledger, workspace.pool
     assert backbone is not None
     started = time.perf_counter()
-    hash, parts = embedding_hash(stages.spec, stages.task), pool.parts
+    hash, parts = embedding_hash(workspace.spec, workspace.task), pool.parts
     done = ledger.columns(hash)
     missing = [part for part in parts if part.part not in done]
     if missing:
-        network = backbone.network(stages.task.input_shape)
-        job = Embed(pool, stages.task, network, hash, stages.spec.scan)
-        for _ in stages.commit_parts(round, "embed", job, missing=missing, parts=parts):
+        network = backbone.network(workspace.task.input_shape)
+        job = Embed(pool, workspace.task, network, hash, workspace.spec.scan)
+        for _ in commit_parts(workspace, round, "embed", job, missing=missing, parts=parts):
             pass
         done = ledger.columns(hash)
-    if ledger.stage(stages.name, round, "embed") is None:
+    if workspace.stage(round, "embed") is None:
         counts = {n: sum(p.rows for p in of) for n, of in (("rows", parts), ("embedded", missing))}
         output = {"backbone": backbone.hash, "columns": hash, **counts}
-        stages.finish(round, "embed", output, started)
+        workspace.finish(round, "embed", output, started=started)
     files = {name: row.file for name, row in done.items()}
-    return _inputs(pool, stages.task, hash, files)
+    return replace(workspace, inputs=_inputs(pool, workspace.task, hash, files))
 
 
 def _inputs(pool: Pool, task: Task, hash: str, files: dict[str, str]) -> Inputs:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rayal.engine.columns import column_array, column_tensor
-from rayal.engine.rounds import Stages
-from rayal.engine.scan import ScannedPart, reconcile
+from rayal.engine.scan import ScannedPart, commit_columns, reconcile
+from rayal.engine.workspace import Workspace
 from rayal.errors import NeedsError, SettingsError, StorageError, UnknownNameError, nearest
 from rayal.ledger import ColumnsPart
 from rayal.pool.reader import Part
@@ -138,7 +138,7 @@ class NeighborColumns:
 
 
 def neighbors(
-    project: Stages,
+    workspace: Workspace,
     round: int,
     source: str,
     column: str,
@@ -154,7 +154,7 @@ def neighbors(
     found (recall), over a few hundred items.
 
     Args:
-        project: whose ledger, pool and executor are used.
+        workspace: whose ledger, pool and executor are used.
         round: a round that was begun; the columns are its.
         source: hash of the columns that hold ``column``, as the scan stage recorded it.
         column: the embedding ``[N, D]``.
@@ -169,20 +169,20 @@ def neighbors(
     """
     if method not in get_args(Method):
         raise SettingsError(f"method {method!r}; {nearest(method, get_args(Method))}")
-    parts, files = project.pool.parts_of("pool"), _files(project, source, column)
+    parts, files = workspace.pool.parts_of("pool"), _files(workspace, source, column)
     rows = sum(part.rows for part in parts)
     check_k(k, rows)
     asked = {"neighbors": source, "column": column, "k": k, "method": method, "files": files}
     name = digest(asked)
-    job = Neighbors(Path(project.root), files, column, k, name)
-    done = project.ledger.columns(name)
+    job = Neighbors(workspace.root, files, column, k, name)
+    done = workspace.ledger.columns(name)
     missing = [part for part in parts if part.part not in done]
     if method == "hnsw" and missing:
         job = replace(job, index=build_graph(job))
-    _commit(project, round, job, missing)
+    _commit(workspace, round, job, missing)
     if job.index is not None:
         (job.root / job.index).unlink(missing_ok=True)
-    committed = project.ledger.columns(name)
+    committed = workspace.ledger.columns(name)
     paths = tuple(job.root / committed[part.part].file for part in parts)
     approximation = None
     if method == "hnsw":
@@ -191,16 +191,16 @@ def neighbors(
     return NeighborColumns(paths, record)
 
 
-def _files(project: Stages, source: str, column: str) -> tuple[tuple[str, str], ...]:
-    committed = project.ledger.columns(source)
+def _files(workspace: Workspace, source: str, column: str) -> tuple[tuple[str, str], ...]:
+    committed = workspace.ledger.columns(source)
     files = []
-    for part in sorted(project.pool.parts_of("pool"), key=lambda p: p.part):
+    for part in sorted(workspace.pool.parts_of("pool"), key=lambda p: p.part):
         if part.part not in committed:
             raise UnknownNameError(
                 f"columns {source!r} of part {part.part!r} are not committed; scan the pool first"
             )
         file = committed[part.part].file
-        there = read_mapped(Path(project.root) / file).column_names
+        there = read_mapped(workspace.root / file).column_names
         if column not in there:
             raise UnknownNameError(
                 f"columns {source!r} have no {column!r}; {nearest(column, there)}"
@@ -209,19 +209,19 @@ def _files(project: Stages, source: str, column: str) -> tuple[tuple[str, str], 
     return tuple(files)
 
 
-def _commit(project: Stages, round: int, job: Neighbors, missing: Sequence[Part]) -> None:
+def _commit(workspace: Workspace, round: int, job: Neighbors, missing: Sequence[Part]) -> None:
     of, total, finished = {p.part: p for p in missing}, sum(p.rows for p in missing), 0
 
     def tick(rows: int) -> None:
         nonlocal finished
         finished += rows
-        project._report("neighbors", finished, total)
+        workspace.report("neighbors", finished, total)
 
-    threads = project.spec.threads_per_model
-    for made in project.executor.map_parts(job, missing, threads=threads, report=tick):
+    threads = workspace.spec.threads_per_model
+    for made in workspace.executor.map_parts(job, missing, threads=threads, report=tick):
         reconcile(of.pop(made.part), made)
         row = ColumnsPart(job.name, made.part, made.file, made.rows, made.key_sum)
-        project.commit_columns(round, row)
+        commit_columns(workspace, round, row)
     if of:
         raise StorageError(f"nothing came back for parts {sorted(of)}; run the same again")
 

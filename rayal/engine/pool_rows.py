@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from torch import Tensor
 
+from rayal.engine.workspace import Inputs
 from rayal.pool.reader import Pool
 from rayal.tasks import Task
 from rayal.types import digest, id_keys, key_sum
-
-if TYPE_CHECKING:
-    from rayal.engine.embed import Inputs
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rayal.engine.pool_rows import EveryRow
+from rayal.engine.spec import ProjectSpec
 from rayal.engine.train import Fit, FolderStore, context, is_final
+from rayal.engine.workspace import Workspace
 from rayal.errors import StorageError, WorkerError
 from rayal.learners.base import Learner, TrainContext, Weights
 from rayal.learners.checkpoint import latest_of, read_checkpoint
 from rayal.learners.data import PoolData
 from rayal.models.committee import home_of
 from rayal.registry import hashed_name
+from rayal.tasks import Task
 from rayal.types import FORMAT_VERSION, digest, stated
-
-if TYPE_CHECKING:
-    from rayal.engine.rounds import Stages
-    from rayal.engine.spec import ProjectSpec
-    from rayal.tasks import Task
 
 STAGE = "pretrain"
 
@@ -34,29 +30,29 @@ class Pretraining:
     """What is trained before the members of a round are.
 
     Attributes:
-        stages: of the project.
+        workspace: of the project.
         learner: how it is trained.
         ctx: of its only member; the same for all rounds.
         rows: what it is trained on.
         hash: digest of everything its weights depend on.
     """
 
-    stages: Stages
+    workspace: Workspace
     learner: Learner
     ctx: TrainContext
     rows: EveryRow
     hash: str
 
     @classmethod
-    def of(cls, stages: Stages) -> Pretraining | None:
+    def of(cls, workspace: Workspace) -> Pretraining | None:
         """Return the pre-training that a project's learner wants; None where it wants none."""
-        spec, task = stages.spec, stages.inputs.task
+        spec, task = workspace.spec, workspace.inputs.task
         learner = pretraining_of(spec, task)
         if learner is None:
             return None
         seed, device = spec.seeds.model, spec.scan.device
         ctx = context(learner, spec.network, task, seed=seed, device=device)
-        rows = EveryRow(stages.inputs)
+        rows = EveryRow(workspace.inputs)
         hash = digest(
             {
                 "version": FORMAT_VERSION,
@@ -69,7 +65,7 @@ class Pretraining:
                 **({} if device == "cpu" else {"device": device}),
             }
         )
-        return cls(stages, learner, ctx, rows, hash)
+        return cls(workspace, learner, ctx, rows, hash)
 
     def weights(self, round: int) -> Weights:
         """Return its weights: read as far as they are committed, else trained.
@@ -77,24 +73,24 @@ class Pretraining:
         Raises:
             WorkerError: its worker was lost again and again.
         """
-        stages, started = self.stages, time.perf_counter()
-        store = member_store(stages, round, self.hash, 0)
+        workspace, started = self.workspace, time.perf_counter()
+        store = member_store(workspace, round, self.hash, 0)
         cached = is_final(store)
         if not cached:
             self._train(store)
         weights = _read(store)
-        if stages.ledger.stage(stages.name, round, STAGE) is None:
+        if workspace.stage(round, STAGE) is None:
             counts = {"rows": len(self.rows), "steps": 0 if cached else self.learner.steps}
-            stages.finish(round, STAGE, {"model": self.hash, **counts}, started)
+            workspace.finish(round, STAGE, {"model": self.hash, **counts}, started=started)
         return weights
 
     def _train(self, store: FolderStore) -> None:
-        report = self.stages._report
+        report = self.workspace.report
         fit = Fit(
             self.learner, PoolData(unlabeled=self.rows), self.ctx, 1,
-            self.stages.spec.threads_per_model,
+            self.workspace.spec.threads_per_model,
         )  # fmt: skip
-        lost = self.stages.executor.train_members(
+        lost = self.workspace.executor.train_members(
             fit,
             [0],
             {0: store},
@@ -114,13 +110,13 @@ def pretraining_of(spec: ProjectSpec, task: Task) -> Learner | None:
     return spec.learner.pretraining(context(spec.learner, spec.network, task, device=place))
 
 
-def member_store(stages: Stages, round: int, hash: str, member: int) -> FolderStore:
+def member_store(workspace: Workspace, round: int, hash: str, member: int) -> FolderStore:
     """Return a member's checkpoints; an epoch's file goes when a later one is recorded.
 
     Another process may train the same member. What comes behind that which it has recorded goes
     too, and who wrote it goes on with the other's file.
     """
-    ledger, root = stages.ledger, Path(stages.root)
+    ledger, root = workspace.ledger, workspace.root
 
     def committed() -> tuple[int, str] | None:
         row = ledger.checkpoint(hash, member)
@@ -128,7 +124,7 @@ def member_store(stages: Stages, round: int, hash: str, member: int) -> FolderSt
 
     def commit(epoch: int, file: str, final: bool) -> None:
         last = ledger.commit_checkpoint(
-            stages.name, round, model=hash, member=member, epoch=epoch, file=file, final=final
+            workspace.name, round, model=hash, member=member, epoch=epoch, file=file, final=final
         )
         rows = ledger.checkpoints(hash, member)
         behind = [row.file for row in rows if row.epoch < last.epoch]

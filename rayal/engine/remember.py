@@ -6,8 +6,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from rayal.engine.columns import column_array, column_tensor, open_columns
-from rayal.engine.scan import options_record, run_signals
+from rayal.engine.scan import commit_columns, run_signals
+from rayal.engine.spec import options_record
+from rayal.engine.workspace import Workspace
 from rayal.errors import NeedsError, ScoreError, StorageError
 from rayal.failpoints import failpoint
 from rayal.labels import Label
@@ -29,47 +30,45 @@ from rayal.selection.devices import widened
 from rayal.strategies.base import Memory, Outcome, Strategy
 from rayal.types import Columns, digest, id_keys, key_sum, told
 
-if TYPE_CHECKING:
-    from rayal.engine.driver import Project
-    from rayal.engine.rounds import Stages
 
-
-def names_read(project: Project) -> tuple[str, ...]:
+def names_read(workspace: Workspace) -> tuple[str, ...]:
     """Return the columns that the learner reads."""
-    return tuple(name for signal in project.spec.learner.reads() for name in signal.names())
+    return tuple(name for signal in workspace.spec.learner.reads() for name in signal.names())
 
 
-def hash_read(project: Project, round: int) -> str | None:
+def hash_read(workspace: Workspace, round: int) -> str | None:
     """Return the hash of the columns that a round's training reads.
 
     None where the learner reads none, in the first round, and where the last round was scanned for
     a learner that did not want them, or by a model of other classes. What a round has recorded
     stands, also when the columns are gone: its committee's hash depends on it.
     """
-    names = names_read(project)
-    begun = project.ledger.stage(project.name, round, "prepare") if names else None
+    names = names_read(workspace)
+    begun = workspace.ledger.stage(workspace.name, round, "prepare") if names else None
     if begun is not None and "reads" in begun.output:
         recorded: str | None = begun.output["reads"]
         return recorded
-    stage = project.ledger.stage(project.name, round - 1, "scan") if names and round else None
+    stage = workspace.ledger.stage(workspace.name, round - 1, "scan") if names and round else None
     hash = None if stage is None else stage.output["columns"]
     if stage is None or hash is None:
         return None
-    if stage.output.get("labels") != digest(project.task.labels.to_json()):
+    if stage.output.get("labels") != digest(workspace.task.labels.to_json()):
         return None
-    for part in project.ledger.columns(hash).values():
-        held = open_columns(Path(project.root) / part.file).column_names
+    for part in workspace.ledger.columns(hash).values():
+        held = open_columns(workspace.root / part.file).column_names
         return str(hash) if set(names) <= set(held) else None
     return None
 
 
-def columns_read(project: Project, hash: str | None, labeled: Collection[str]) -> Columns | None:
+def columns_read(
+    workspace: Workspace, hash: str | None, labeled: Collection[str]
+) -> Columns | None:
     """Return the columns of the items that were scanned and are not labeled, sorted by id.
 
     Items that came to the pool since are not among them.
 
     Args:
-        project: whose learner reads them.
+        workspace: whose learner reads them.
         hash: what ``hash_read`` gave.
         labeled: ids of the training set.
 
@@ -78,8 +77,8 @@ def columns_read(project: Project, hash: str | None, labeled: Collection[str]) -
     """
     if hash is None:
         return None
-    names, pool = names_read(project), project.inputs.pool
-    committed = project.ledger.columns(hash)
+    names, pool = names_read(workspace), workspace.inputs.pool
+    committed = workspace.ledger.columns(hash)
     if not committed:
         raise StorageError(
             f"columns {hash}, which the learner reads, are gone; set keep to last or all, and run "
@@ -90,7 +89,7 @@ def columns_read(project: Project, hash: str | None, labeled: Collection[str]) -
     for part in pool.parts_of("pool"):
         if part.part not in committed:
             continue
-        table = open_columns(Path(project.root) / committed[part.part].file).combine_chunks()
+        table = open_columns(workspace.root / committed[part.part].file).combine_chunks()
         here = pool.read(part).column("id").to_pylist()
         rows = [row for row, item in enumerate(here) if item not in labeled]
         ids += [here[row] for row in rows]
@@ -105,13 +104,13 @@ def columns_read(project: Project, hash: str | None, labeled: Collection[str]) -
 ROWS = "x"  # the column whose rows are trained on
 
 
-def attached_to(
-    stages: Stages, round: int, committee: Committee, picks: Sequence[Pick]
+def keep_attached(
+    workspace: Workspace, round: int, committee: Committee, picks: Sequence[Pick]
 ) -> dict[str, str]:
     """Let the strategy attach columns to its picks, commit them once, and return their record.
 
     Args:
-        stages: whose round it is.
+        workspace: whose round it is.
         round: its number.
         committee: that chose.
         picks: in pick order.
@@ -119,60 +118,60 @@ def attached_to(
     Returns:
         ``{"attached": hash}``; nothing where the strategy attaches nothing.
     """
-    strategy, ids = stages.spec.strategy, [pick.item for pick in picks]
-    hash = digest([ATTACHED, committee.hash, told(strategy), stages.spec.scan.device, ids])
-    if hash_is_known(stages, hash):  # an earlier try ended before its selection was committed
+    strategy, ids = workspace.spec.strategy, [pick.item for pick in picks]
+    hash = digest([ATTACHED, committee.hash, told(strategy), workspace.spec.scan.device, ids])
+    if hash_is_known(workspace, hash):  # an earlier try ended before its selection was committed
         return {ATTACHED: hash}
     if not ids:
         return {}
-    place = home_of(stages.options.device)
+    place = home_of(workspace.options.device)
     committee.move(place)
-    raw = stages.inputs.task.decode(stages.inputs.pool.take(ids)).to(place)
+    raw = workspace.inputs.task.decode(workspace.inputs.pool.take(ids)).to(place)
     with evaluating(*committee.nets):
         made = strategy.attach(committee, raw, ids)
     if not len(made):
         return {}
     _check(type(strategy).__name__, made, ids, raw)
-    file = f"{ATTACHED}/{stages.name}/{hash}.{uuid.uuid4().hex[:8]}.arrow"
+    file = f"{ATTACHED}/{workspace.name}/{hash}.{uuid.uuid4().hex[:8]}.arrow"
     columns = {name: column_array(column) for name, column in made.items()}
     table = pa.table({"id": pa.array(ids, pa.large_string()), **columns})
-    write_part(Path(stages.root) / file, table, {"columns": hash})
+    write_part(workspace.root / file, table, {"columns": hash})
     part = ColumnsPart(hash, ATTACHED, file, len(ids), key_sum(id_keys(ids)))
-    stages.commit_columns(round, part)
+    commit_columns(workspace, round, part)
     return {ATTACHED: hash}
 
 
-def hash_is_known(stages: Stages, hash: str) -> bool:
+def hash_is_known(workspace: Workspace, hash: str) -> bool:
     """Return whether attached columns are committed under a hash."""
-    return ATTACHED in stages.ledger.columns(hash)
+    return ATTACHED in workspace.ledger.columns(hash)
 
 
-def attached_columns(stages: Stages, round: int) -> tuple[str, Columns] | None:
+def attached_columns(workspace: Workspace, round: int) -> tuple[str, Columns] | None:
     """Return what a round's strategy attached to its picks, with its hash; None for nothing."""
-    selection = stages.ledger.selection(stages.name, round)
+    selection = workspace.ledger.selection(workspace.name, round)
     hash = None if selection is None else selection.provenance.get(ATTACHED)
     if hash is None:
         return None
-    part = stages.ledger.columns(hash)[ATTACHED]
-    table = read_mapped(Path(stages.root) / part.file).combine_chunks()
+    part = workspace.ledger.columns(hash)[ATTACHED]
+    table = read_mapped(workspace.root / part.file).combine_chunks()
     names = [name for name in table.column_names if name != "id"]
     made = {name: column_tensor(table.column(name).chunk(0)) for name in names}
     return hash, Columns(made, table.column("id").to_pylist())
 
 
 def attached_rows(
-    project: Project, round: int, labels: Mapping[str, Label]
+    workspace: Workspace, round: int, labels: Mapping[str, Label]
 ) -> tuple[LabeledRows | None, list[Any] | None]:
     """Return the attached rows of earlier rounds whose items are labeled, and what names them.
 
     Args:
-        project: whose rows they are.
+        workspace: whose rows they are.
         round: that is going to train.
         labels: of the round's training set; a row has its item's label.
     """
     rows: list[tuple[str, str, Tensor]] = []
     for earlier in range(round):
-        found = attached_columns(project, earlier)
+        found = attached_columns(workspace, earlier)
         if found is not None and ROWS in found[1]:
             hash, made = found
             rows += [
@@ -183,7 +182,7 @@ def attached_rows(
         return None, None
     rows.sort(key=lambda row: row[:2])
     ids = [item for item, _, _ in rows]
-    targets = project.inputs.task.targets([labels[item] for item in ids])
+    targets = workspace.inputs.task.targets([labels[item] for item in ids])
     x = torch.stack([x for _, _, x in rows])
     return LabeledRows(TensorRows(ids, x), targets), [row[:2] for row in rows]
 
@@ -219,40 +218,40 @@ class Recalled:
     source: str | None = None
 
 
-def recall(stages: Stages, round: int, committee: Committee) -> Recalled:
+def recall(workspace: Workspace, round: int, committee: Committee) -> Recalled:
     """Return the memory of a round: what the strategy makes of the last batch's outcome.
 
     It is empty in the first round, for a strategy that remembers nothing, and where the last batch
     was chosen by another strategy, with other hyperparameters, or among other classes.
 
     Args:
-        stages: whose round it is.
+        workspace: whose round it is.
         round: its number.
         committee: that is going to choose.
     """
-    strategy = stages.spec.strategy
-    last = stages.ledger.selection(stages.name, round - 1) if _remembers(strategy) else None
+    strategy = workspace.spec.strategy
+    last = workspace.ledger.selection(workspace.name, round - 1) if _remembers(strategy) else None
     hash = None if last is None else last.provenance.get(FOLDER)
     if last is None or hash is None:
         return Recalled()
-    if digest(last.provenance["strategy"]) != digest(stages.spec.to_json()["strategy"]):
+    if digest(last.provenance["strategy"]) != digest(workspace.spec.to_json()["strategy"]):
         return Recalled()
-    file = stages.ledger.columns(hash)[FOLDER].file
-    stored = read_checkpoint(Path(stages.root) / file).tree
-    if stored["labels"] != stages.task.labels.to_json():
+    file = workspace.ledger.columns(hash)[FOLDER].file
+    stored = read_checkpoint(workspace.root / file).tree
+    if stored["labels"] != workspace.task.labels.to_json():
         return Recalled()
-    outcome = _outcome(stages, round, committee, stored)
+    outcome = _outcome(workspace, round, committee, stored)
     return Recalled(strategy.remember(stored["memory"], outcome), hash)
 
 
 def _outcome(
-    stages: Stages, round: int, committee: Committee, stored: Mapping[str, Any]
+    workspace: Workspace, round: int, committee: Committee, stored: Mapping[str, Any]
 ) -> Outcome:
     ids = stored["ids"]
-    begun = stages.ledger.rounds(stages.name)[round]
-    labels = stages.ledger.resolved(stages.name, begun.labels_seq)
+    begun = workspace.ledger.rounds(workspace.name)[round]
+    labels = workspace.ledger.resolved(workspace.name, begun.labels_seq)
     labeled = torch.tensor([i in labels for i in ids], dtype=torch.bool)
-    known = stages.task.targets([labels[i] for i in ids if i in labels])
+    known = workspace.task.targets([labels[i] for i in ids if i in labels])
     targets = known.new_zeros(len(ids))
     targets[labeled] = known
     return Outcome(
@@ -262,13 +261,13 @@ def _outcome(
         labeled=labeled,
         targets=targets,
         before=Columns(stored["before"], ids),
-        after=Columns(_columns(stages, committee, ids), ids),
+        after=Columns(_columns(workspace, committee, ids), ids),
         notes=stored["notes"],
     )
 
 
 def keep_memory(
-    stages: Stages,
+    workspace: Workspace,
     round: int,
     committee: Committee,
     picks: Sequence[Pick],
@@ -278,7 +277,7 @@ def keep_memory(
     """Write what the next round's memory will be made of, commit it once, and return its record.
 
     Args:
-        stages: whose round it is.
+        workspace: whose round it is.
         round: its number.
         committee: that chose.
         picks: in pick order.
@@ -289,36 +288,36 @@ def keep_memory(
         ``{"memory": hash, "recalled": hash of the last round's}``; nothing where the strategy
         remembers nothing.
     """
-    strategy, ids = stages.spec.strategy, [pick.item for pick in picks]
+    strategy, ids = workspace.spec.strategy, [pick.item for pick in picks]
     if not _remembers(strategy):
         return {}
-    how = [told(strategy), options_record(stages.options), recalled.source]
-    hash = digest([FOLDER, stages.name, round, committee.hash, *how, ids])
+    how = [told(strategy), options_record(workspace.options), recalled.source]
+    hash = digest([FOLDER, workspace.name, round, committee.hash, *how, ids])
     record = {FOLDER: hash, "recalled": recalled.source}
-    if FOLDER in stages.ledger.columns(hash):  # an earlier try ended before its selection
+    if FOLDER in workspace.ledger.columns(hash):  # an earlier try ended before its selection
         return record
     tree = {
         "memory": dict(recalled.memory),
-        "labels": stages.task.labels.to_json(),
+        "labels": workspace.task.labels.to_json(),
         "round": round,
-        "seed": stages.spec.query_seed(round),
+        "seed": workspace.spec.query_seed(round),
         "ids": ids,
-        "before": _columns(stages, committee, ids),
+        "before": _columns(workspace, committee, ids),
         "notes": {name: torch.from_numpy(array) for name, array in notes.items()},
     }
-    file = f"{FOLDER}/{stages.name}/{hash}.{uuid.uuid4().hex[:8]}.safetensors"
-    write_durably(Path(stages.root) / file, partial(write_checkpoint, kind="memory", tree=tree))
+    file = f"{FOLDER}/{workspace.name}/{hash}.{uuid.uuid4().hex[:8]}.safetensors"
+    write_durably(workspace.root / file, partial(write_checkpoint, kind="memory", tree=tree))
     failpoint("memory")
     part = ColumnsPart(hash, FOLDER, file, len(ids), key_sum(id_keys(ids)))
-    stages.commit_columns(round, part)
+    commit_columns(workspace, round, part)
     return record
 
 
-def _columns(stages: Stages, committee: Committee, ids: Sequence[str]) -> dict[str, Tensor]:
+def _columns(workspace: Workspace, committee: Committee, ids: Sequence[str]) -> dict[str, Tensor]:
     """Return what the strategy recalls of a few items, by a committee, ``[k, …]``."""
-    options = replace(stages.options, device=home_of(stages.options.device))
-    rows = stages.inputs.pool.take(ids)
-    signals = stages.spec.strategy.recalls()
+    options = replace(workspace.options, device=home_of(workspace.options.device))
+    rows = workspace.inputs.pool.take(ids)
+    signals = workspace.spec.strategy.recalls()
     return run_signals(committee, signals, rows, keys=id_keys(ids), options=options)
 
 

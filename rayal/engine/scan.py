@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +23,21 @@ import torch
 from torch import Tensor
 
 from rayal.engine.columns import BF16, BORROWED, borrowed_from, column_array, column_tensor
+from rayal.engine.executor import PartJob
+from rayal.engine.spec import ScanOptions
+from rayal.engine.workspace import Workspace
 from rayal.errors import NeedsError, ScoreError, StorageError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner
+from rayal.ledger import ColumnsPart
 from rayal.models.committee import Committee
 from rayal.models.compiled import check_compiles
 from rayal.models.dropout import evaluating
 from rayal.pool.reader import Part, Pool
-from rayal.pool.storage import read_mapped, write_part
-from rayal.selection.tiles import PAD
-from rayal.signals import Forward, Signal, compute, prediction_of
+from rayal.pool.storage import present, read_mapped, write_part
+from rayal.signals import Forward, Signal, compute
 from rayal.strategies.base import Strategy
-from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum, stated, told
+from rayal.types import FORMAT_VERSION, TILE_ROWS, Columns, Keys, digest, key_sum, told
 
 
 def reconcile(part: Part, result: ScannedPart) -> None:
@@ -73,50 +77,6 @@ def spread(ranges: Iterable[tuple[float, float]]) -> dict[str, Any]:
 
 
 NO_POOL: Any = None  # a scan's signals do not depend on its pool
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How the network is run over the pool; part of the columns' hash where it changes bits.
-
-    Args:
-        batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
-            64, so that the columns' bits do not depend on it.
-        precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
-        device: where the network runs.
-        compile: compile the network's stages for each committee: seconds first, then faster;
-            columns differ from the eager ones in the last digits.
-    """
-
-    batch: int = 64
-    precision: str = "fp32"
-    device: str = "cpu"
-    compile: bool = False
-
-    @property
-    def width(self) -> int:
-        """Rows of a padded pass."""
-        return -(-self.batch // PAD) * PAD
-
-
-@dataclass(frozen=True)
-class SelectionOptions:
-    """How a joint choice holds the columns that it compares.
-
-    Args:
-        precision: fp32, or bf16: embeddings are stored and held in half the bytes, rounded to 8
-            bits (a relative error up to 2^-9), and computed with in float32 all the same.
-        device: where shards hold their columns and make products: cpu or cuda.
-    """
-
-    precision: str = "fp32"
-    device: str = "cpu"
-
-
-def options_record(options: ScanOptions) -> dict[str, Any]:
-    """Return the options as they stand in a round's record, with the tolerance they promise."""
-    tolerance = 1e-2 if options.precision != "fp32" else 1e-5 if options.compile else 0.0
-    return {**stated(options), "tolerance": tolerance}
 
 
 def score_tiles(strategy: Strategy, columns: Columns) -> Tensor | None:
@@ -422,27 +382,80 @@ def _joined(tiles: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: whole([tile[name] for tile in tiles]) for name in tiles[0]}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a worker needs to evaluate one part of the test items.
+class ColumnsJob(PartJob[ScannedPart], Protocol):
+    """Work on a part that gives a file of columns."""
+
+    def columns_hash(self) -> str:
+        """Return the hash under which the ledger knows the columns."""
+
+
+def scan_pool(workspace: Workspace, round: int, committee: Committee) -> tuple[Scan, list[Path]]:
+    """Compute and commit the columns of every part; return where they lie.
 
     Args:
-        pool: the pool's snapshot.
-        committee: the trained members.
-        options: how the network is run.
+        workspace: whose round it is.
+        round: its number.
+        committee: of the round.
     """
+    pool, spec, root = workspace.inputs.pool, workspace.spec, workspace.root
+    how = (spec.strategy, spec.learner, workspace.options, spec.selection.precision)
+    scan = Scan(pool, committee, *how)
+    parts = pool.parts_of("pool")
+    if not scan.signals:  # nothing is asked of the model: the pool's own keys suffice
+        workspace.finish_once(round, "scan", {"columns": None, "rows": 0})
+        return scan, [present(root / part.file) for part in parts]
+    hash, started = scan.columns_hash(), time.perf_counter()
+    done = workspace.ledger.columns(hash)
+    missing = [part for part in parts if part.part not in done]
+    results = list(commit_parts(workspace, round, "scan", scan, missing=missing, parts=parts))
+    if workspace.stage(round, "scan") is None:
+        before = [root / done[part.part].file for part in parts if part.part in done]
+        new = [(result.low, result.high) for result in results]
+        output = {
+            "columns": hash,
+            "rows": sum(part.rows for part in parts),
+            "labels": digest(workspace.task.labels.to_json()),  # what the columns' classes are
+            **spread([*map(written_range, before), *new]),
+        }
+        workspace.finish(round, "scan", output, started=started)
+    committed = workspace.ledger.columns(hash)
+    return scan, [root / committed[part.part].file for part in parts]
 
-    pool: Pool
-    committee: Committee
-    options: ScanOptions
 
-    def part(self, part: Part, report: Callable[[int], None] | None = None) -> tuple[str, Tensor]:
-        """Return the part's name, and log-probabilities ``[N, C]`` or moments ``[N, 3]``."""
-        table = self.pool.read(part)
-        keys = table.column("key").to_numpy()
-        self.committee.move(self.options.device)
-        signal = prediction_of(self.committee.task.target)
-        made = run_signals(
-            self.committee, (signal,), table, keys=keys, options=self.options, report=report
-        )
-        return part.part, made[signal.names()[0]]
+def commit_parts(
+    workspace: Workspace,
+    round: int,
+    stage: str,
+    job: ColumnsJob,
+    *,
+    missing: Sequence[Part],
+    parts: Sequence[Part],
+) -> Iterator[ScannedPart]:
+    """Let the executor work on missing parts, commit each as it is done, and yield it.
+
+    Args:
+        workspace: whose round it is.
+        round: its number.
+        stage: its stage.
+        job: the work on a part.
+        missing: parts to work on.
+        parts: all parts, for the progress.
+
+    Raises:
+        StorageError: a part came back with other rows than it has, or not at all.
+    """
+    hash, waiting = job.columns_hash(), {part.part: part for part in missing}
+    for result in workspace.map_parts(stage, job, missing, parts):
+        reconcile(waiting.pop(result.part), result)
+        failpoint(f"{stage}.commit")
+        row = ColumnsPart(hash, result.part, result.file, result.rows, result.key_sum)
+        commit_columns(workspace, round, row)
+        yield result
+    if waiting:
+        raise StorageError(f"the {stage} gave nothing for parts {sorted(waiting)}; run it again")
+
+
+def commit_columns(workspace: Workspace, round: int, row: ColumnsPart) -> None:
+    """Commit a file of columns; where another process was quicker, its file stands alone."""
+    if workspace.ledger.commit_columns(workspace.name, round, row) != row.file:
+        (workspace.root / row.file).unlink(missing_ok=True)

@@ -1,7 +1,9 @@
-"""A round's joint choice: shards opened, the greedy run, an approximation named and measured."""
+"""Selection: a round's joint choice, with what it rests on, committed and offered."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,20 +13,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayal.engine.columns import bf16_columns, rows_by_key
+from rayal.engine.columns import bf16_columns, ids_of, rows_by_key
 from rayal.engine.executor import Executor, open_share
-from rayal.engine.scan import Scan, options_record
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.remember import keep_attached, keep_memory, recall
+from rayal.engine.scan import Scan
+from rayal.engine.spec import ProjectSpec, options_record
+from rayal.engine.workspace import Workspace
+from rayal.failpoints import failpoint
 from rayal.ledger import Pick
 from rayal.ledger.selections import INITIAL
-from rayal.pool.storage import read_mapped
+from rayal.pool.reader import Pool
+from rayal.pool.storage import present, read_mapped
+from rayal.registry import strategies
 from rayal.selection.greedy import Chosen, Shards, choose, count
 from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.objective import Objective
 from rayal.selection.quality import SAMPLE_ROWS, exact_form, quality
 from rayal.selection.sampling import wider
+from rayal.selection.tiles import Proposal
 from rayal.selection.topk import TopK
-from rayal.types import Keys, stated
+from rayal.strategies.base import Ctx, Strategy
+from rayal.types import Keys, id_keys, stated
+
+RUNNERS_UP = 10
+TOUCHED = ("labeled", "offered", "leased", "conflict")  # whose label is there, or on its way
 
 
 @dataclass(frozen=True)
@@ -158,9 +170,146 @@ def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> d
     }
 
 
-def output_of(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def choose_initial(
+    workspace: Workspace, chosen: Sequence[str] | None = None, *, ready: int = 0
+) -> None:
+    """Choose the first items by a strategy that needs no model, or take chosen ones, once.
+
+    Args:
+        workspace: of the project.
+        chosen: their ids where somebody else chose them.
+        ready: items offered beyond ``initial.count``.
+    """
+    if workspace.ledger.selection(workspace.name, INITIAL) is not None:
+        return
+    started, initial = time.perf_counter(), workspace.spec.initial
+    strategy: Strategy = strategies[initial.strategy]()
+    provenance = {"initial": stated(initial), "seed": workspace.spec.query_seed(INITIAL)}
+    provenance |= {"ready": ready} if ready else {}
+    if chosen is not None:
+        keys = id_keys(chosen)
+        picks = [
+            Pick(i, int(k), rank, None, None)
+            for rank, (i, k) in enumerate(zip(chosen, keys, strict=True), start=1)
+        ]
+        _commit(workspace, INITIAL, picks, [], {**provenance, "given": True}, started=started)
+        return
+    parts = workspace.pool.parts_of("pool")
+    paths = [present(workspace.root / part.file) for part in parts]
+    choice, n, _ = _greedy(workspace, INITIAL, strategy, paths, k=initial.count + ready)
+    picks, others = _named(workspace.pool, choice, len(choice.keys) / n if n else None)
+    provenance = {**provenance, "candidates": n}
+    _commit(workspace, INITIAL, picks, others, provenance, started=started)
+
+
+def select(workspace: Workspace, round: int, scan: Scan, paths: Sequence[Path]) -> None:
+    """Choose a round's batch and offer it, once.
+
+    Args:
+        workspace: whose round it is.
+        round: its number.
+        scan: of the round's committee.
+        paths: the columns that it committed.
+    """
+    if workspace.ledger.selection(workspace.name, round) is not None:
+        return
+    started, spec, committee = time.perf_counter(), workspace.spec, scan.committee
+    workspace.report("select", 0, spec.batch)
+    strategy = spec.strategy
+    context = {}
+    if strategy.context:
+        context = rows_by_key(paths, strategy.context, workspace.excluded(*TOUCHED))
+    recalled = recall(workspace, round, committee)
+    known = {"context": context, "memory": recalled.memory}
+    choice, n, approximation = _greedy(workspace, round, strategy, paths, k=spec.batch, **known)
+    chance = len(choice.keys) / n if n and not strategy.signals() else None
+    picks, others = _named(workspace.pool, choice, chance)
+    failpoint("select")
+    record: dict[str, Any] = {"candidates": n, "approximation": approximation}
+    record |= {"drawn": dict(choice.drawn)} if choice.drawn else {}
+    record |= keep_attached(workspace, round, committee, picks)
+    record |= keep_memory(workspace, round, committee, picks, recalled, choice.notes)
+    provenance = provenance_of(spec, round, scan, workspace.pool.snapshot) | record
+    _commit(workspace, round, picks, others, provenance, started=started)
+
+
+def _greedy(
+    workspace: Workspace,
+    round: int,
+    strategy: Strategy,
+    paths: Sequence[Path],
+    *,
+    k: int,
+    **known: Mapping[str, Any],
+) -> tuple[Chosen, int, dict[str, Any] | None]:
+    """Return the choice, the number of candidates, and what made the choice approximate."""
+    spec, pool = workspace.spec, workspace.pool
+    excluded, seed = workspace.excluded(), spec.query_seed(round)
+    n = sum(part.rows for part in pool.parts_of("pool")) - len(excluded)
+    labels = workspace.ledger.resolved(workspace.name)
+    ctx = Ctx(round=round, k=k, seed=seed, n_candidates=n, labels=labels, **known)
+    request = Request(
+        workspace.executor,
+        paths,
+        excluded,
+        n,
+        min(k, n),
+        seed,
+        shards=spec.shards,
+        threads=spec.threads_per_model,
+        context=known.get("context"),
+        device=spec.selection.device,
+    )
+    chosen, approximation = choose_items(
+        request,
+        strategy.objective(ctx),
+        runners_up=RUNNERS_UP,
+        report=lambda done, total: workspace.report("select", done, total),
+    )
+    return chosen, n, approximation
+
+
+def _named(pool: Pool, chosen: Chosen, probability: float | None) -> tuple[list[Pick], list[Pick]]:
+    """Return picks and runners-up with ids, ranks from 1, and scores where they are finite."""
+
+    def rows(keys: Keys, scores: Sequence[float], first: int) -> list[Pick]:
+        ids = ids_of(pool, keys)
+        return [
+            Pick(i, int(k), first + r, s if math.isfinite(s) else None, probability)
+            for r, (i, k, s) in enumerate(zip(ids, keys, scores, strict=True))
+        ]
+
+    picks = rows(chosen.keys, chosen.scores.tolist(), 1)
+    rest: Proposal = chosen.runners_up
+    others = rows(rest.keys, rest.priority[:, 0].tolist(), len(picks) + 1)
+    return picks, others
+
+
+def _commit(
+    workspace: Workspace,
+    round: int,
+    picks: Sequence[Pick],
+    others: Sequence[Pick],
+    provenance: Mapping[str, Any],
+    *,
+    started: float,
+) -> None:
+    """Write a selection, and that its stage is done, in one transaction."""
+    workspace.ledger.commit_selection(
+        workspace.name,
+        round,
+        picks,
+        others,
+        provenance,
+        stage=None if round == INITIAL else "select",
+        output=_output(round, picks, provenance),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _output(round: int, picks: Sequence[Pick], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the output of the select stage; the initial choice has none."""
     if round == INITIAL:
         return {}
-    found = {name: provenance.get(name) for name in ("approximation", "memory")}
-    return {"picks": len(picks)} | {n: made for n, made in found.items() if made is not None}
+    record = {name: provenance.get(name) for name in ("approximation", "memory")}
+    return {"picks": len(picks)} | {n: value for n, value in record.items() if value is not None}

@@ -1,19 +1,106 @@
-"""What a project is made of, as one frozen value that is written to the ledger as JSON."""
+"""Specification of a project: one frozen value that is written to the ledger as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from rayal.engine.scan import ScanOptions, SelectionOptions
-from rayal.engine.train import NetworkSpec
+import torch
+
 from rayal.learners.base import Learner
+from rayal.models import build_network
 from rayal.models.backbone import BackboneSpec
+from rayal.models.base import TaskNet
+from rayal.models.moments import ConstantNoise
+from rayal.models.weights import weights_digest
 from rayal.registry import Table, learners, strategies
+from rayal.selection.tiles import PAD
 from rayal.settings.parameters import build
 from rayal.strategies.base import Strategy
+from rayal.tasks.base import Task
 from rayal.types import Seeds, digest, later_fields, stated
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the network is run over the pool; part of the columns' hash where it changes bits.
+
+    Args:
+        batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
+            64, so that the columns' bits do not depend on it.
+        precision: fp32, or bf16 (autocast), whose scores differ in the third digit.
+        device: where the network runs.
+        compile: compile the network's stages for each committee: seconds first, then faster;
+            columns differ from the eager ones in the last digits.
+    """
+
+    batch: int = 64
+    precision: str = "fp32"
+    device: str = "cpu"
+    compile: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows of a padded pass."""
+        return -(-self.batch // PAD) * PAD
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How a joint choice holds the columns that it compares.
+
+    Args:
+        precision: fp32, or bf16: embeddings are stored and held in half the bytes, rounded to 8
+            bits (a relative error up to 2^-9), and computed with in float32 all the same.
+        device: where shards hold their columns and make products: cpu or cuda.
+    """
+
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+def options_record(options: ScanOptions) -> dict[str, Any]:
+    """Return the options as they stand in a round's record, with the tolerance they promise."""
+    tolerance = 1e-2 if options.precision != "fp32" else 1e-5 if options.compile else 0.0
+    return {**stated(options), "tolerance": tolerance}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network by name.
+
+    Args:
+        name: its registered name, or ``module:factory``.
+        params: keyword arguments of its factory.
+    """
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters; of a file of weights its contents, wherever it lies."""
+        named: dict[str, Any] = stated(self)
+        weights = self.params.get("weights")
+        if isinstance(weights, str) and Path(weights).is_file():
+            named["params"] = {**self.params, "weights": weights_digest(weights)}
+        return named
+
+    def build(self, task: Task, device: torch.device, seed: int) -> TaskNet:
+        """Return a freshly initialised network for a task."""
+        net = build_network(
+            self.name,
+            self.params,
+            input_shape=task.input_shape,
+            n_outputs=task.n_outputs,
+            seed=seed,
+            vocabulary=task.vocabulary,
+        )
+        if task.target == "number" and not net.has_moments:
+            net.link = ConstantNoise()
+        return net.to(device)
 
 
 @dataclass(frozen=True)

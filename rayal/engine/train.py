@@ -1,40 +1,34 @@
 """Training of a committee: each member once, epoch by epoch, into checkpoints that count.
 
 Nothing here knows where members train: in this process, or in actors elsewhere. A member is a
-pure function of what ``model_hash`` digests, so what is committed under a hash is never trained
+pure function of its ``TrainRequest``, so what is committed under a hash is never trained
 again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
+from rayal.engine.spec import NetworkSpec
 from rayal.errors import StorageError, WorkerError
 from rayal.failpoints import failpoint
 from rayal.learners.base import Learner, ScanRows, TrainContext, TrainData, Weights
 from rayal.learners.checkpoint import CheckpointStore, checkpoint_kind, latest_of, read_checkpoint
 from rayal.learners.loop import Progress, fit_unless_done, keyed
-from rayal.models import build_network
 from rayal.models.committee import Committee, home_of
-from rayal.models.moments import ConstantNoise
-from rayal.models.weights import weights_digest
 from rayal.pool.storage import write_durably
 from rayal.registry import hashed_name
 from rayal.selection.threads import torch_threads
+from rayal.tasks.base import Task
 from rayal.types import FORMAT_VERSION, Columns, digest, stated
-
-if TYPE_CHECKING:
-    from rayal.learners.base import Learner
-    from rayal.models.base import TaskNet
-    from rayal.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -90,23 +84,30 @@ def _nowhere(epoch: int, file: str, final: bool) -> None:
     raise RuntimeError(f"epoch {epoch} has no record to go to")
 
 
-def model_hash(
+def _hashed(
+    encode: Callable[[Any], Any] = lambda value: value,
     *,
-    learner: Learner,
-    network: NetworkSpec,
-    task: Task,
-    labels: Mapping[str, Any],
-    members: int,
-    seed: int,
-    round: int,
-    threads_per_model: int = 1,
-    unlabeled: tuple[int, int] | None = None,
-    attached: Sequence[Any] | None = None,
-    reads: str | None = None,
-    pretrained: str | None = None,
-    device: str = "cpu",
-) -> str:
-    """Return the digest of everything that a committee's weights depend on.
+    name: str | None = None,
+    absent: Any = MISSING,
+    **options: Any,
+) -> Any:
+    """Return a field of ``TrainRequest`` that enters its hash.
+
+    Args:
+        encode: value -> what is digested of it.
+        name: under which word; by default the field's.
+        absent: the value at which the field stays out of the hash, as fields of later versions do.
+        **options: of ``dataclasses.field``.
+    """
+    return field(metadata={"hash": (name, encode, absent)}, **options)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A committee to train: everything that its weights depend on, and nothing else.
+
+    Its hash is made of its fields: one that does not say how it enters is an error, so none can be
+    forgotten.
 
     Args:
         learner: with its hyperparameters.
@@ -123,24 +124,42 @@ def model_hash(
         pretrained: hash of the pre-training that members start from; None without one.
         device: type of the device, whose sums differ.
     """
-    return digest(
-        {
-            "version": FORMAT_VERSION,
-            "learner": [*hashed_name(learner), stated(learner)],
-            "network": network.identity,
-            "task": task.to_json(),
-            "labels": sorted(labels.items()),
-            "members": members,
-            "seed": seed,
-            "round": round,
-            "threads": threads_per_model,
-            "unlabeled": unlabeled,
-            **({} if attached is None else {"attached": attached}),
-            **({} if reads is None else {"reads": reads}),
-            **({} if pretrained is None else {"pretrained": pretrained}),
-            **({} if device == "cpu" else {"device": device}),
-        }
-    )
+
+    learner: Learner = _hashed(lambda learner: [*hashed_name(learner), stated(learner)])
+    network: NetworkSpec = _hashed(lambda network: network.identity)
+    task: Task = _hashed(lambda task: task.to_json())
+    labels: Mapping[str, Any] = _hashed(lambda labels: sorted(labels.items()))
+    members: int = _hashed()
+    seed: int = _hashed()
+    round: int = _hashed()
+    threads_per_model: int = _hashed(name="threads", default=1)
+    unlabeled: tuple[int, int] | None = _hashed(default=None)
+    attached: Sequence[Any] | None = _hashed(absent=None, default=None)
+    reads: str | None = _hashed(absent=None, default=None)
+    pretrained: str | None = _hashed(absent=None, default=None)
+    device: str = _hashed(absent="cpu", default="cpu")
+
+    @cached_property
+    def hash(self) -> str:
+        """The digest of everything that the committee's weights depend on."""
+        contents: dict[str, Any] = {"version": FORMAT_VERSION}
+        for entry in fields(self):
+            name, encode, absent = entry.metadata["hash"]
+            value = getattr(self, entry.name)
+            if value != absent:
+                contents[name or entry.name] = encode(value)
+        return digest(contents)
+
+    def context(self, labels: int, *, device: str | None = None) -> TrainContext:
+        """Return the context of member 0; the others differ in their number.
+
+        Args:
+            labels: labeled rows that it is trained on.
+            device: where networks are; by default where they train.
+        """
+        place = self.device if device is None else device
+        seeds = {"seed": self.seed, "round": self.round}
+        return context(self.learner, self.network, self.task, labels, device=place, **seeds)
 
 
 @dataclass(frozen=True)
@@ -208,55 +227,11 @@ def _of_all(progress: Progress | None, member: int, members: int) -> Progress | 
     return report
 
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A network by name.
-
-    Args:
-        name: its registered name, or ``module:factory``.
-        params: keyword arguments of its factory.
-    """
-
-    name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Name and parameters; of a file of weights its contents, wherever it lies."""
-        named: dict[str, Any] = stated(self)
-        weights = self.params.get("weights")
-        if isinstance(weights, str) and Path(weights).is_file():
-            named["params"] = {**self.params, "weights": weights_digest(weights)}
-        return named
-
-    def build(self, task: Task, device: torch.device, seed: int) -> TaskNet:
-        """Return a freshly initialised network for a task."""
-        net = build_network(
-            self.name,
-            self.params,
-            input_shape=task.input_shape,
-            n_outputs=task.n_outputs,
-            seed=seed,
-            vocabulary=task.vocabulary,
-        )
-        if task.target == "number" and not net.has_moments:
-            net.link = ConstantNoise()
-        return net.to(device)
-
-
 def train_committee(
-    *,
-    learner: Learner,
-    network: NetworkSpec,
-    task: Task,
+    request: TrainRequest,
     data: TrainData,
-    seed: int,
-    round: int,
-    members: int,
-    hash: str,
     store: Callable[[int], CheckpointStore],
-    threads_per_model: int = 1,
-    device: str = "cpu",
+    *,
     columns: Columns | None = None,
     scan: ScanRows | None = None,
     weights: Weights | None = None,
@@ -271,17 +246,9 @@ def train_committee(
     member).
 
     Args:
-        learner: how a member is trained.
-        network: what is trained.
-        task: what a row is.
+        request: the committee that is asked for.
         data: labeled rows in id order, and what else the learner wants.
-        seed: the model seed.
-        round: the round.
-        members: committee size.
-        hash: ``model_hash`` of all this.
         store: member -> its checkpoints.
-        threads_per_model: torch threads while training.
-        device: where it trains.
         columns: what the learner ``reads`` of the previous round's scan.
         scan: the learner's way to ask signals of unlabeled rows while training.
         weights: what the learner's pre-training left; None asks its ``prepare``.
@@ -294,20 +261,13 @@ def train_committee(
     Raises:
         WorkerError: fewer members than the quorum could be trained.
     """
+    members = request.members
     stores = {member: store(member) for member in (range(members) if used is None else used)}
-    labels = len(data.labeled)
-    ctx = context(learner, network, task, labels, seed=seed, round=round, device=device)
     waiting = [member for member in stores if not is_final(stores[member])]
     lost: Sequence[int] = ()
     if waiting:
-        everything = data.labeled.rows.take(torch.arange(len(data.labeled)))
-        statistics = task.fit(everything) | task.fit_targets(data.labeled.targets)
-        ctx = replace(ctx, statistics=statistics, columns=columns, scan=scan)
-        if weights is None:
-            with torch_threads(threads_per_model):
-                weights = learner.prepare(ctx, data)
-        ctx = replace(ctx, weights=weights)
-        fit = Fit(learner, data, ctx, members, threads_per_model)
+        ctx = _fitted(request, data, columns=columns, scan=scan, weights=weights)
+        fit = Fit(request.learner, data, ctx, members, request.threads_per_model)
         needed = min(quorum or members, len(stores))
         lost = train(fit, waiting, stores, quorum=needed, progress=progress)
         if len(stores) - len(lost) < needed:
@@ -317,45 +277,33 @@ def train_committee(
                 "on from the last epochs), or set model.quorum lower"
             )
     kept = {member: at for member, at in stores.items() if member not in lost}
-    home = context(learner, network, task, labels, seed=seed, round=round, device=home_of(device))
-    return _collect(learner, home, kept, committee_hash(hash, list(kept), members))
+    home = request.context(len(data.labeled), device=home_of(request.device))
+    hash = committee_hash(request.hash, list(kept), members)
+    return load_committee(request.learner, home, kept, hash)
+
+
+def _fitted(
+    request: TrainRequest,
+    data: TrainData,
+    *,
+    columns: Columns | None,
+    scan: ScanRows | None,
+    weights: Weights | None,
+) -> TrainContext:
+    """Return the context of member 0, with statistics of the labeled rows and first weights."""
+    task, labeled = request.task, data.labeled
+    everything = labeled.rows.take(torch.arange(len(labeled)))
+    statistics = task.fit(everything) | task.fit_targets(labeled.targets)
+    ctx = replace(request.context(len(labeled)), statistics=statistics, columns=columns, scan=scan)
+    if weights is None:
+        with torch_threads(request.threads_per_model):
+            weights = request.learner.prepare(ctx, data)
+    return replace(ctx, weights=weights)
 
 
 def committee_hash(hash: str, used: Sequence[int], members: int) -> str:
     """Return the hash of a committee; one of some members only has a hash of its own."""
     return hash if len(used) == members else digest([hash, list(used)])
-
-
-def load_committee(
-    *,
-    learner: Learner,
-    network: NetworkSpec,
-    task: Task,
-    labels: int,
-    seed: int,
-    round: int,
-    stores: Mapping[int, CheckpointStore],
-    hash: str,
-    device: str = "cpu",
-) -> Committee:
-    """Return a trained committee.
-
-    Args:
-        learner: how it was trained.
-        network: what was trained.
-        task: what a row was then.
-        labels: labeled rows that it was trained on.
-        seed: the model seed.
-        round: the round.
-        stores: member -> its checkpoints, of all that make it up.
-        hash: the committee's hash.
-        device: where it goes.
-
-    Raises:
-        StorageError: a member is not trained to its end.
-    """
-    ctx = context(learner, network, task, labels, seed=seed, round=round, device=device)
-    return _collect(learner, ctx, stores, hash)
 
 
 def context(
@@ -394,9 +342,20 @@ def context(
     )
 
 
-def _collect(
+def load_committee(
     learner: Learner, ctx: TrainContext, stores: Mapping[int, CheckpointStore], hash: str
 ) -> Committee:
+    """Return a trained committee.
+
+    Args:
+        learner: how it was trained.
+        ctx: the context of member 0, on the device where the committee goes.
+        stores: member -> its checkpoints, of all that make it up.
+        hash: the committee's hash.
+
+    Raises:
+        StorageError: a member is not trained to its end.
+    """
     nets, statistics = [], {}
     for member, store in stores.items():
         stored = latest_of(store, partial(read_checkpoint, device=ctx.device))

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from rayal.engine.scan import ScanOptions, run_signals
-from rayal.engine.train import NetworkSpec, committee_hash, load_committee
+from rayal.engine.scan import run_signals
+from rayal.engine.spec import NetworkSpec, ScanOptions
+from rayal.engine.train import committee_hash, context, load_committee
+from rayal.engine.workspace import Workspace
 from rayal.errors import NeedsError, StorageError
 from rayal.labels import Label
 from rayal.ledger import Ledger, ModelRow
@@ -24,9 +26,6 @@ from rayal.settings.parameters import build
 from rayal.signals import prediction_of
 from rayal.tasks import task_from_json
 from rayal.types import stated
-
-if TYPE_CHECKING:
-    from rayal.engine.driver import Project
 
 _DIGITS = 6  # of probabilities
 
@@ -80,20 +79,20 @@ class _Kept:
         raise StorageError(f"epoch {epoch} of a version that is only read cannot be saved")
 
 
-def describe(project: Project, round: int) -> tuple[str, dict[str, Any]]:
+def describe(workspace: Workspace, round: int) -> tuple[str, dict[str, Any]]:
     """Return the hash of a trained round's model, and what ``load`` wants to know of it.
 
     Raises:
         NeedsError: the project has a frozen backbone, which a version does not hold.
     """
-    spec, ledger = project.spec, project.ledger
+    spec, ledger = workspace.spec, workspace.ledger
     if spec.backbone is not None:
         raise NeedsError("versions of models on a frozen backbone are not kept; train a network")
-    outputs = {s.stage: s.output for s in ledger.stages(project.name) if s.round == round}
+    outputs = {s.stage: s.output for s in ledger.stages(workspace.name) if s.round == round}
     stored = spec.to_json()
     info = {
         **{name: stored[name] for name in ("network", "learner", "strategy", "threads_per_model")},
-        "task": project.task.to_json(),
+        "task": workspace.task.to_json(),
         "seed": spec.seeds.model,
         "members": spec.committee_size,
         "used": outputs["train"].get("used"),
@@ -112,17 +111,19 @@ def load(ledger: Ledger, row: ModelRow) -> Version:
     """
     info: Mapping[str, Any] = row.info
     used = info["used"] or list(range(info["members"]))
-    learner = info["learner"]
-    committee = load_committee(
-        learner=build(learners[learner["name"]], learner["params"], where="learner"),
-        network=NetworkSpec(**info["network"]),
-        task=task_from_json(info["task"]),
-        labels=info["labels"],
+    chosen = info["learner"]
+    learner = build(learners[chosen["name"]], chosen["params"], where="learner")
+    ctx = context(
+        learner,
+        NetworkSpec(**info["network"]),
+        task_from_json(info["task"]),
+        info["labels"],
         seed=info["seed"],
         round=row.round,
-        stores={member: _kept(ledger, row.model, member) for member in used},
-        hash=committee_hash(row.model, used, info["members"]),
     )
+    stores = {member: _kept(ledger, row.model, member) for member in used}
+    hash = committee_hash(row.model, used, info["members"])
+    committee = load_committee(learner, ctx, stores, hash)
     options = ScanOptions(**{**info["scan"], "device": "cpu", "compile": False})
     return Version(row.version, committee, options, info["threads_per_model"])
 

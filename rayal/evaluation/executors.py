@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from rayal.engine.driver import Project
 from rayal.engine.executor import Executor, RayOptions
+from rayal.engine.project import Project
 from rayal.errors import SettingsError
 from rayal.models.committee import home_of
 from rayal.planning.seconds import estimate

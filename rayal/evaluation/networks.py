@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import NetworkSpec
 from rayal.models.backbone import BackboneSpec
 from rayal.models.weights import RANDOM
 from rayal.settings.run import ModelSettings, Settings

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.errors import LabelError, SettingsError
 from rayal.labels import ClassLabel, Label, Labels
 from rayal.pool.reader import Pool

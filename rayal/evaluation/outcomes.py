@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rayal.engine.driver import Project, RoundSummary
+from rayal.engine.project import Project, RoundSummary
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.oracle import Oracle
 from rayal.settings.run import Cell, OracleSettings

@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions, SelectionOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.trainset import check_fits, check_initial, check_spec, number_of
+from rayal.engine.checks import check_fits, check_initial, check_spec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, ProjectSpec, ScanOptions, SelectionOptions
+from rayal.engine.tasks import number_of
 from rayal.errors import RayalError, SettingsError, nearest
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
@@ -77,7 +77,7 @@ def run(
     projects = [project for _, project in cells]
     with ledger, executor_of(settings, projects, told.note) as executor:
         for project in projects:
-            project.executor = executor
+            project.work_on(executor)
         return _run(settings, cells, out or root, told)
 
 

@@ -14,8 +14,8 @@ from math import prod
 import torch
 
 from rayal.engine.embed import embedding_hash
-from rayal.engine.scan import DECODED_BYTES, NO_POOL, Scan, ScanOptions
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.scan import DECODED_BYTES, NO_POOL, Scan
+from rayal.engine.spec import ProjectSpec, ScanOptions
 from rayal.planning.sizes import ITEM, NetworkShape, PoolShape, output_bytes
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from rayal.engine.checks import untrained
 from rayal.engine.embed import head_task
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.trainset import task_of, untrained
+from rayal.engine.tasks import task_of
 from rayal.errors import ResourceError
 from rayal.ledger import Ledger
 from rayal.planning.demands import embedding_shape

@@ -10,9 +10,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from rayal.engine.checks import untrained
 from rayal.engine.embed import head_task
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.trainset import untrained
 from rayal.errors import SettingsError
 from rayal.evaluation.protocol import spec_of
 from rayal.planning import demands

@@ -20,7 +20,7 @@ from rayal.engine.embed import head_task
 from rayal.engine.executor import RayOptions
 from rayal.engine.pretrain import pretraining_of
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.trainset import task_of
+from rayal.engine.tasks import task_of
 from rayal.pool.reader import Pool
 from rayal.selection.threads import torch_threads
 from rayal.tasks import Task

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rayal.engine.pretrain import pretraining_of
-from rayal.engine.scan import NO_POOL, Scan, SelectionOptions
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.scan import NO_POOL, Scan
+from rayal.engine.spec import ProjectSpec, SelectionOptions
 from rayal.models.committee import Committee
 from rayal.selection.footprint import Shapes
 from rayal.signals import Forward, compute

@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.engine.trainset import number_of
-from rayal.engine.vocabularies import tokenizer_of
+from rayal.engine.tasks import number_of, tokenizer_of
 from rayal.errors import PoolError
 from rayal.evaluation.networks import task_settings
 from rayal.ledger import Ledger, has_ledger

@@ -71,9 +71,7 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
 
 def spec_of(asked: ProjectBody) -> ProjectSpec:
     """Return what a project's rounds do; raises SettingsError for what is not registered."""
-    from rayal.engine.scan import ScanOptions
-    from rayal.engine.spec import Initial, ProjectSpec
-    from rayal.engine.train import NetworkSpec
+    from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
     from rayal.registry import networks, strategies
     from rayal.settings.parameters import build
 
@@ -202,7 +200,8 @@ def _payload(asked: ProjectBody) -> dict[str, Any]:
 
 def check_fit(pool: Pool, spec: ProjectSpec, asked: ProjectBody) -> None:
     """Check that network, learner and strategy fit the pool; one that grows has items later."""
-    from rayal.engine.trainset import check_initial, check_needs, check_spec, refuse_large, task_of
+    from rayal.engine.checks import check_initial, check_needs, check_spec, refuse_large
+    from rayal.engine.tasks import task_of
 
     refuse_large(spec, task_of(pool, spec.task), most=WEIGHTS)
     if asked.pool is None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayal.engine.train import NetworkSpec, context
-from rayal.engine.trainset import check_targets
+from rayal.engine.checks import check_targets
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import context
 from rayal.errors import RayalError
 from rayal.learners import (
     Learner,

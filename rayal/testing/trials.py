@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rayal.engine.driver import Project
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
+from rayal.engine.train import context
 from rayal.errors import RayalError
 from rayal.labels import ClassLabel, Label, NumberLabel
 from rayal.learners import (

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rayal.engine.driver import Project
 from rayal.engine.executor import RayOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.pool.reader import Pool

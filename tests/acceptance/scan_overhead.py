@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.scan import Scan, ScanOptions
-from rayal.engine.trainset import task_of
+from rayal.engine.scan import Scan
+from rayal.engine.spec import ScanOptions
+from rayal.engine.tasks import task_of
 from rayal.learners import Supervised
 from rayal.models import build_network
 from rayal.models.committee import Committee

@@ -9,11 +9,9 @@ from typing import Any
 from loop_cases import finish
 from pools import blob_pool
 
-from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.strategies import Strategy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pool_cases import ROWS, finished, spec
 
-from rayal.engine.driver import Project
 from rayal.engine.executor import Executor, open_share
+from rayal.engine.project import Project
 from rayal.ledger import Appearance
 from rayal.registry import strategies
 from rayal.selection.kcenter import KCenter
@@ -86,7 +86,7 @@ def test_rows_that_are_no_candidates_are_not_held(tmp_path: Path) -> None:
     project = finished(tmp_path, spec(strategies["coreset"]()))
     scan = project.rounds()[0].outputs["scan"]["columns"]
     paths = [project.root / p.file for p in project.ledger.columns(scan).values()]
-    excluded = project.excluded()
+    excluded = project.workspace.excluded()
     tiles = open_share(KCenter(share=0.1), paths, excluded, 5)
     held = np.concatenate([t.keys[t.eligible] for t in tiles])
     every = np.concatenate([t.keys[t.eligible] for t in open_share(KCenter(), paths, excluded, 5)])

@@ -9,7 +9,7 @@ from loop_cases import finish
 from pool_cases import spec
 from pools import blob_pool
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.remember import attached_columns, attached_rows
 from rayal.evaluation.oracle import Oracle
 from rayal.ledger import Ledger
@@ -25,14 +25,14 @@ def test_the_twin_of_a_forgotten_item_is_taken_out_too(keep: str, tmp_path: Path
     project.prepare()
     oracle.work(project)
     project.train(oracle.truth)
-    found = attached_columns(project, 0)
+    found = attached_columns(project.workspace, 0)
     assert found is not None
     hash, before = found
     gone, kept = before.ids[0], list(before.ids[1:])
     assert before["x"].any(dim=1).all()
     project.ledger.forget_item("p", gone)
     assert purge(project.ledger, "rows") == 1
-    again = attached_columns(project, 0)
+    again = attached_columns(project.workspace, 0)
     assert again is not None and again[0] == hash
     after = again[1]
     assert list(after.ids) == list(before.ids)
@@ -45,5 +45,5 @@ def test_the_twin_of_a_forgotten_item_is_taken_out_too(keep: str, tmp_path: Path
     assert purge(project.ledger, "rows") == 0 and file.stat().st_mtime_ns == stamp
     oracle.work(project)
     finish(project)
-    _, named = attached_rows(project, 1, project.ledger.resolved("p"))
+    _, named = attached_rows(project.workspace, 1, project.ledger.resolved("p"))
     assert named is not None and {item for item, _ in named} == set(kept)

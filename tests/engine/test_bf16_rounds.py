@@ -21,10 +21,9 @@ from rayal.engine.columns import (
     open_columns,
     rows_by_key,
 )
-from rayal.engine.driver import Project
 from rayal.engine.executor import open_share
-from rayal.engine.scan import SelectionOptions
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import ProjectSpec, SelectionOptions
 from rayal.errors import SettingsError, StorageError
 from rayal.evaluation.report import approximations
 from rayal.ledger import Appearance

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pool_cases import spec
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger, SkipEntry

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rayal.engine.scan import ScanOptions, options_record, signals_of
+from rayal.engine.scan import signals_of
+from rayal.engine.spec import ScanOptions, options_record
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel
 from rayal.models import HookedNet

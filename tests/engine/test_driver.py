@@ -16,10 +16,9 @@ from pools import blob_rows, pool_at_once, split
 from torch import Tensor, nn
 
 from rayal.engine.columns import open_tiles
-from rayal.engine.driver import Project
-from rayal.engine.scan import Scan, ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.scan import Scan
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
 from rayal.errors import (
     BudgetError,
     LabelError,

@@ -12,11 +12,10 @@ import pytest
 import torch
 from test_texts import TASK, made, picks, simulate, spec, table
 
-from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import NetworkSpec
-from rayal.engine.trainset import refuse_large, task_of
+from rayal.engine.checks import refuse_large
+from rayal.engine.project import Project
+from rayal.engine.spec import NetworkSpec, ProjectSpec, ScanOptions
+from rayal.engine.tasks import task_of
 from rayal.errors import NeedsError, SettingsError
 from rayal.evaluation.protocol import run
 from rayal.learners import Supervised

@@ -21,12 +21,11 @@ from torch import nn
 
 from rayal.engine import embed
 from rayal.engine.columns import column_tensor, open_columns, open_tiles
-from rayal.engine.driver import Project
 from rayal.engine.embed import Embed
 from rayal.engine.executor import LOCAL, Executor, RayOptions
-from rayal.engine.scan import Scan, ScannedPart, ScanOptions, SelectionOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.scan import Scan, ScannedPart
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions, SelectionOptions
 from rayal.errors import NeedsError, ScoreError, StorageError
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run
@@ -151,7 +150,9 @@ def test_columns_are_those_of_a_full_pass_of_backbone_and_head(tmp_path: Path) -
         what = spec(strategies["badge"](), network=network, keep="all")
         project = simulate(tmp_path, pool, what, name)
         committee = project.committee(1)
-        scan = Scan(project.inputs.pool, committee, what.strategy, LEARNER, project.options)
+        scan = Scan(
+            project.inputs.pool, committee, what.strategy, LEARNER, project.workspace.options
+        )
         backbone = TINY.build(project.task.input_shape)
         for part, row in project.ledger.columns(scan.columns_hash()).items():
             items = pool.read(next(p for p in pool.parts if p.part == part))

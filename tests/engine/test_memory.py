@@ -15,8 +15,8 @@ from pool_cases import finished, spec
 from pools import blob_pool
 from torch import Tensor
 
-from rayal.engine.driver import Project
 from rayal.engine.executor import LOCAL, Executor
+from rayal.engine.project import Project
 from rayal.engine.remember import columns_read, hash_read, recall
 from rayal.errors import StorageError
 from rayal.evaluation.oracle import Oracle
@@ -199,11 +199,10 @@ def test_what_is_remembered_and_read_survives_the_way_to_other_processes(
 def test_other_hyperparameters_begin_with_an_empty_memory(tmp_path: Path) -> None:
     project = finished(tmp_path, tally())
     committee = project.committee(2)
-    assert recall(project, 2, committee).memory["rounds"] == 2
-    project.spec = replace(project.spec, strategy=Tally(members=2))
-    assert recall(project, 2, committee).memory == {}
-    project.spec = replace(project.spec, strategy=strategies["entropy"]())
-    assert recall(project, 2, committee).memory == {}
+    assert recall(project.workspace, 2, committee).memory["rounds"] == 2
+    for other in (Tally(members=2), strategies["entropy"]()):
+        workspace = replace(project.workspace, spec=replace(project.spec, strategy=other))
+        assert recall(workspace, 2, committee).memory == {}
 
 
 class Killed(Exception):
@@ -289,8 +288,9 @@ def test_a_learner_reads_the_last_rounds_columns_of_what_is_unlabeled(
 
 
 def test_columns_for_another_learner_are_not_read(tmp_path: Path) -> None:
-    plain = finished(tmp_path, spec(strategies["entropy"](), rounds=1))
-    plain.spec = replace(plain.spec, learner=Reader(steps=20, batch=16, epoch_steps=10))
+    project = finished(tmp_path, spec(strategies["entropy"](), rounds=1))
+    learner = Reader(steps=20, batch=16, epoch_steps=10)
+    plain = replace(project.workspace, spec=replace(project.spec, learner=learner))
     assert hash_read(plain, 1) is None and columns_read(plain, None, ()) is None
     assert hash_read(plain, 0) is None
 
@@ -307,7 +307,7 @@ def test_a_committee_is_the_same_when_the_columns_it_read_are_gone(
     assert project.committee(2).hash == trained[2] and not Reader.seen
     if keep == "last":
         with pytest.raises(StorageError, match="are gone"):
-            columns_read(project, hash_read(project, 1), ())
+            columns_read(project.workspace, hash_read(project.workspace, 1), ())
 
 
 def test_training_that_reads_has_a_hash_of_its_own(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from pool_cases import ROWS, finished, spec
 
 from rayal.engine.columns import column_tensor
-from rayal.engine.driver import Project
 from rayal.engine.executor import Executor
 from rayal.engine.neighbors import NeighborColumns, neighbors
+from rayal.engine.project import Project
 from rayal.errors import BudgetError, NeedsError, SettingsError, UnknownNameError
 from rayal.pool.storage import read_mapped
 from rayal.registry import strategies
@@ -41,7 +41,7 @@ def found(made: NeighborColumns) -> tuple[Any, ...]:
 
 
 def test_the_pass_gives_every_item_its_exact_neighbours(scanned: Project) -> None:
-    made = neighbors(scanned, 0, columns(scanned), "embedding", k=6)
+    made = neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=6)
     keys, near, distances = found(made)
     source = scanned.ledger.columns(columns(scanned))
     paths = tuple(scanned.root / p.file for p in source.values())
@@ -72,22 +72,22 @@ def test_a_second_try_computes_what_is_missing_only(
 
     monkeypatch.setattr(module.Neighbors, "part", part)
     with pytest.raises(RuntimeError, match="killed"):
-        neighbors(scanned, 0, columns(scanned), "embedding", k=3)
-    made = neighbors(scanned, 0, columns(scanned), "embedding", k=3)
+        neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=3)
+    made = neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=3)
     assert len(done) == 4 and len(set(done)) == 3  # the first part is not repeated
-    assert neighbors(scanned, 0, columns(scanned), "embedding", k=3) == made
+    assert neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=3) == made
     assert len(done) == 4
 
 
 def test_what_cannot_be_done_is_said(scanned: Project) -> None:
     with pytest.raises(UnknownNameError, match="embeding"):
-        neighbors(scanned, 0, columns(scanned), "embeding", k=3)
+        neighbors(scanned.workspace, 0, columns(scanned), "embeding", k=3)
     with pytest.raises(UnknownNameError, match="not committed"):
-        neighbors(scanned, 0, "0123", "embedding", k=3)
+        neighbors(scanned.workspace, 0, "0123", "embedding", k=3)
     with pytest.raises(BudgetError, match="between 1 and 899"):
-        neighbors(scanned, 0, columns(scanned), "embedding", k=900)
+        neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=900)
     with pytest.raises(SettingsError, match="annoy"):
-        neighbors(scanned, 0, columns(scanned), "embedding", k=3, method="annoy")  # type: ignore[arg-type]
+        neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=3, method="annoy")  # type: ignore[arg-type]
 
 
 def test_hnsw_without_faiss_says_how_to_get_it(
@@ -95,14 +95,14 @@ def test_hnsw_without_faiss_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(NeedsError, match=r"rayal\[ann\]"):
-        neighbors(scanned, 0, columns(scanned), "embedding", k=4, method="hnsw")
+        neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=4, method="hnsw")
 
 
 @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of faiss's own classes
 def test_hnsw_is_named_measured_and_repeatable(scanned: Project) -> None:
     pytest.importorskip("faiss", exc_type=ImportError)
-    exact = neighbors(scanned, 0, columns(scanned), "embedding", k=5)
-    made = neighbors(scanned, 0, columns(scanned), "embedding", k=5, method="hnsw")
+    exact = neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=5)
+    made = neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=5, method="hnsw")
     assert made.record["columns"] != exact.record["columns"]
     loss = made.record["approximation"]["loss"]
     (keys, near, distances), (same, right, gaps) = found(made), found(exact)
@@ -112,7 +112,7 @@ def test_hnsw_is_named_measured_and_repeatable(scanned: Project) -> None:
     hit = near == right
     assert distances[hit].tobytes() == gaps[hit].tobytes()  # computed again, exactly
     assert not list(scanned.root.rglob("*.hnsw"))
-    again = neighbors(scanned, 0, columns(scanned), "embedding", k=5, method="hnsw")
+    again = neighbors(scanned.workspace, 0, columns(scanned), "embedding", k=5, method="hnsw")
     assert again.paths == made.paths
 
 
@@ -122,7 +122,7 @@ def test_ray_finds_the_same_bits(on_ray: Executor, tmp_path: Path) -> None:
     for folder in ("local", "ray"):
         project = finished(tmp_path / folder, spec(strategies["coreset"]()))
         if folder == "ray":
-            project.executor = on_ray
-        made.append(found(neighbors(project, 0, columns(project), "embedding", k=6)))
+            project.work_on(on_ray)
+        made.append(found(neighbors(project.workspace, 0, columns(project), "embedding", k=6)))
     for local, remote in zip(*made, strict=True):
         assert local.tobytes() == remote.tobytes()

@@ -12,9 +12,10 @@ import torch
 from number_cases import PLAIN, POOL, TEST, number_pool, number_project, number_spec
 from pools import houses
 
-from rayal.engine.embed import Inputs
-from rayal.engine.trainset import check_spec, task_of
+from rayal.engine.checks import check_spec
+from rayal.engine.tasks import task_of
 from rayal.engine.versions import answers
+from rayal.engine.workspace import Inputs
 from rayal.errors import LabelError, NeedsError, SettingsError
 from rayal.evaluation.oracle import Oracle
 from rayal.labels import NumberLabel

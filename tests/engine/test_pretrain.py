@@ -12,14 +12,12 @@ import torch
 from loop_cases import finish, picks_of
 from pools import TEST_ROWS, blobs, pool_at_once, pool_of
 
-from rayal.engine.driver import Project
-from rayal.engine.embed import Inputs
 from rayal.engine.pool_rows import EveryRow
 from rayal.engine.pretrain import Pretraining
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
-from rayal.engine.trainset import task_of
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
+from rayal.engine.tasks import task_of
+from rayal.engine.workspace import Inputs
 from rayal.errors import NeedsError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
@@ -68,7 +66,7 @@ def outputs(project: Project) -> list[dict[str, Any]]:
 
 
 def pretraining(project: Project) -> Pretraining:
-    found = Pretraining.of(project)
+    found = Pretraining.of(project.workspace)
     assert found is not None
     return found
 

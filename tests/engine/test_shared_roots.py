@@ -12,9 +12,8 @@ import pytest
 from loop_cases import finish, picks_of
 from pools import pool_at_once, split
 
-from rayal.engine.driver import Project
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
 from rayal.engine.trainset import Training
 from rayal.errors import LabelError, NeedsError
 from rayal.evaluation.oracle import Oracle
@@ -62,7 +61,7 @@ def test_weights_that_another_project_dropped_are_trained_again(tmp_path: Path) 
     oracle.work(second)
     second.train(oracle.truth)
     oracle.work(second)
-    round = second._present_round()
+    round = second.begin()
     second.committee(round)  # and then it was killed
     drop_files(ledger, "a", keep="last")
     model = second.rounds()[round].outputs["train"]["model"]
@@ -82,8 +81,8 @@ def test_a_second_process_that_trains_the_same_member_loses_nothing(tmp_path: Pa
     project = Project.create(Ledger(tmp_path), "a", pool, spec())
     project.prepare()
     Oracle(pool).work(project)
-    project._present_round()
-    training = Training.of(project, project.ledger.resolved("a"), 0)
+    project.begin()
+    training = Training.of(project.workspace, project.ledger.resolved("a"), 0)
     one, other = training.store(0), training.store(0)
     for epoch in (1, 2):
         for store in (one, other):
@@ -102,7 +101,7 @@ def test_columns_that_another_project_is_about_to_read_stay(tmp_path: Path) -> N
     late = Project.create(ledger, "late", pool, spec(seeds=Seeds(query=1)))
     late.prepare()
     oracle.work(late)
-    late.committee(late._present_round())  # and there it waits: its columns are not scanned yet
+    late.committee(late.begin())  # and there it waits: its columns are not scanned yet
     finish(Project.create(ledger, "early", pool, spec(seeds=Seeds(query=0))))
     scanned = ledger.stage("early", 0, "scan")
     assert scanned is not None
@@ -153,7 +152,7 @@ def test_a_pool_that_grows_enters_with_the_next_round_and_a_killed_round_keeps_i
     oracle = Oracle(pool)
     project.prepare()
     oracle.work(project)
-    round = project._present_round()
+    round = project.begin()
     hash = project.committee(round).hash  # and then it was killed
     more = array_source(np.full((4, 3), 2.0), ["new"] * 4, ids=list("wxyz"))
     grown = Pool.ingest(tmp_path, "rows", [more])

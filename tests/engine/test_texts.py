@@ -13,13 +13,12 @@ import torch
 from loop_cases import finish
 from torch import Tensor, nn
 
-from rayal.engine.driver import Project
+from rayal.engine.checks import untrained
 from rayal.engine.embed import head_task
-from rayal.engine.scan import Scan, ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
-from rayal.engine.trainset import task_of, untrained
-from rayal.engine.vocabularies import vocabulary_of
+from rayal.engine.project import Project
+from rayal.engine.scan import Scan
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
+from rayal.engine.tasks import task_of, vocabulary_of
 from rayal.errors import NeedsError, PoolError, SettingsError
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run

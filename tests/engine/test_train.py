@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from rayal.engine.train import (
-    FolderStore,
-    NetworkSpec,
-    load_committee,
-    model_hash,
-    train_committee,
-)
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import FolderStore, TrainRequest, load_committee, train_committee
 from rayal.errors import StorageError
 from rayal.labels import ClassLabel
 from rayal.learners import (
@@ -86,36 +81,35 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def arguments(records: Records, **changes: Any) -> dict[str, Any]:
+def request(**changes: Any) -> TrainRequest:
     values: dict[str, Any] = {
         "learner": SHORT,
         "network": MLP,
         "task": TASK,
-        "data": rows(),
+        "labels": {"x": "a", "y": "b"},
+        "members": 2,
         "seed": 3,
         "round": 2,
-        "members": 2,
-        "hash": "cafe",
-        "store": records.store,
     }
-    return values | changes
+    return TrainRequest(**values | changes)
 
 
-def stored(records: Records, **changes: Any) -> dict[str, Any]:
-    """Return what loads the committee that ``arguments`` trains."""
-    values = arguments(records, **changes)
-    data, store, members = (values.pop(name) for name in ("data", "store", "members"))
-    stores = {member: store(member) for member in range(members)}
-    return {**values, "labels": len(data.labeled), "stores": stores}
+def trained(records: Records, progress: Any = None, **changes: Any) -> Committee:
+    return train_committee(request(**changes), rows(), records.store, progress=progress)
+
+
+def loaded(records: Records, **changes: Any) -> Committee:
+    """Load the committee that ``trained`` trains."""
+    wanted = request(**changes)
+    stores = {member: records.store(member) for member in range(wanted.members)}
+    return load_committee(wanted.learner, wanted.context(20), stores, "cafe")
 
 
 def test_a_committee_trains_saves_and_loads(tmp_path: Path) -> None:
     records = Records(tmp_path)
     threads, calls = torch.get_num_threads(), []
-    committee = train_committee(
-        **arguments(records), threads_per_model=1, progress=lambda *call: calls.append(call)
-    )
-    assert (committee.size, committee.n_outputs, committee.hash) == (2, 3, "cafe")
+    committee = trained(records, progress=lambda *call: calls.append(call))
+    assert (committee.size, committee.n_outputs, committee.hash) == (2, 3, request().hash)
     assert (committee.seed, committee.round, committee.task) == (3, 2, TASK)
     assert torch.get_num_threads() == threads
     assert calls == [("train", i, 18) for i in range(1, 19)]
@@ -126,17 +120,17 @@ def test_a_committee_trains_saves_and_loads(tmp_path: Path) -> None:
     data = rows()
     statistics = TASK.fit(data.labeled.rows.take(torch.arange(20)))
     assert equal(committee.statistics, statistics)
-    loaded = load_committee(**stored(records))
-    assert all(map(equal, weights(loaded), weights(committee)))
-    assert equal(loaded.statistics, statistics)
+    again = loaded(records)
+    assert all(map(equal, weights(again), weights(committee)))
+    assert equal(again.statistics, statistics)
     x = TASK.transform(data.labeled.rows.take(torch.arange(20)), statistics)
-    right = loaded.net(0)(x).argmax(dim=1) == data.labeled.targets
+    right = again.net(0)(x).argmax(dim=1) == data.labeled.targets
     assert right.double().mean() > 0.5
 
 
 def test_files_lie_where_they_are_recorded(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    train_committee(**arguments(records, members=1))
+    trained(records, members=1)
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == 3 and {f.parent for f in files} == {tmp_path / "projects/p/models"}
     assert [f.name.split("-")[:3] for f in files] == [["cafe", "0", str(e)] for e in (1, 2, 3)]
@@ -147,17 +141,17 @@ def test_files_lie_where_they_are_recorded(tmp_path: Path) -> None:
 def test_goes_on_after_a_kill_and_repeats_nothing_committed(
     kill: tuple[int, int], tmp_path: Path
 ) -> None:
-    whole = train_committee(**arguments(Records(tmp_path / "whole")))
+    whole = trained(Records(tmp_path / "whole"))
     records = Records(tmp_path / "killed", kill=kill)
     with pytest.raises(Killed):
-        train_committee(**arguments(records))
+        trained(records)
     with pytest.raises(StorageError, match=f"member {kill[0]} of model cafe is not trained"):
-        load_committee(**stored(records))
-    resumed = train_committee(**arguments(records))
+        loaded(records)
+    resumed = trained(records)
     assert all(map(equal, weights(resumed), weights(whole)))
     assert sorted(records.commits) == sorted(set(records.commits))
     done = len(records.commits)
-    assert all(map(equal, weights(train_committee(**arguments(records))), weights(whole)))
+    assert all(map(equal, weights(trained(records)), weights(whole)))
     assert len(records.commits) == done
 
 
@@ -172,7 +166,7 @@ def test_the_failpoint_lies_between_file_and_record(
         passed.append((name, files, len(records.commits)))
 
     monkeypatch.setattr("rayal.engine.train.failpoint", point)
-    train_committee(**arguments(records, members=1))
+    trained(records, members=1)
     assert passed == [("train.epoch", 1, 0), ("train.epoch", 2, 1), ("train.epoch", 3, 2)]
 
 
@@ -186,10 +180,10 @@ def test_threads_are_set_and_restored(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    train_committee(**arguments(records, members=1))
+    trained(records, members=1)
     (tmp_path / records.rows[0][1]).unlink()
     with pytest.raises(StorageError, match="is missing"):
-        load_committee(**stored(records, members=1))
+        loaded(records, members=1)
 
 
 @dataclass(frozen=True)
@@ -233,8 +227,8 @@ class Teacher(Learner):
 def test_a_learner_decides_which_networks_answer_and_adds_columns(tmp_path: Path) -> None:
     records = Records(tmp_path)
     learner = Teacher(steps=6, epoch_steps=2)
-    committee = train_committee(**arguments(records, learner=learner, members=1))
-    (nets,) = load_committee(**stored(records, learner=learner, members=1)).nets
+    committee = trained(records, learner=learner, members=1)
+    (nets,) = loaded(records, learner=learner, members=1).nets
     assert set(nets) == {"task", "head"}
     pretrained = TrainContext(
         TASK, {}, 20, 3, 6, seed=3, round=2, member=0, build=lambda s: MLP.build(TASK, CPU, s)
@@ -255,16 +249,7 @@ def test_a_learner_decides_which_networks_answer_and_adds_columns(tmp_path: Path
 
 
 def hashed(**changes: Any) -> str:
-    values: dict[str, Any] = {
-        "learner": SHORT,
-        "network": MLP,
-        "task": TASK,
-        "labels": {"x": "a", "y": "b"},
-        "members": 2,
-        "seed": 3,
-        "round": 2,
-    }
-    return model_hash(**values | changes)
+    return request(**changes).hash
 
 
 def test_the_hash_names_everything_that_weights_depend_on() -> None:
@@ -284,6 +269,15 @@ def test_the_hash_names_everything_that_weights_depend_on() -> None:
     ]
     assert len({hashed(), *(hashed(**change) for change in changes)}) == len(changes) + 1
     assert hashed(labels={"y": "b", "x": "a"}) == hashed()
+
+
+def test_a_field_that_does_not_say_how_it_enters_the_hash_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Grown(TrainRequest):
+        tail: int = 0
+
+    with pytest.raises(KeyError):
+        assert Grown(SHORT, MLP, TASK, {}, 1, 0, 0).hash
 
 
 def test_networks_are_built_by_seed() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayal.engine.trainset import check_spec
+from rayal.engine.checks import check_spec
 from rayal.errors import BudgetError
 from rayal.evaluation.protocol import run
 from rayal.ledger import Ledger

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from rayal.engine.driver import Project
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
 from rayal.errors import LabelError, PoolError, SettingsError
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.protocol import run
@@ -160,14 +159,14 @@ def test_balanced_sets_hold_each_class_equally(tmp_path: Path) -> None:
 
 WORK = """
 import sys
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.evaluation.oracle import Oracle
 project = Project.open(sys.argv[1], "p")
 Oracle(project.pool, noise=0.2).work(project, annotator=sys.argv[2], count=3, ttl=1.0)
 """
 HOLD_AND_DIE = """
 import os, signal, sys
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 project = Project.open(sys.argv[1], "p")
 assert len(project.lease(7, annotator="dead", ttl=1.0)) == 7
 os.kill(os.getpid(), signal.SIGKILL)

@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 
 from rayal.cli.app import main
-from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger

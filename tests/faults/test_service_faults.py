@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, truth: dict[str, str])
 
 def made(root: Path) -> Any:
     """Make the pool and the project of ``BODY`` in a storage root and open it."""
-    from rayal.engine.driver import Project
+    from rayal.engine.project import Project
     from rayal.pool.ingest import ingest
     from rayal.pool.readers.builtin import builtin
     from rayal.service.creation import create_project

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayal.engine.train import NetworkSpec, context, model_hash
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import TrainRequest, context
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledRows, Supervised, TensorRows, TrainContext, TrainData, TrainState
 from rayal.learners.loop import keyed
@@ -138,9 +139,9 @@ def test_a_frozen_encoder_is_in_no_group() -> None:
 def test_weights_count_by_their_contents_and_not_by_their_place(tmp_path: Path) -> None:
     def hash(file: Path) -> str:
         network = NetworkSpec("minilm", {"weights": str(file)})
-        return model_hash(
+        return TrainRequest(
             learner=PLAIN, network=network, task=TASK, labels={}, members=1, seed=0, round=0
-        )
+        ).hash
 
     places = [tmp_path / name for name in ("a.bin", "b.bin", "c.bin")]
     for place, contents in zip(places, (b"one", b"one", b"two"), strict=True):

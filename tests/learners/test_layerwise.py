@@ -14,7 +14,8 @@ from learner_cases import TASK, DirStore, Killed, same, tiny_context, tiny_data,
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import context
 from rayal.errors import NeedsError, ScoreError, SettingsError
 from rayal.labels import ClassLabel
 from rayal.learners import LayerwisePretrained, Supervised, TensorRows, TrainContext, fit

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import NetworkSpec
 from rayal.learners import Batches, Supervised, TrainContext, TrainData, TrainState
 from rayal.registry import learners
 from rayal.testing import LEARNER_CHECKS, Trial

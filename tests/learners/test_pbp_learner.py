@@ -10,7 +10,7 @@ import pytest
 import torch
 from learner_cases import DirStore, same
 
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import NetworkSpec
 from rayal.labels import NumberLabel
 from rayal.learners import LabeledRows, Supervised, TensorRows, TrainContext, TrainData, fit
 from rayal.models import build_network

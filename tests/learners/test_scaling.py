@@ -10,7 +10,8 @@ import torch
 from learner_cases import TASK
 from torch import nn
 
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import context
 from rayal.labels import ClassLabel
 from rayal.learners import Supervised, TensorRows
 from rayal.learners.scaling import ROWS, Scale, measure, take_in

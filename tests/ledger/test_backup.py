@@ -17,9 +17,8 @@ from postgres_server import PostgresServer
 from revision_cases import later
 from sklearn.datasets import load_digits
 
-from rayal.engine.driver import Project
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised
 from rayal.ledger import Ledger

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from rayal.engine.executor import RayOptions
-from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import NetworkSpec, ProjectSpec
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.protocol import run
 from rayal.learners import LayerwisePretrained, Supervised

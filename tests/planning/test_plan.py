@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from rayal.engine.driver import Project
-from rayal.engine.scan import SelectionOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
-from rayal.engine.trainset import untrained
+from rayal.engine.checks import untrained
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, SelectionOptions
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.ledger import Ledger

@@ -10,7 +10,7 @@ import pytest
 from number_cases import number_pool, number_spec
 
 from rayal.cli.local import export_csv, label_from
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.errors import LabelError
 from rayal.ledger import Ledger
 from rayal.registry import strategies

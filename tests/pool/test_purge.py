@@ -102,7 +102,7 @@ def test_what_is_forgotten_is_in_no_file_any_more(tmp_path: Path, kind: str) -> 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_purged_row_can_be_read_by_its_task(tmp_path: Path, kind: str) -> None:
-    from rayal.engine.trainset import task_of
+    from rayal.engine.tasks import task_of
 
     with Ledger(tmp_path) as ledger:
         ids = filled(ledger, kind, 12)

@@ -19,12 +19,13 @@ from loop_cases import finish, picks_of
 from pools import blob_pool, blob_rows, pool_of
 
 from rayal.engine.columns import open_tiles
-from rayal.engine.driver import Project
+from rayal.engine.evaluate import Evaluation
 from rayal.engine.executor import LOCAL, Executor, RayOptions
 from rayal.engine.pretrain import member_store
-from rayal.engine.scan import Evaluation, Scan, ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import FolderStore, NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.scan import Scan
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
+from rayal.engine.train import FolderStore
 from rayal.errors import ClusterError, RayalError, ScoreError, WorkerError
 from rayal.evaluation.oracle import Oracle
 from rayal.learners import Supervised, TrainContext, TrainState

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from rayal.engine.embed import embedding_hash
-from rayal.engine.scan import Scan, ScanOptions
-from rayal.engine.spec import ProjectSpec
-from rayal.engine.train import NetworkSpec, context, model_hash
+from rayal.engine.scan import Scan
+from rayal.engine.spec import NetworkSpec, ProjectSpec, ScanOptions
+from rayal.engine.train import TrainRequest, context
 from rayal.labels import ClassLabel, NumberLabel
 from rayal.learners import Learner, Supervised
 from rayal.models.backbone import BackboneSpec
@@ -53,10 +53,10 @@ def texts() -> TextTask:
 
 def model_hash_of(learner: Learner) -> str:
     """Return the hash of a model that differs from others in its learner alone."""
-    return model_hash(
+    return TrainRequest(
         learner=learner, network=MLP, task=ROWS, labels={"x": ["ant", "00"], "y": ["bee", "01"]},
         members=2, seed=3, round=1, unlabeled=(7, 11), reads="aa", pretrained="bb",
-    )  # fmt: skip
+    ).hash  # fmt: skip
 
 
 def columns_hash_of(strategy: Strategy, options: ScanOptions | None = None) -> str:

@@ -14,8 +14,7 @@ import pytest
 import stored_cases
 from stored_cases import columns_hash_of, model_hash_of, spec_of
 
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.spec import ProjectSpec, ScanOptions
 from rayal.learners import Supervised
 from rayal.registry import hashed_name, learners, strategies
 from rayal.strategies import Strategy

@@ -23,7 +23,7 @@ from service_cases import (
     work,
 )
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.spec import ProjectSpec
 from rayal.errors import (
     BudgetError,

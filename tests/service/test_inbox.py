@@ -28,7 +28,7 @@ from service_cases import (
     work,
 )
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.errors import ConflictError, PoolError, UnknownNameError
 from rayal.ledger import LabelEntry, Ledger
 from rayal.pool.ingest import locked

@@ -23,7 +23,7 @@ from service_cases import (
 )
 
 from rayal import select
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.errors import (
     NeedsError,
     PoolError,

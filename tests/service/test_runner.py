@@ -30,7 +30,7 @@ from service_cases import (
 )
 from sklearn.datasets import load_digits
 
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.versions import load
 from rayal.ledger import JobRow, LabelEntry, Ledger, Pick

@@ -13,7 +13,8 @@ from signal_cases import TABLE, ask, cnns, committee, images
 from torch import Tensor, nn
 
 from rayal import acquisition
-from rayal.engine.scan import Scan, ScanOptions
+from rayal.engine.scan import Scan
+from rayal.engine.spec import ScanOptions
 from rayal.errors import NeedsError, ScoreError
 from rayal.labels import ClassLabel
 from rayal.learners import Supervised

@@ -26,8 +26,7 @@ from sklearn.datasets import load_iris
 import rayal
 from rayal.acquisition import entropy, margin
 from rayal.cli.app import main
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledRows, Supervised, TensorRows, TrainContext, TrainData, fit
 from rayal.models.base import TaskNet

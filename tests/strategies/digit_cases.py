@@ -14,10 +14,8 @@ from pools import pool_at_once, split
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
 from rayal.learners import Supervised
 from rayal.ledger import Ledger
 from rayal.models.committee import Committee

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rayal
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.remember import recall
 from rayal.errors import NeedsError, SettingsError
 from rayal.learners import LabeledBatch, Supervised
@@ -391,7 +391,7 @@ def test_rounds_train_the_policy_and_credit_what_was_labeled(on: Project) -> Non
     ):
         own = stored["before"]["logit_mean"][step]
         assert torch.equal(stored["notes"]["mean"][found[slot]], own)
-    memory = recall(on, 1, committee_of(on, 1)).memory
+    memory = recall(on.workspace, 1, committee_of(on, 1)).memory
     assert memory["returns"][1] == 20 and set(memory) == {"seed", "policy", "optimizer", "returns"}
     first = LearnedPolicy(10, 16, on.spec.query_seed(0)).network(10).state_dict()
     assert all(not torch.equal(first[n], w) for n, w in memory["policy"].items() if "weight" in n)

@@ -20,7 +20,7 @@ from digit_cases import (
 from loop_cases import finish
 
 import rayal
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.remember import attached_columns, attached_rows
 from rayal.engine.trainset import Training
 from rayal.errors import NeedsError
@@ -52,11 +52,11 @@ def off(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def training(project: Project, round: int) -> Training:
     labels = project.ledger.resolved(project.name, project.ledger.rounds("p")[round].labels_seq)
-    return Training.of(project, labels, round)
+    return Training.of(project.workspace, labels, round)
 
 
 def test_a_pick_adds_its_twin_under_its_label_to_the_next_rounds_training(on: Project) -> None:
-    assert attached_rows(on, 0, {}) == (None, None)
+    assert attached_rows(on.workspace, 0, {}) == (None, None)
     labels = on.ledger.resolved("p")
     assert len(labels) == 60 + 20  # twins cost no label
     before, after = training(on, 0).data, training(on, 1).data
@@ -70,7 +70,7 @@ def test_a_pick_adds_its_twin_under_its_label_to_the_next_rounds_training(on: Pr
 
 
 def test_a_twin_is_its_item_across_the_boundary_of_the_model_that_chose(on: Project) -> None:
-    found = attached_columns(on, 0)
+    found = attached_columns(on.workspace, 0)
     assert found is not None
     made = found[1]
     assert list(made.ids) == items(on)
@@ -161,7 +161,7 @@ def test_killed_around_its_commit_a_round_attaches_once_and_the_same_bits(
         project.train(oracle.truth)
     project = finish(Project.open(tmp_path, "p"))
     assert picks(project) == picks(on)
-    ours, theirs = attached_columns(project, 0), attached_columns(on, 0)
+    ours, theirs = attached_columns(project.workspace, 0), attached_columns(on.workspace, 0)
     assert ours is not None and theirs is not None and ours[0] == theirs[0]
     assert all(torch.equal(ours[1][name], theirs[1][name]) for name in ("x", "distance"))
     assert project.rounds()[-1].metrics == on.rounds()[-1].metrics
@@ -169,7 +169,7 @@ def test_killed_around_its_commit_a_round_attaches_once_and_the_same_bits(
     assert len(files) == (2 if at == "commit_columns" else 1)  # one that nothing commits may lie
     removed = collect_files(project.ledger, dry_run=False, age=0.0)
     assert sum(name.startswith("attached/") for name in removed) == len(files) - 1
-    assert attached_columns(project, 0) is not None
+    assert attached_columns(project.workspace, 0) is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from scipy import stats
 
 import rayal
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import context
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel
 from rayal.learners import Supervised

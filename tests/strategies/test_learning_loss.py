@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rayal
-from rayal.engine.driver import Project
-from rayal.engine.train import NetworkSpec, context
+from rayal.engine.project import Project
+from rayal.engine.spec import NetworkSpec
+from rayal.engine.train import context
 from rayal.errors import NeedsError
 from rayal.labels import ClassLabel
 from rayal.learners import LabeledBatch, LabeledRows, Supervised, TensorRows, TrainData, TrainState

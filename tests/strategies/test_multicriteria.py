@@ -14,7 +14,7 @@ from digit_cases import PLAIN, committee_of, digit_spec, items, picks, pool_rows
 from torch import Tensor
 
 import rayal
-from rayal.engine.driver import Project
+from rayal.engine.project import Project
 from rayal.engine.remember import recall
 from rayal.learners import TrainContext, TrainData, TrainState
 from rayal.registry import strategies
@@ -242,7 +242,7 @@ def test_the_share_of_labeled_items_weighs_the_authors_form() -> None:
 
 def test_rounds_on_digits_remember_accuracies_that_do_not_saturate(tmp_path: Path) -> None:
     project = rounds_of(tmp_path / "one", MCADL(), rounds=3, keep="all")
-    memory = recall(project, 2, committee_of(project, 2)).memory
+    memory = recall(project.workspace, 2, committee_of(project, 2)).memory
     assert set(memory) == {"rows", "right", "last"}
     assert float(memory["rows"].sum()) == 0.5 * 20 + 20  # two batches of 20
     raw, y = pool_rows(project)
@@ -253,7 +253,7 @@ def test_rounds_on_digits_remember_accuracies_that_do_not_saturate(tmp_path: Pat
     with torch.inference_mode():
         x = committee.task.transform(raw[at], committee.statistics)
         right = committee.net(0).eval()(x).argmax(dim=1) == y[at]
-    first_memory = recall(project, 1, committee_of(project, 1)).memory
+    first_memory = recall(project.workspace, 1, committee_of(project, 1)).memory
     assert overall(first_memory) == pytest.approx(right.double().mean().item())
     assert overall(memory) < 0.9  # on its own training rows it is right everywhere
     selection = project.ledger.selection("p", 2)

@@ -14,7 +14,7 @@ from digit_cases import PLAIN, committee_of, items, picks, pool_rows, rounds_of
 from sklearn.linear_model import LogisticRegression
 
 import rayal
-from rayal.engine.train import NetworkSpec
+from rayal.engine.spec import NetworkSpec
 from rayal.errors import NeedsError
 from rayal.registry import strategies
 from rayal.strategies.multiview import (

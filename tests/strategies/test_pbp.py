@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from number_cases import number_pool, number_project, number_spec
 
-from rayal.engine.scan import ScanOptions
-from rayal.engine.train import NetworkSpec
-from rayal.engine.trainset import check_spec
+from rayal.engine.checks import check_spec
+from rayal.engine.spec import NetworkSpec, ScanOptions
 from rayal.errors import NeedsError, SettingsError
 from rayal.learners import Supervised
 from rayal.models import build_network

@@ -12,9 +12,8 @@ import torch
 from digit_cases import committee_of, items, picks, pool_rows, rounds_of
 
 import rayal
-from rayal.engine.driver import Project
-from rayal.engine.spec import Initial
-from rayal.engine.train import NetworkSpec
+from rayal.engine.project import Project
+from rayal.engine.spec import Initial, NetworkSpec
 from rayal.learners import LayerwisePretrained
 from rayal.registry import strategies
 from rayal.types import Columns

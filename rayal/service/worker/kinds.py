@@ -35,16 +35,16 @@ def work_round(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) ->
         LabelError: nothing is labeled, or no label is new.
         RayalError: as the stages say.
     """
-    from rayal.service.worker.round import ServedProject
+    from rayal.service.worker.round import ServedRounds
 
-    project = ServedProject(ledger, job.project, tell)
-    if not project.chosen:
-        if not len(project.pool):
+    rounds = ServedRounds(ledger, job.project, tell)
+    if not rounds.chosen:
+        if not len(rounds.project.pool):
             raise BudgetError(
                 f"project {job.project!r} has no items yet; push items, then close the round"
             )
-        return {"offered": project.choose_first()}
-    return project.work(options)
+        return {"offered": rounds.choose_first()}
+    return rounds.work(options)
 
 
 def ingest(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _Result:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from rayal.engine.embed import Inputs, embedded
+from rayal.engine.checks import check_spec
+from rayal.engine.embed import embedded
+from rayal.engine.evaluate import Truth, evaluate
 from rayal.engine.executor import LOCAL, Executor
-from rayal.engine.rounds import Report, Stages, Truth
+from rayal.engine.scan import scan_pool
+from rayal.engine.select import choose_initial, select
 from rayal.engine.spec import ProjectSpec
-from rayal.engine.summary import RoundSummary as RoundSummary
 from rayal.engine.train import train_committee
-from rayal.engine.trainset import Training, check_spec, task_of
+from rayal.engine.trainset import Training
+from rayal.engine.workspace import Inputs, Report, Workspace, silent
 from rayal.errors import LabelError, UnknownNameError
 from rayal.labels import Label
 from rayal.ledger import LabelEntry, LabelResult, Lease, Ledger, RoundRow
@@ -22,9 +26,29 @@ from rayal.models.committee import Committee
 from rayal.pool.files import drop_files
 from rayal.pool.reader import Pool
 from rayal.selection.threads import torch_threads
+from rayal.tasks import Task
 
 
-class Project(Stages):
+@dataclass(frozen=True)
+class RoundSummary:
+    """The work of a round so far.
+
+    Attributes:
+        round: 0, 1, ….
+        labels: labels that its model was trained on.
+        metrics: on the test items; empty until they are evaluated, or without test labels.
+        seconds: finished stage to wall seconds.
+        outputs: finished stage to its output.
+    """
+
+    round: int
+    labels: int
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+class Project:
     """One pool, one task, one strategy, and the ledger of its rounds.
 
     Args:
@@ -32,6 +56,8 @@ class Project(Stages):
         name: the project's name in it.
         report: called with (stage, done, total) while work goes on.
         executor: where the work runs; by default in this process.
+        spec: what its rounds do; by default what the ledger says.
+        record: extra fields of the prepare stage's record.
     """
 
     def __init__(
@@ -41,17 +67,12 @@ class Project(Stages):
         *,
         report: Report | None = None,
         executor: Executor = LOCAL,
+        spec: ProjectSpec | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
-        row = ledger.project(name)
-        self.ledger, self.name = ledger, name
-        self.root = Path(ledger.root)
-        self.spec = ProjectSpec.from_json(row.settings)
-        self.pool = Pool.open(self.root, row.pool)
-        self.task = task_of(self.pool, self.spec.task)
-        self.inputs = Inputs(self.pool, self.task)
-        self.executor = executor
-        self.noted: Mapping[str, Any] = {}  # what the prepare stage tells besides
-        self._report = report or (lambda stage, done, total: None)
+        means: Any = {"executor": executor, "report": report or silent, "spec": spec}
+        self._workspace = Workspace.open(ledger, name, **means)
+        self._record = dict(record or {})
 
     @classmethod
     def create(
@@ -101,6 +122,50 @@ class Project(Stages):
     def __exit__(self, *error: object) -> None:
         self.ledger.close()
 
+    @property
+    def workspace(self) -> Workspace:
+        """The project on the snapshot of the pool that its last call worked on."""
+        return self._workspace
+
+    @property
+    def ledger(self) -> Ledger:
+        """The storage root's ledger."""
+        return self._workspace.ledger
+
+    @property
+    def name(self) -> str:
+        """The project's name."""
+        return self._workspace.name
+
+    @property
+    def root(self) -> Path:
+        """The storage root."""
+        return self._workspace.root
+
+    @property
+    def spec(self) -> ProjectSpec:
+        """What its rounds do."""
+        return self._workspace.spec
+
+    @property
+    def pool(self) -> Pool:
+        """The snapshot of its pool."""
+        return self._workspace.pool
+
+    @property
+    def task(self) -> Task:
+        """The task of the pool's rows."""
+        return self._workspace.task
+
+    @property
+    def inputs(self) -> Inputs:
+        """The rows that networks see: the pool's, or their embeddings."""
+        return self._workspace.inputs
+
+    def work_on(self, executor: Executor) -> None:
+        """Let the rounds to come work on another executor."""
+        self._workspace = replace(self._workspace, executor=executor)
+
     # -- what an annotator sees ---------------------------------------------------------------
 
     def ask(self, count: int, *, annotator: str = "me", ttl: float | None = None) -> list[Lease]:
@@ -140,7 +205,7 @@ class Project(Stages):
             LabelError: a label does not fit the task.
             UnknownNameError: an item is not in the pool.
         """
-        self._reopen(None)
+        self._workspace = self._workspace.at()
         ids = list(labels)
         unknown = [i for i, there in zip(ids, self.pool.contains(ids), strict=True) if not there]
         if unknown:
@@ -157,12 +222,11 @@ class Project(Stages):
     @property
     def finished(self) -> bool:
         """Whether the last round has been evaluated, or nothing is left to choose."""
-        last = self.spec.rounds
-        rounds = self.ledger.rounds(self.name)
-        done = self.ledger.stage(self.name, rounds[-1].round, "select") if rounds else None
+        last, rounds = self.spec.rounds, self.ledger.rounds(self.name)
+        done = self._workspace.stage(rounds[-1].round, "select") if rounds else None
         if done is not None and done.output["picks"] == 0 and not self._grown(rounds[-1]):
             return True
-        return last is not None and self.ledger.stage(self.name, last, "evaluate") is not None
+        return last is not None and self._workspace.stage(last, "evaluate") is not None
 
     @property
     def waiting(self) -> bool:
@@ -177,8 +241,7 @@ class Project(Stages):
             ready: items offered beyond ``initial.count``, so that annotators have work while the
                 first round trains.
         """
-        if self.ledger.selection(self.name, INITIAL) is None:
-            self._choose_initial(chosen, ready)
+        choose_initial(self._workspace, chosen, ready=ready)
 
     def train(self, truth: Truth | None = None) -> RoundSummary:
         """Run the present round up to offering its picks; the last one ends after evaluation.
@@ -189,18 +252,65 @@ class Project(Stages):
         Raises:
             LabelError: nothing is labeled yet, or no label is new.
         """
-        round = self._present_round()
-        with torch_threads(self.spec.threads_per_model):
-            committee = self.committee(round)
-            self._evaluate(round, committee, truth)
-            if self.spec.rounds is None or round < self.spec.rounds:
-                scan, paths = self._scan(round, committee)
-                self._select(round, scan, paths)
-        drop_files(self.ledger, self.name, keep=self.spec.keep)
+        round = self.begin()
+        self.complete(round, self.committee(round), truth)
         return self.rounds()[-1]
 
+    def begin(self) -> int:
+        """Return the last round begun, until it has offered; then begin the next one.
+
+        Raises:
+            LabelError: nothing is labeled yet, or no label is new.
+        """
+        begun = self.ledger.rounds(self.name)
+        if begun and (self.finished or self._unfinished(begun[-1].round)):
+            return begun[-1].round
+        self._workspace = self._workspace.at()  # a pool that has grown enters with a new round
+        seq = self.ledger.labels_seq(self.name)
+        if not len(self._workspace.excluded("labeled")):
+            raise LabelError(f"project {self.name!r} has no labels yet; ask, label, then train")
+        if begun and seq == begun[-1].labels_seq and not self._grown(begun[-1]):
+            raise LabelError(
+                f"project {self.name!r} has no new labels since round {begun[-1].round}; label "
+                "some of the offered items first"
+            )
+        if begun:
+            self._close(begun[-1].round)
+        number = len(begun)
+        seeds = {"query": self.spec.query_seed(number), "model": self.spec.seeds.model}
+        self.ledger.begin_round(
+            self.name, number, snapshot=self.pool.snapshot, labels_seq=seq, seeds=seeds
+        )
+        return number
+
+    def committee(self, round: int) -> Committee:
+        """Return a begun round's committee: loaded as far as it is committed, else trained."""
+        with torch_threads(self.spec.threads_per_model):
+            begun = self._workspace.begun(round)
+            self._workspace = self._workspace.at(begun.snapshot)
+            if self.spec.backbone is not None:
+                self._workspace = embedded(self._workspace, round)
+            labels = self.ledger.resolved(self.name, begun.labels_seq)
+            training = Training.of(self._workspace, labels, round)
+            self._workspace.finish_once(round, "prepare", {**training.record, **self._record})
+            return self._trained(round, training)
+
+    def complete(self, round: int, committee: Committee, truth: Truth | None = None) -> None:
+        """Evaluate a round's committee, scan the pool with it and offer its picks.
+
+        Args:
+            round: the round.
+            committee: that was trained for it.
+            truth: labels of test items by id; by default those in the ledger, if all are there.
+        """
+        with torch_threads(self.spec.threads_per_model):
+            evaluate(self._workspace, round, committee, truth)
+            if self.spec.rounds is None or round < self.spec.rounds:
+                select(self._workspace, round, *scan_pool(self._workspace, round, committee))
+        drop_files(self.ledger, self.name, keep=self.spec.keep)
+
     def rounds(self) -> list[RoundSummary]:
-        """Return what each round did so far."""
+        """Return the summary of each round so far."""
         stages = self.ledger.stages(self.name)
         summaries = []
         for row in self.ledger.rounds(self.name):
@@ -217,42 +327,37 @@ class Project(Stages):
             )
         return summaries
 
-    def _present_round(self) -> int:
-        """Return the last round begun, until it has offered; then begin the next one."""
-        begun = self.ledger.rounds(self.name)
-        if begun and (self.finished or self._unfinished(begun[-1].round)):
-            return begun[-1].round
-        self._reopen(None)  # a pool that has grown enters with a new round
-        seq = self.ledger.labels_seq(self.name)
-        if not len(self.excluded("labeled")):
-            raise LabelError(f"project {self.name!r} has no labels yet; ask, label, then train")
-        if begun and seq == begun[-1].labels_seq and not self._grown(begun[-1]):
-            raise LabelError(
-                f"project {self.name!r} has no new labels since round {begun[-1].round}; label "
-                "some of the offered items first"
-            )
-        if begun:
-            self._close(begun[-1].round)
-        number = len(begun)
-        seeds = {"query": self.spec.query_seed(number), "model": self.spec.seeds.model}
-        self.ledger.begin_round(
-            self.name, number, snapshot=self.pool.snapshot, labels_seq=seq, seeds=seeds
+    def _trained(self, round: int, training: Training) -> Committee:
+        """Train or load the committee of a training set, and record that it is there."""
+        workspace = self._workspace
+        weights = training.weights()
+        started = time.perf_counter()
+        done = workspace.stage(round, "train")
+        committee = train_committee(
+            training.request,
+            training.data,
+            training.store,
+            columns=training.columns() if done is None else None,
+            weights=weights,
+            progress=workspace.report,
+            train=workspace.executor.train_members,
+            quorum=self.spec.quorum,
+            used=None if done is None else done.output.get("used"),
         )
-        return number
+        if done is None:
+            members = training.request.members
+            output = {"model": training.request.hash, "members": members}
+            if committee.members != tuple(range(members)):
+                output["used"] = list(committee.members)  # the others were lost
+            workspace.finish(round, "train", output, started=started)
+        return committee
 
     def _grown(self, begun: RoundRow) -> bool:
-        """Whether items have come to the pool since a round was begun."""
+        """Return whether items have come to the pool since a round was begun."""
         return self.ledger.snapshot(self.pool.name).number > begun.snapshot
 
-    def _reopen(self, snapshot: int | None) -> None:
-        """Work on a snapshot of the pool, the latest by default."""
-        pool = Pool.open(self.root, self.pool.name, snapshot)
-        if pool.snapshot != self.pool.snapshot:
-            self.pool, self.task = pool, task_of(pool, self.spec.task)
-            self.inputs = Inputs(self.pool, self.task)
-
     def _unfinished(self, round: int) -> bool:
-        return self.ledger.stage(self.name, round, "select") is None
+        return self._workspace.stage(round, "select") is None
 
     def _close(self, round: int) -> None:
         """Finish a round's label stage with what came in."""
@@ -260,33 +365,4 @@ class Project(Stages):
         states = self.ledger.states(self.name)
         picks = selection.picks if selection else ()
         labeled = sum(states.get(p.item) == "labeled" for p in picks)
-        self._stage_once(round, "label", {"labeled": labeled, "picks": len(picks)})
-
-    def committee(self, round: int) -> Committee:
-        """Return a begun round's committee: loaded as far as it is committed, else trained."""
-        begun = self.ledger.rounds(self.name)[round]
-        self._reopen(begun.snapshot)
-        labels = self.ledger.resolved(self.name, begun.labels_seq)
-        if self.spec.backbone is not None:
-            self.inputs = embedded(self, round)
-        training = Training.of(self, labels, round)
-        self._stage_once(round, "prepare", {**training.noted, **self.noted})
-        weights = training.weights()
-        started = time.perf_counter()
-        done = self.ledger.stage(self.name, round, "train")
-        committee = train_committee(
-            **training.arguments(),
-            columns=training.columns() if done is None else None,
-            weights=weights,
-            threads_per_model=self.spec.threads_per_model,
-            progress=self._report,
-            train=self.executor.train_members,
-            quorum=self.spec.quorum,
-            used=None if done is None else done.output.get("used"),
-        )
-        if done is None:
-            output = {"model": training.hash, "members": self.spec.committee_size}
-            if committee.members != tuple(range(self.spec.committee_size)):
-                output["used"] = list(committee.members)  # the others were lost
-            self.finish(round, "train", output, started)
-        return committee
+        self._workspace.finish_once(round, "label", {"labeled": labeled, "picks": len(picks)})

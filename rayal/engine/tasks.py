@@ -1,8 +1,12 @@
-"""The tokeniser of a pool's texts: made once for a snapshot, kept with the pool by its hash."""
+"""The task of a pool's items, with the tokeniser of its texts.
+
+A tokeniser is made once for a snapshot, and kept with the pool by its hash.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,13 +17,64 @@ from typing import Any
 import tokenizers
 
 from rayal.errors import SettingsError
+from rayal.labels import NumberLabel
 from rayal.pool.reader import Pool
 from rayal.pool.storage import TEMPORARY
+from rayal.tasks import Task, task_for
 from rayal.tasks.text import SIZE
 from rayal.tasks.vocabulary import KINDS, Vocabulary
 from rayal.types import FORMAT_VERSION, digest
 
 TRAINED_ON = 200_000  # texts: the first of the snapshot, whose order is that of their id keys
+
+
+def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
+    """Return the task of a pool's items.
+
+    Raises:
+        SettingsError: the pool has no classes and none are given, or kind or target do not fit.
+    """
+    given = dict(settings)
+    kind = given.pop("kind", None)
+    number = number_of(given, pool.info.get("label_kind"))
+    classes = given.pop("classes", None) or pool.classes or ()
+    for name in ("target", "low", "high"):
+        given.pop(name, None)
+    if not classes and number is None:
+        raise SettingsError(
+            f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}, "
+            "or predict a number: task: {target: number}"
+        )
+    payload = pool.payload
+    if payload.get("encoding") == "file" and "size" not in given:
+        given["example"] = pool.read(pool.parts[0]).slice(0, 1)
+    if payload["kind"] == "text":
+        given["words"] = vocabulary_of(pool, given)
+    return task_for(payload, kind=kind, classes=tuple(classes), number=number, **given)
+
+
+def number_of(settings: Mapping[str, Any], known: str | None) -> NumberLabel | None:
+    """Return the number that is predicted, with its bounds; None where classes are.
+
+    Args:
+        settings: of the task.
+        known: what the known labels of the pool are: class | number; None without labels.
+
+    Raises:
+        SettingsError: bounds of a number are given, and classes are predicted.
+    """
+    target = settings.get("target")
+    low, high = settings.get("low"), settings.get("high")
+    if target is None:
+        target = "number" if known == "number" and not settings.get("classes") else "class"
+    if target == "number":
+        return NumberLabel(-math.inf if low is None else low, math.inf if high is None else high)
+    if low is not None or high is not None:
+        raise SettingsError(
+            "task.low and task.high bound a number, and classes are predicted; leave them out, or "
+            "set task.target to number"
+        )
+    return None
 
 
 def vocabulary_of(pool: Pool, given: Mapping[str, Any]) -> Vocabulary:
