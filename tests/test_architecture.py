@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -91,23 +93,28 @@ def _forbidden(path: Path) -> list[str]:
 
 def test_there_are_no_circles() -> None:
     """Imports within functions and for types alone count too."""
-    names = {f"rayal.{module(path)}".replace("/", ".").removesuffix(".__init__") for path in FILES}
+    names = {dotted(path): path for path in FILES}
     graph = graphlib.TopologicalSorter[str]()
-    for path in FILES:
-        name = f"rayal.{module(path)}".replace("/", ".").removesuffix(".__init__")
-        graph.add(name, *(modules_of(path) & names - {name, "rayal"}))
+    for name, path in names.items():
+        graph.add(name, *(modules_of(path, names) - {name, "rayal"}))
     graph.prepare()  # raises graphlib.CycleError, which names the circle
 
 
-def modules_of(path: Path) -> set[str]:
-    """Return the modules that a file imports, and what may be modules of a package."""
-    names: set[str] = set()
+def dotted(path: Path) -> str:
+    return f"rayal.{module(path)}".replace("/", ".").removesuffix(".__init__")
+
+
+def modules_of(path: Path, names: Collection[str]) -> set[str]:
+    """Return those of some modules that a file imports."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in names else node.module)
+    return found & set(names)
 
 
 def test_every_room_has_rules() -> None:
@@ -154,3 +161,61 @@ def test_importing_rayal_is_light() -> None:
 def test_sizes() -> None:
     lines = {module(path): path.read_text().count("\n") for path in FILES}
     assert {name: count for name, count in lines.items() if count > 500} == {}
+    assert len(FILES) <= 265
+
+
+def test_stages_take_a_workspace() -> None:
+    """A project writes itself alone; what works for its rounds does not see it."""
+    inside = [p for p in FILES if module(p).startswith("engine/") and module(p) != "engine/project"]
+    takers = [
+        f"{module(path)}.{node.name}"
+        for path in inside
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+        if argument.annotation is not None and ast.unparse(argument.annotation) == "Project"
+    ]
+    assert takers == []
+
+
+def test_nobody_reads_what_is_private_to_another_module() -> None:
+    strange = [line for path in FILES for line in _private_reads(path)]
+    assert strange == []
+
+
+def _private_reads(path: Path) -> list[str]:
+    """Return the private names that a file reads and does not define."""
+    tree = ast.parse(path.read_text())
+    own, reads = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+            of = ast.unparse(node.value)
+            if node.attr not in {*own, "_asdict"} and of not in {
+                "self",
+                "cls",
+                "os",
+                "torch",
+                "ray",
+            }:
+                reads.append(f"{module(path)}: {of}.{node.attr}")
+    return reads
+
+
+def test_docstrings_open_with_what_a_thing_is() -> None:
+    opened = [line for path in FILES for line in _questions(path)]
+    assert opened == []
+
+
+def _questions(path: Path) -> list[str]:
+    """Return the modules and classes of a file whose docstring opens with a question word."""
+    tree = ast.parse(path.read_text())
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    texts = [ast.get_docstring(node) or "" for node in (tree, *classes)]
+    return [f"{module(path)}: {t[:50]}" for t in texts if re.match("(What|Whether|Which|How) ", t)]

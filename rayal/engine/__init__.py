@@ -1,1 +1,1 @@
-"""Pools, training and scanning: what runs over all items, in this process or on Ray."""
+"""The engine: a project's rounds, from training to selection, on any executor."""

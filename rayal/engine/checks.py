@@ -166,8 +166,8 @@ def refuse_large(spec: ProjectSpec, task: Task, *, most: int) -> None:
 def untrained(spec: ProjectSpec, task: Task) -> Committee:
     """Return a committee of the learner's fresh networks, which stand for every member."""
     place = torch.device(home_of(spec.scan.device))
-    made = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
+    networks = spec.learner.networks(context(spec.learner, spec.network, task, device=str(place)))
     statistics = task.fit(torch.zeros((1, *task.input_shape)))
     statistics |= task.fit_targets(torch.zeros(1))
-    nets = (made,) * spec.committee_size
+    nets = (networks,) * spec.committee_size
     return Committee(nets, task, statistics, "", 0, 0, spec.learner.extras)

@@ -50,10 +50,10 @@ def open_columns(path: Path) -> pa.Table:
             raise StorageError(f"{path} has {table.num_rows} rows, {file} has {len(column)}")
         table = table.append_column(name, column)
     narrow = _bf16_of(table.schema)
-    found = [field.name for field in table.schema if _is_bf16(field.type)]
-    if sorted(found) != sorted(narrow):
+    rounded = [field.name for field in table.schema if _is_bf16(field.type)]
+    if sorted(rounded) != sorted(narrow):
         raise StorageError(
-            f"{path} has 16-bit columns {found}, its metadata says that {narrow} are bf16; scan "
+            f"{path} has 16-bit columns {rounded}, its metadata says that {narrow} are bf16; scan "
             "the pool again, or restore the file from a backup"
         )
     return table
@@ -115,32 +115,32 @@ def rows_by_key(
         StorageError: an item is in none of the parts.
     """
     wanted = np.sort(keys)
-    found: list[npt.NDArray[Any]] = []
+    keys_found: list[npt.NDArray[Any]] = []
     values: dict[str, list[Tensor]] = {n: [] for n in names}
     for path in paths:
         for batch in open_columns(path).to_batches():
             here = np.asarray(batch.column("key").to_numpy(zero_copy_only=True))
             rows = np.flatnonzero(np.isin(here, wanted))
-            found.append(here[rows])
+            keys_found.append(here[rows])
             index = torch.from_numpy(rows)
             for name in names:
                 values[name].append(column_tensor(batch.column(name))[index])
-    here = np.concatenate(found) if found else np.zeros(0, np.uint64)
+    here = np.concatenate(keys_found) if keys_found else np.zeros(0, np.uint64)
     if len(here) != len(wanted) or key_sum(here) != key_sum(wanted):
         raise StorageError(f"{len(wanted) - len(here)} of {len(wanted)} items have no columns")
     order = np.argsort(here)
-    return {n: to_host(torch.cat(v))[order] for n, v in values.items()} if found else {}
+    return {n: to_host(torch.cat(v))[order] for n, v in values.items()} if keys_found else {}
 
 
 def ids_of(pool: Pool, keys: Keys) -> list[str]:
     """Return the ids of pool items by their keys, in the order of the keys."""
-    found: dict[int, str] = {}
+    ids: dict[int, str] = {}
     for part in pool.parts_of("pool"):
         table = pool.read(part)
         rows = np.flatnonzero(np.isin(table.column("key").to_numpy(), keys))
         taken = table.select(["key", "id"]).take(pa.array(rows))
-        found |= zip(taken["key"].to_pylist(), taken["id"].to_pylist(), strict=True)
-    return [found[int(key)] for key in keys]
+        ids |= zip(taken["key"].to_pylist(), taken["id"].to_pylist(), strict=True)
+    return [ids[int(key)] for key in keys]
 
 
 def column_tensor(array: pa.Array) -> Tensor:

@@ -35,7 +35,7 @@ _COPIED = ("id", "key", "content_hash")  # columns of the pool's parts that embe
 
 @dataclass(frozen=True, eq=False)
 class Embed:
-    """What a worker needs to embed one part.
+    """The work of embedding one part.
 
     Args:
         pool: the pool's snapshot.
@@ -73,7 +73,7 @@ class Embed:
         """Return float32 ``[N, D]``, from passes of one padded number of rows."""
         device = torch.device(self.options.device)
         backbone, bf16 = self.backbone.to(device), self.options.precision == "bf16"
-        made: Tensor | None = None
+        embeddings: Tensor | None = None
         for start in range(0, table.num_rows, self.options.batch):
             raw = self.task.decode(table.slice(start, self.options.batch))
             x = padded_rows(raw, self.options.width).to(device)
@@ -82,14 +82,14 @@ class Embed:
                 torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
             ):
                 rows = backbone(x)[: len(raw)].float().cpu()
-            if made is None:
-                made = torch.empty((table.num_rows, rows.shape[1]))
-            made[start : start + len(raw)] = rows
+            if embeddings is None:
+                embeddings = torch.empty((table.num_rows, rows.shape[1]))
+            embeddings[start : start + len(raw)] = rows
             _check_finite(rows, table, start)
             if report is not None:
                 report(len(raw))
-        assert made is not None  # a part has rows
-        return made
+        assert embeddings is not None  # a part has rows
+        return embeddings
 
 
 def embedding_hash(spec: ProjectSpec, task: Task) -> str:

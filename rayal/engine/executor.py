@@ -1,4 +1,4 @@
-"""Where the work runs: the three functions of an executor; Ray is imported when asked for.
+"""The executor: three functions that say where parts, members and shards are worked on.
 
 Whatever the executor, the same parts are scanned, the same members are trained and the same picks
 are made.
@@ -63,8 +63,8 @@ def start_shards(
     shares = [
         open_share(objective, paths[n::count], excluded, seed, device=device) for n in range(count)
     ]
-    held = [tiles for tiles in shares if tiles]
-    return LocalShards([Shard(objective, tiles, seed, threads=cores()) for tiles in held])
+    filled = [tiles for tiles in shares if tiles]
+    return LocalShards([Shard(objective, tiles, seed, threads=cores()) for tiles in filled])
 
 
 def open_share(
@@ -146,7 +146,7 @@ LOCAL = Executor("local", map_parts, train_members, start_shards)
 
 @dataclass(frozen=True)
 class RayOptions:
-    """How Ray is used.
+    """Options of Ray: which cluster, and what a worker gets of it.
 
     Args:
         address: ``local`` starts a cluster on this machine for the run and ends it; ``auto`` is

@@ -125,7 +125,7 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class NeighborColumns:
-    """Where the neighbours of a pool's items lie.
+    """Files with the neighbours of a pool's items.
 
     Attributes:
         paths: column parts with key, ``neighbors`` and ``neighbor_distances``, by part name.
@@ -218,9 +218,9 @@ def _commit(workspace: Workspace, round: int, job: Neighbors, missing: Sequence[
         workspace.report("neighbors", finished, total)
 
     threads = workspace.spec.threads_per_model
-    for made in workspace.executor.map_parts(job, missing, threads=threads, report=tick):
-        reconcile(of.pop(made.part), made)
-        row = ColumnsPart(job.name, made.part, made.file, made.rows, made.key_sum)
+    for result in workspace.executor.map_parts(job, missing, threads=threads, report=tick):
+        reconcile(of.pop(result.part), result)
+        row = ColumnsPart(job.name, result.part, result.file, result.rows, result.key_sum)
         commit_columns(workspace, round, row)
     if of:
         raise StorageError(f"nothing came back for parts {sorted(of)}; run the same again")
@@ -262,9 +262,9 @@ def _recall(
             for others, there in job.tiles(file):
                 block.meet(others, there, origin)
         batch = read_mapped(path).to_batches()[0]
-        found = batch.column("neighbors").flatten().to_numpy().reshape(-1, job.k)[:rows]
-        hits += sum(len(np.intersect1d(*pair)) for pair in zip(found, block.found, strict=True))
-        seen += found.size
+        near = batch.column("neighbors").flatten().to_numpy().reshape(-1, job.k)[:rows]
+        hits += sum(len(np.intersect1d(*pair)) for pair in zip(near, block.found, strict=True))
+        seen += near.size
     return {"measure": "recall", "value": hits / seen, "rows": seen // job.k}
 
 

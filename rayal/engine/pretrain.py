@@ -27,7 +27,7 @@ STAGE = "pretrain"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What is trained before the members of a round are.
+    """The training that comes before that of a round's members.
 
     Attributes:
         workspace: of the project.
@@ -143,4 +143,4 @@ def _read(store: FolderStore) -> Weights:
             f"pre-training {store.model} is not there to its end; run the same command again"
         )
     nets = stored.tree["nets"]
-    return {f"{net}.{name}": t for net, held in nets.items() for name, t in held.items()}
+    return {f"{net}.{name}": t for net, tensors in nets.items() for name, t in tensors.items()}

@@ -144,7 +144,7 @@ class Project:
 
     @property
     def spec(self) -> ProjectSpec:
-        """What its rounds do."""
+        """Settings of its rounds."""
         return self._workspace.spec
 
     @property
@@ -213,15 +213,17 @@ class Project:
                 f"{len(unknown)} of {len(ids)} items are not in pool {self.pool.name!r}, the "
                 f"first is {unknown[0]!r}; labels name items by the id they were ingested with"
             )
-        held = leases or {}
-        entries = [LabelEntry(i, self.task.labels.check(labels[i], i), held.get(i)) for i in ids]
+        lease_of = leases or {}
+        entries = [
+            LabelEntry(i, self.task.labels.check(labels[i], i), lease_of.get(i)) for i in ids
+        ]
         return self.ledger.label(self.name, annotator, entries)
 
     # -- rounds ---------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        """Whether the last round has been evaluated, or nothing is left to choose."""
+        """True once the last round is evaluated, or nothing is left to choose."""
         last, rounds = self.spec.rounds, self.ledger.rounds(self.name)
         done = self._workspace.stage(rounds[-1].round, "select") if rounds else None
         if done is not None and done.output["picks"] == 0 and not self._grown(rounds[-1]):
@@ -230,7 +232,7 @@ class Project:
 
     @property
     def waiting(self) -> bool:
-        """Whether offered items still want labels."""
+        """True while offered items want labels."""
         return bool(self.ledger.open_items(self.name))
 
     def prepare(self, chosen: Sequence[str] | None = None, *, ready: int = 0) -> None:

@@ -1,4 +1,10 @@
-"""What rounds pass on: columns that training reads, rows made of picks, and memory."""
+"""Values that a round leaves for later ones: columns to read, rows made of picks, and memory.
+
+A round's file of memory holds the memory with which its batch was chosen, the columns of the picks
+by the committee that chose, and what the objective noted. From these, the labels that came and the
+next committee, the next round computes its own memory: so nothing is kept anywhere else, and a
+round that was killed computes the same value again.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +61,8 @@ def hash_read(workspace: Workspace, round: int) -> str | None:
     if stage.output.get("labels") != digest(workspace.task.labels.to_json()):
         return None
     for part in workspace.ledger.columns(hash).values():
-        held = open_columns(workspace.root / part.file).column_names
-        return str(hash) if set(names) <= set(held) else None
+        stored = open_columns(workspace.root / part.file).column_names
+        return str(hash) if set(names) <= set(stored) else None
     return None
 
 
@@ -97,8 +103,8 @@ def columns_read(
             column = column_tensor(table.column(name).chunk(0))
             values[name].append(widened(column[torch.tensor(rows, dtype=torch.int64)]))
     order = torch.from_numpy(np.argsort(np.array(ids, dtype=object), kind="stable"))
-    made = {name: torch.cat(parts)[order] for name, parts in values.items()}
-    return Columns(made, [ids[i] for i in order.tolist()])
+    columns = {name: torch.cat(parts)[order] for name, parts in values.items()}
+    return Columns(columns, [ids[i] for i in order.tolist()])
 
 
 ROWS = "x"  # the column whose rows are trained on
@@ -128,12 +134,12 @@ def keep_attached(
     committee.move(place)
     raw = workspace.inputs.task.decode(workspace.inputs.pool.take(ids)).to(place)
     with evaluating(*committee.nets):
-        made = strategy.attach(committee, raw, ids)
-    if not len(made):
+        attached = strategy.attach(committee, raw, ids)
+    if not len(attached):
         return {}
-    _check(type(strategy).__name__, made, ids, raw)
+    _check(type(strategy).__name__, attached, ids, raw)
     file = f"{ATTACHED}/{workspace.name}/{hash}.{uuid.uuid4().hex[:8]}.arrow"
-    columns = {name: column_array(column) for name, column in made.items()}
+    columns = {name: column_array(column) for name, column in attached.items()}
     table = pa.table({"id": pa.array(ids, pa.large_string()), **columns})
     write_part(workspace.root / file, table, {"columns": hash})
     part = ColumnsPart(hash, ATTACHED, file, len(ids), key_sum(id_keys(ids)))
@@ -155,8 +161,8 @@ def attached_columns(workspace: Workspace, round: int) -> tuple[str, Columns] | 
     part = workspace.ledger.columns(hash)[ATTACHED]
     table = read_mapped(workspace.root / part.file).combine_chunks()
     names = [name for name in table.column_names if name != "id"]
-    made = {name: column_tensor(table.column(name).chunk(0)) for name in names}
-    return hash, Columns(made, table.column("id").to_pylist())
+    columns = {name: column_tensor(table.column(name).chunk(0)) for name in names}
+    return hash, Columns(columns, table.column("id").to_pylist())
 
 
 def attached_rows(
@@ -171,11 +177,11 @@ def attached_rows(
     """
     rows: list[tuple[str, str, Tensor]] = []
     for earlier in range(round):
-        found = attached_columns(workspace, earlier)
-        if found is not None and ROWS in found[1]:
-            hash, made = found
+        earlier_columns = attached_columns(workspace, earlier)
+        if earlier_columns is not None and ROWS in earlier_columns[1]:
+            hash, columns = earlier_columns
             rows += [
-                (item, hash, x) for item, x in zip(made.ids, made[ROWS], strict=True)
+                (item, hash, x) for item, x in zip(columns.ids, columns[ROWS], strict=True)
                 if item in labels
             ]  # fmt: skip
     if not rows:

@@ -182,7 +182,7 @@ def padded_rows(x: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ScannedPart:
-    """What a scanned part returns to the driver: nothing that grows with its rows.
+    """The result of a scanned part: nothing that grows with its rows.
 
     Attributes:
         part: the pool part.
@@ -279,12 +279,12 @@ class Scan:
         self.strategy.check(self.committee)
         for member in range(self.committee.size if self.options.compile else 0):
             check_compiles(self.committee.net(member))
-        given = {name for signal in self.signals for name in signal.names()}
+        named = {name for signal in self.signals for name in signal.names()}
         for name in (*self.strategy.carry, *self.strategy.context):
-            if name not in given:
+            if name not in named:
                 raise NeedsError(
                     f"{type(self.strategy).__name__} needs column {name!r}, which no signal "
-                    f"gives; the signals give {sorted(given)}"
+                    f"gives; the signals give {sorted(named)}"
                 )
 
     def part(self, part: Part, report: Callable[[int], None] | None = None) -> ScannedPart:
@@ -314,8 +314,8 @@ class Scan:
         """Compute the signals of decoded rows, write them as a piece and return its file."""
         rows = self.pool.read(part).slice(start, len(raw))
         ids, keys = rows.column("id").to_pylist(), rows.column("key").to_numpy()
-        made = signals_of(self.committee, self.signals, raw, ids, keys, options=self.options)
-        table = pa.table({name: column_array(column) for name, column in made.items()})
+        signals = signals_of(self.committee, self.signals, raw, ids, keys, options=self.options)
+        table = pa.table({name: column_array(column) for name, column in signals.items()})
         file = self._name(part, f"{start}.piece")
         write_part(Path(self.pool.root) / file, table, {"part": part.part})
         return file

@@ -101,8 +101,8 @@ def choose_items(
     """
     while True:
         with closing(request.open(objective)) as shards:
-            held = count(shards) if objective.share < 1.0 else request.rows
-            if held >= request.k:
+            candidates = count(shards) if objective.share < 1.0 else request.rows
+            if candidates >= request.k:
                 chosen = choose(
                     objective,
                     shards,
@@ -114,13 +114,13 @@ def choose_items(
                 )
                 break
         objective = wider(objective)
-    made = objective.approximation()
+    approximation = objective.approximation()
     rounded = any(set(bf16_columns(path)) & set(objective.needs) for path in request.paths[:1])
-    if made is None and not rounded:
+    if approximation is None and not rounded:
         return chosen, None
-    loss = None if made is None else _loss(request, objective, chosen)
-    named = {"precision": "bf16", **(made or {})} if rounded else made or {}
-    return chosen, {**named, "candidates": held, "of": request.rows, "loss": loss}
+    loss = None if approximation is None else _loss(request, objective, chosen)
+    named = {"precision": "bf16", **(approximation or {})} if rounded else approximation or {}
+    return chosen, {**named, "candidates": candidates, "of": request.rows, "loss": loss}
 
 
 def _loss(request: Request, objective: Objective, chosen: Chosen) -> dict[str, Any] | None:

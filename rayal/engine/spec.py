@@ -25,7 +25,7 @@ from rayal.types import Seeds, digest, later_fields, stated
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How the network is run over the pool; part of the columns' hash where it changes bits.
+    """Options of a network's run over the pool; part of the columns' hash where it changes bits.
 
     Args:
         batch: rows per forward pass. Every pass is padded to one number of rows, a multiple of
@@ -49,7 +49,7 @@ class ScanOptions:
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """How a joint choice holds the columns that it compares.
+    """Options of the columns that a joint choice compares.
 
     Args:
         precision: fp32, or bf16: embeddings are stored and held in half the bytes, rounded to 8

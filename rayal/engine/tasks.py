@@ -34,23 +34,23 @@ def task_of(pool: Pool, settings: Mapping[str, Any]) -> Task:
     Raises:
         SettingsError: the pool has no classes and none are given, or kind or target do not fit.
     """
-    given = dict(settings)
-    kind = given.pop("kind", None)
-    number = number_of(given, pool.info.get("label_kind"))
-    classes = given.pop("classes", None) or pool.classes or ()
+    options = dict(settings)
+    kind = options.pop("kind", None)
+    number = number_of(options, pool.info.get("label_kind"))
+    classes = options.pop("classes", None) or pool.classes or ()
     for name in ("target", "low", "high"):
-        given.pop(name, None)
+        options.pop(name, None)
     if not classes and number is None:
         raise SettingsError(
             f"pool {pool.name!r} has no known classes; name them: task: {{classes: [cat, dog]}}, "
             "or predict a number: task: {target: number}"
         )
     payload = pool.payload
-    if payload.get("encoding") == "file" and "size" not in given:
-        given["example"] = pool.read(pool.parts[0]).slice(0, 1)
+    if payload.get("encoding") == "file" and "size" not in options:
+        options["example"] = pool.read(pool.parts[0]).slice(0, 1)
     if payload["kind"] == "text":
-        given["words"] = vocabulary_of(pool, given)
-    return task_for(payload, kind=kind, classes=tuple(classes), number=number, **given)
+        options["words"] = vocabulary_of(pool, options)
+    return task_for(payload, kind=kind, classes=tuple(classes), number=number, **options)
 
 
 def number_of(settings: Mapping[str, Any], known: str | None) -> NumberLabel | None:
@@ -108,15 +108,15 @@ def vocabulary_of(pool: Pool, given: Mapping[str, Any]) -> Vocabulary:
     if path.is_file():
         return Vocabulary(path.read_text(encoding="utf-8"))
     texts = islice(_texts(pool), TRAINED_ON)
-    made = (
+    vocabulary = (
         Vocabulary.counted(model, texts)
         if model
         else Vocabulary.trained(texts, kind=kind, **settings)
     )
     waiting = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
-    waiting.write_text(made.stored, encoding="utf-8")
+    waiting.write_text(vocabulary.stored, encoding="utf-8")
     os.replace(waiting, path)
-    return made
+    return vocabulary
 
 
 def tokenizer_of(given: Mapping[str, Any]) -> tuple[str, str]:

@@ -164,7 +164,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the members of a committee have in common while they train.
+    """The training of a committee's members, as far as they have it in common.
 
     Args:
         learner: how a member is trained.

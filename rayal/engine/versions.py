@@ -32,7 +32,7 @@ _DIGITS = 6  # of probabilities
 
 @dataclass(frozen=True)
 class Answer:
-    """What a committee says of a row.
+    """The answer of a committee for a row.
 
     Attributes:
         label: the most probable class, or the mean of the number.
@@ -137,10 +137,12 @@ def answers(
     keys = rows.column("key").to_numpy()
     signal = prediction_of(committee.task.target)
     with torch_threads(threads):
-        (made,) = run_signals(committee, (signal,), rows, keys=keys, options=options).values()
+        (predictions,) = run_signals(
+            committee, (signal,), rows, keys=keys, options=options
+        ).values()
     if committee.task.target == "number":
-        return [Answer(mean, variance=v + noise) for mean, v, noise in made.tolist()]
-    probs = made.double().exp()
+        return [Answer(mean, variance=v + noise) for mean, v, noise in predictions.tolist()]
+    probs = predictions.double().exp()
     classes = committee.task.classes
     best = probs.argmax(dim=1).tolist()
     rounded = [tuple(round(p, _DIGITS) for p in row) for row in probs.tolist()]

@@ -98,7 +98,7 @@ class Workspace:
 
     @property
     def options(self) -> ScanOptions:
-        """How networks run over their inputs; heads go over cached embeddings tile by tile."""
+        """Options of a pass over the inputs; heads go over cached embeddings tile by tile."""
         tiles = self.spec.backbone is not None
         return replace(self.spec.scan, batch=TILE_ROWS) if tiles else self.spec.scan
 

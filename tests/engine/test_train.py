@@ -167,7 +167,8 @@ def test_the_failpoint_lies_between_file_and_record(
 
     monkeypatch.setattr("rayal.engine.train.failpoint", point)
     trained(records, members=1)
-    assert passed == [("train.epoch", 1, 0), ("train.epoch", 2, 1), ("train.epoch", 3, 2)]
+    epochs = [("train.epoch", 1, 0), ("train.epoch", 2, 1), ("train.epoch", 3, 2)]
+    assert passed == [("train.begin", 0, 0), *epochs]
 
 
 def test_threads_are_set_and_restored(tmp_path: Path) -> None:
