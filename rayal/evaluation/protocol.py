@@ -7,35 +7,27 @@ items, the initial weights and the batch order, so that their differences are pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rayal.engine.driver import Project
-from rayal.engine.scan import ScanOptions, SelectionOptions
-from rayal.engine.spec import Initial, ProjectSpec
-from rayal.engine.trainset import check_fits, check_initial, check_spec, number_of
-from rayal.errors import RayalError, SettingsError, nearest
+from rayal.engine.spec import spec_from
+from rayal.engine.trainset import check_spec, number_of
+from rayal.errors import RayalError, SettingsError
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
 from rayal.evaluation.founding import Founding
-from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
-from rayal.learners import Learner
 from rayal.ledger import Ledger
-from rayal.planning.feasible import refuse
-from rayal.planning.unread import tasks_beforehand
+from rayal.planning.feasible import check_beforehand, refuse
 from rayal.pool.from_settings import pool_of
 from rayal.pool.reader import Pool
-from rayal.registry import learners, strategies
-from rayal.settings.parameters import build
-from rayal.settings.run import Cell, LearnerSettings, Settings
-from rayal.tasks import Task
+from rayal.settings.run import Cell, Settings
 
 
 @dataclass(frozen=True)
@@ -105,44 +97,6 @@ def project_name(cell: Cell) -> str:
     return f"{cell.label}-{seeds_text(cell.seeds)}"
 
 
-def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
-    """Return what a cell's project is made of; raises SettingsError for what does not exist."""
-    where = f"strategy {cell.name!r}"
-    strategy = build(strategies[cell.name], cell.params, where=where)
-    return ProjectSpec(
-        network=network_of(settings.model, settings.task.kind),
-        backbone=backbone_of(settings.model),
-        learner=strategy.trained_by(_learner(settings.learner)),
-        strategy=strategy,
-        task=task_settings(settings),
-        members=settings.model.members,
-        quorum=settings.model.quorum,
-        threads_per_model=settings.model.threads_per_model,
-        initial=Initial(**settings.initial.model_dump()),
-        batch=settings.batch,
-        rounds=settings.rounds,
-        seeds=cell.seeds,
-        scan=ScanOptions(**settings.scan.model_dump()),
-        selection=SelectionOptions(**settings.selection.model_dump()),
-        shards=settings.shards,
-        keep=settings.keep,
-    )
-
-
-def _learner(chosen: LearnerSettings) -> Learner:
-    cls = learners[chosen.name]
-    recipe: dict[str, Any] = {}
-    if chosen.preset is not None:
-        if chosen.preset not in cls.presets:
-            raise SettingsError(
-                f"learner {chosen.name!r} has no preset {chosen.preset!r}; "
-                f"{nearest(chosen.preset, cls.presets)}"
-            )
-        recipe = dict(cls.presets[chosen.preset])
-    made: Learner = build(cls, recipe | chosen.params, where=f"learner {chosen.name!r}")
-    return made
-
-
 def _set_up(
     settings: Settings, root: Path, told: Observer
 ) -> tuple[Ledger, list[tuple[Cell, Project]]]:
@@ -153,8 +107,8 @@ def _set_up(
             "it to false"
         )
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
-    specs = [spec_of(settings, cell) for cell in cells]
-    _check_beforehand(settings, cells, specs)
+    specs = [spec_from(settings, cell) for cell in cells]
+    check_beforehand(settings, cells, specs)
     founding, ledger = Founding.of(root), Ledger(root)  # open from here on: others see it in use
     try:
         pools = _ingested(settings, cells, ledger, told)
@@ -198,30 +152,6 @@ def _check_oracle(settings: Settings, pool: Pool) -> None:
         raise SettingsError(
             "initial.balanced wants classes, and a number is predicted; set it to false"
         )
-
-
-def _check_beforehand(
-    settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
-) -> None:
-    """Check what needs no ingested pool: whether strategies get what they ask for."""
-    tasks = tasks_beforehand(settings, cells[0]) if cells else []
-    if not tasks:
-        return
-    alike = dict(zip((cell.label for cell in cells), specs, strict=True))
-    for spec in alike.values():
-        check_initial(spec)
-        _check_fits_one(tasks, spec)
-
-
-def _check_fits_one(tasks: Sequence[Task], spec: ProjectSpec) -> None:
-    """Raise what the first task refuses, unless one of the others takes the project."""
-    try:
-        check_fits(tasks[0], spec)
-    except RayalError:
-        for task in tasks[1:]:
-            with suppress(RayalError):
-                return check_fits(task, spec)
-        raise
 
 
 def _asked(settings: Settings, cell: Cell) -> bool:

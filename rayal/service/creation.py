@@ -25,10 +25,8 @@ from rayal.types import digest
 
 if TYPE_CHECKING:
     from rayal.engine.spec import ProjectSpec
-    from rayal.learners.base import Learner
 
 WEIGHTS = 500_000_000  # of a committee, that a client may ask for
-_NETWORKS = {"image": "small_cnn", "table": "mlp", "text": "kim_cnn"}
 
 
 def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixes) -> ProjectRow:
@@ -71,53 +69,15 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
 
 def spec_of(asked: ProjectBody) -> ProjectSpec:
     """Return what a project's rounds do; raises SettingsError for what is not registered."""
-    from rayal.engine.scan import ScanOptions
-    from rayal.engine.spec import Initial, ProjectSpec
-    from rayal.engine.train import NetworkSpec
+    from rayal.engine.spec import spec_from
     from rayal.registry import networks, strategies
-    from rayal.settings.parameters import build
 
-    network = asked.model.network or _NETWORKS[asked.task.kind]
-    for table, name in (
-        (networks, network),
-        (strategies, asked.strategy.name),
-        (strategies, asked.initial.strategy),
-    ):
-        if name not in table:
-            raise UnknownNameError(f"{table.kind} {name!r} does not exist; {nearest(name, table)}")
-    where = f"strategy {asked.strategy.name!r}"
-    strategy = build(strategies[asked.strategy.name], asked.strategy.params, where=where)
-    task = asked.task.model_dump(exclude={"features"}, exclude_none=True)
-    return ProjectSpec(
-        network=NetworkSpec(network, asked.model.params),
-        learner=strategy.trained_by(_learner(asked)),
-        strategy=strategy,
-        task=task,
-        members=asked.model.members,
-        threads_per_model=asked.model.threads_per_model,
-        initial=Initial(**asked.initial.model_dump()),
-        batch=asked.batch_size,
-        rounds=asked.rounds,
-        seeds=asked.seeds.seeds(),
-        scan=ScanOptions(**asked.scan.model_dump()),
-    )
-
-
-def _learner(asked: ProjectBody) -> Learner:
-    from rayal.registry import learners
-    from rayal.settings.parameters import build
-
-    name, preset = asked.learner.name, asked.learner.preset
-    if name not in learners:
-        raise UnknownNameError(f"learner {name!r} does not exist; {nearest(name, learners)}")
-    cls = learners[name]
-    if preset is not None and preset not in cls.presets:
-        raise SettingsError(
-            f"learner {name!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
-        )
-    recipe = {} if preset is None else dict(cls.presets[preset])
-    made: Learner = build(cls, recipe | asked.learner.params, where=f"learner {name!r}")
-    return made
+    named = [(strategies, asked.strategy.name), (strategies, asked.initial.strategy)]
+    if asked.model.network is not None:  # a run may name a factory as well
+        named.insert(0, (networks, asked.model.network))
+    for table, name in named:
+        table[name]  # raises UnknownNameError, which offers the nearest name
+    return spec_from(asked, asked.cell())
 
 
 def settings_of(

@@ -1,4 +1,4 @@
-"""The sizes of a run's pool, be it ingested, a source that nobody has read, or only imagined."""
+"""The pool of a plan, be it ingested, a source that nobody has read, or only imagined."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayal.engine.trainset import number_of
+from rayal.engine.embed import head_task
+from rayal.engine.spec import ProjectSpec
+from rayal.engine.trainset import number_of, untrained
 from rayal.engine.vocabularies import tokenizer_of
 from rayal.errors import PoolError
-from rayal.evaluation.networks import task_settings
 from rayal.ledger import Ledger, has_ledger
-from rayal.planning.feasible import embedded_rows, shape_of
-from rayal.planning.sizes import PoolShape
+from rayal.planning.demands import EmbeddingShape, embedding_shape
+from rayal.planning.sizes import ITEM, NetworkShape, PoolShape, network_shape
 from rayal.pool.from_settings import pool_name, pool_there, sources_of
 from rayal.pool.reader import Pool
 from rayal.pool.source import Source
@@ -47,8 +48,64 @@ class WhatIf:
     memory: int | None = None
 
 
-def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape, Task]:
-    """Return the sizes of a cell's pool, and its task, without ingesting anything.
+@dataclass(frozen=True)
+class PlannedPool:
+    """The pool that a plan is made for.
+
+    Attributes:
+        shape: its sizes.
+        task: how its rows are decoded, and what is predicted.
+        ingested: the pool itself, where it is there.
+    """
+
+    shape: PoolShape
+    task: Task
+    ingested: Pool | None = None
+
+    @classmethod
+    def of(cls, pool: Pool, task: Task) -> PlannedPool:
+        """Return a pool that is there, with its task."""
+        return cls(shape_of(pool, task.classes), task, pool)
+
+    def sizes(
+        self, spec: ProjectSpec, *, width: int | None = None
+    ) -> tuple[NetworkShape, EmbeddingShape | None]:
+        """Return the sizes of a project's network, and of its embeddings where it has a backbone.
+
+        Args:
+            spec: what the project's rounds do.
+            width: columns of the network's embedding instead of what it has.
+        """
+        task = head_task(spec, self.task)
+        network = network_shape(spec, task, untrained(spec, task), width=width)
+        return network, embedding_shape(spec, self.task, self.shape, self._embedded)
+
+    def _embedded(self, hash: str) -> int:
+        """Return the items, test included, that have embeddings of this hash already."""
+        if self.ingested is None:
+            return 0
+        with Ledger(self.ingested.root, create=False) as ledger:
+            done = ledger.columns(hash)
+        return sum(part.rows for part in self.ingested.parts if part.part in done)
+
+
+def shape_of(pool: Pool, classes: tuple[str, ...]) -> PoolShape:
+    """Return the sizes of a pool that is there; it has no classes where a number is predicted."""
+    files = sum(part.bytes for part in pool.parts)
+    rows = sum(part.rows for part in pool.parts)
+    return PoolShape(
+        rows=len(pool),
+        tests=pool.rows("test"),
+        item=max(1.0, files / max(1, rows) - ITEM),
+        payload=pool.payload,
+        classes=classes,
+        disk=pool.bytes_on_disk,
+        ingested=True,
+    )
+
+
+def planned_pool(settings: Settings, cell: Cell, given: WhatIf) -> PlannedPool:
+    """Return a cell's pool as far as it is known, without ingesting anything.
 
     Raises:
         PoolError: there is no such source and ``rows`` is not given, or its rows cannot be
@@ -59,14 +116,8 @@ def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape
         known = there.info.get("label_kind"), there.classes or _names(given.classes)
         shape = shape_of(there, _predicted(settings, *known))
         first = there.read(there.parts[0]).slice(0, 1)
-        return shape, _task(settings, shape, first)
+        return PlannedPool(shape, _task(settings, shape, first), there)
     return _unread(settings, given)
-
-
-def embedded_of(settings: Settings, cell: Cell, given: WhatIf, hash: str) -> int:
-    """Return the items of a cell's pool that have embeddings of this hash already."""
-    there = None if given.rows is not None else pool_here(settings, cell)
-    return 0 if there is None else embedded_rows(there, hash)
 
 
 def pool_here(settings: Settings, cell: Cell) -> Pool | None:
@@ -108,7 +159,7 @@ def tasks_beforehand(settings: Settings, cell: Cell) -> list[Task]:
     return [_task(settings, PoolShape(1, 0, 1.0, payload, c), first) for c in open_to]
 
 
-def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+def _unread(settings: Settings, given: WhatIf) -> PlannedPool:
     pool = settings.pool
     try:
         sources = sources_of(pool.model_copy(update={"test_share": 0.0}))
@@ -124,7 +175,7 @@ def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     classes = _predicted(settings, *known)
     held = sum(map(_resident, (pool.source, pool.test or "")))
     shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=held)
-    return shape, _task(settings, shape, first)
+    return PlannedPool(shape, _task(settings, shape, first))
 
 
 def _counted(pool: PoolSettings, sources: Sequence[Source], rows: int | None) -> tuple[int, int]:
@@ -170,7 +221,7 @@ def _resident(path: str) -> int:
     return Path(path).stat().st_size if path.endswith(".npy") else 0
 
 
-def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+def _imagined(settings: Settings, given: WhatIf) -> PlannedPool:
     """Return a pool that is nowhere: images of ``task.size``, else rows of ``width`` numbers."""
     classes = _predicted(settings, None, _names(given.classes))
     if settings.task.size is not None:
@@ -189,7 +240,7 @@ def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
             "for images, task.kind: text, or give --width for a table of numbers"
         )
     shape = PoolShape(given.rows or 0, 0, item, payload, classes)
-    return shape, _task(settings, shape, None)
+    return PlannedPool(shape, _task(settings, shape, None))
 
 
 def _predicted(
@@ -244,7 +295,7 @@ def _no_classes(source: str) -> PoolError:
 
 
 def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
-    given = task_settings(settings)
+    given = settings.task_options()
     kind = given.pop("kind", None)
     number = None if pool.classes else number_of({**given, "target": "number"}, None)
     for name in ("classes", "target", "low", "high"):
