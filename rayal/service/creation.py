@@ -20,6 +20,7 @@ from rayal.pool.push import create_empty
 from rayal.pool.reader import Pool
 from rayal.pool.readers import texts
 from rayal.service.bodies import PoolBody, ProjectBody, merged, parsed
+from rayal.service.settings import ServiceOptions
 from rayal.service.uris import Prefixes
 from rayal.types import digest
 
@@ -86,9 +87,10 @@ def settings_of(
     """Return what the ledger keeps: the spec, and what concerns annotators and the service."""
     labeling = asked.labeling.model_dump(exclude_none=True)
     labeling["lease_ttl"] = labeling.pop("lease_ttl_s")
-    auto = asked.auto.model_dump()
-    service = {**auto, "pushed": asked.pool is None, "request": dict(request)}
-    return {**spec.to_json(), "labeling": labeling, "service": service}
+    service = ServiceOptions(
+        **asked.auto.model_dump(), pushed=asked.pool is None, request=dict(request)
+    )
+    return {**spec.to_json(), "labeling": labeling, "service": service.to_json()}
 
 
 def _existing(ledger: Ledger, asked: ProjectBody) -> ProjectRow | None:
@@ -96,7 +98,7 @@ def _existing(ledger: Ledger, asked: ProjectBody) -> ProjectRow | None:
     if asked.name not in ledger.projects():
         return None
     row = ledger.project(asked.name)
-    known = row.settings.get("service", {}).get("request")
+    known = ServiceOptions.of(row).request
     if known is None or parsed(known) != asked:
         raise ConflictError(
             f"project {asked.name!r} exists with other settings; change them by PATCH, or choose "
@@ -211,8 +213,9 @@ def checked_patch(
             f"project {project!r} has version {row.version}, not {version}; read it again, and "
             "repeat the change on what it is now"
         )
-    old = parsed(row.settings["service"]["request"])
-    request = merged(row.settings["service"]["request"], _unshortened(body, old))
+    before = ServiceOptions.of(row).request or {}
+    old = parsed(before)
+    request = merged(before, _unshortened(body, old))
     new = parsed(request)
     _refuse_fixed(old, new, trained=bool(ledger.rounds(project)))
     spec = spec_of(new)

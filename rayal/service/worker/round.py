@@ -17,6 +17,7 @@ from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
 from rayal.ray_executor.open import open_executor
 from rayal.service.predictor import said
+from rayal.service.settings import ServiceOptions
 from rayal.service.worker.options import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
@@ -40,7 +41,7 @@ class ServedProject(Project):
         self._stage = ""
         self._round = INITIAL
         self._trained: tuple[int, Committee] | None = None
-        self.service: dict[str, Any] = ledger.project(name).settings.get("service", {})
+        self.service = ServiceOptions.of(ledger.project(name))
 
     @property
     def chosen(self) -> bool:
@@ -49,7 +50,7 @@ class ServedProject(Project):
 
     def choose_first(self) -> int:
         """Choose and offer the first items and the ready ones, and return how many."""
-        self.prepare(ready=int(self.service.get("ready", 0)))
+        self.prepare(ready=self.service.ready)
         chosen = self.ledger.selection(self.name, INITIAL)
         return len(chosen.picks) if chosen else 0
 
