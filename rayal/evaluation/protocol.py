@@ -32,7 +32,7 @@ from rayal.settings.run import Cell, Settings
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The results of a run.
 
     Attributes:
         folder: where its outputs lie.
@@ -63,32 +63,32 @@ def run(
         RayalError: for settings or data that do not fit; what this call made of a storage root
             without a ledger is removed again, unless another process has begun to use it.
     """
-    told = observer or Observer()
+    observer = observer or Observer()
     root = Path(settings.storage)
-    ledger, cells = _set_up(settings, root, told)
+    ledger, cells = _set_up(settings, root, observer)
     projects = [project for _, project in cells]
-    with ledger, executor_of(settings, projects, told.note) as executor:
+    with ledger, executor_of(settings, projects, observer.note) as executor:
         for project in projects:
             project.executor = executor
-        return _run(settings, cells, out or root, told)
+        return _run(settings, cells, out or root, observer)
 
 
 def _run(
-    settings: Settings, cells: Sequence[tuple[Cell, Project]], folder: Path, told: Observer
+    settings: Settings, cells: Sequence[tuple[Cell, Project]], folder: Path, observer: Observer
 ) -> Outcome:
     """Run cell after cell, and write the outputs after each."""
     waiting: dict[str, int] = {}
     tables = [tables_of(project, cell, settings.oracle) for cell, project in cells]
     for index, (cell, project) in enumerate(cells):
-        told.cell(cell, index, len(cells))
+        observer.cell(cell, index, len(cells))
         if settings.oracle.name == "hidden":
-            _simulate(project, settings, cell, told)
+            _simulate(project, settings, cell, observer)
         else:
             waiting |= _live(project)
         tables[index] = tables_of(project, cell, settings.oracle)
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
-        made: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
-        write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **made)
+        output: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
+        write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **output)
     return Outcome(folder, points, waiting, approximations(rounds), tuple(remarks(rounds)))
 
 
@@ -98,7 +98,7 @@ def project_name(cell: Cell) -> str:
 
 
 def _set_up(
-    settings: Settings, root: Path, told: Observer
+    settings: Settings, root: Path, observer: Observer
 ) -> tuple[Ledger, list[tuple[Cell, Project]]]:
     """Check everything that can be checked, ingest, and enter the projects."""
     if settings.oracle.name == "none" and settings.initial.balanced:
@@ -111,7 +111,7 @@ def _set_up(
     check_beforehand(settings, cells, specs)
     founding, ledger = Founding.of(root), Ledger(root)  # open from here on: others see it in use
     try:
-        pools = _ingested(settings, cells, ledger, told)
+        pools = _ingested(settings, cells, ledger, observer)
         both = [
             (cell, spec, pools[cell.seeds.pool]) for cell, spec in zip(cells, specs, strict=True)
         ]
@@ -119,7 +119,7 @@ def _set_up(
             check_spec(pool, spec)
         refuse(settings, [(spec, pool) for _, spec, pool in both])
         return ledger, [
-            (cell, Project.create(ledger, project_name(cell), pool, spec, report=told.stage))
+            (cell, Project.create(ledger, project_name(cell), pool, spec, report=observer.stage))
             for cell, spec, pool in both
         ]
     except RayalError:
@@ -128,7 +128,7 @@ def _set_up(
 
 
 def _ingested(
-    settings: Settings, cells: Sequence[Cell], ledger: Ledger, told: Observer
+    settings: Settings, cells: Sequence[Cell], ledger: Ledger, observer: Observer
 ) -> dict[int, Pool]:
     """Return the pool of each pool seed, ingested where it is not there."""
     pools: dict[int, Pool] = {}
@@ -137,7 +137,7 @@ def _ingested(
         if seed in pools:
             continue
         pools[seed] = pool_of(
-            settings.pool, ledger.root, seed=seed, progress=told.pool, ledger=ledger
+            settings.pool, ledger.root, seed=seed, progress=observer.pool, ledger=ledger
         )
         if settings.oracle.name == "hidden":
             _check_oracle(settings, pools[seed])
@@ -155,11 +155,11 @@ def _check_oracle(settings: Settings, pool: Pool) -> None:
 
 
 def _asked(settings: Settings, cell: Cell) -> bool:
-    """Whether a strategy was asked for by name: people do not label for a baseline unasked."""
+    """Return whether a strategy was asked for; people do not label for a baseline unasked."""
     return cell.label in {s.shown for s in settings.strategies} or not settings.strategies
 
 
-def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) -> None:
+def _simulate(project: Project, settings: Settings, cell: Cell, observer: Observer) -> None:
     """Let an oracle label until the last round is evaluated."""
     oracle = Oracle(
         project.pool,
@@ -176,10 +176,10 @@ def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) 
     while not project.finished:
         oracle.work(project)
         summary = project.train(oracle.truth)
-        told.round(cell, point_of(cell, summary))
+        observer.round(cell, point_of(cell, summary))
         warning = summary.outputs.get("scan", {}).get("warning")
         if warning is not None:
-            told.note(f"{project.name}, round {summary.round}: {warning}")
+            observer.note(f"{project.name}, round {summary.round}: {warning}")
 
 
 def _live(project: Project) -> dict[str, int]:

@@ -27,7 +27,7 @@ _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would need.
+    """The needs of a run.
 
     Attributes:
         record: pool, memory (bytes), disk (bytes), seconds and cells, as JSON has it.
@@ -38,18 +38,18 @@ class RunPlan:
     refusals: tuple[str, ...]
 
 
-def plan_run(settings: Settings, given: WhatIf, rates: Rates) -> RunPlan:
+def plan_run(settings: Settings, what_if: WhatIf, rates: Rates) -> RunPlan:
     """Return what a run of these settings would need; nothing is ingested or written.
 
     Args:
         settings: of the run.
-        given: what to assume instead of what there is.
+        what_if: assumptions instead of what there is.
         rates: of a core.
 
     Raises:
         PoolError: the pool is not there, and nothing says what it would be.
     """
-    place = place_of(settings, shards=given.shards, memory=given.memory)
+    place = place_of(settings, shards=what_if.shards, memory=what_if.memory)
     cells: list[dict[str, Any]] = []
     plans: list[tuple[CellPlan, int]] = []
     refusals: list[str] = []
@@ -57,8 +57,8 @@ def plan_run(settings: Settings, given: WhatIf, rates: Rates) -> RunPlan:
     for _, group in groupby(ordered, key=lambda cell: cell.label):
         alike = list(group)
         spec = spec_from(settings, alike[0])
-        pool = planned_pool(settings, alike[0], given)
-        net, embedding = pool.sizes(spec, width=given.width)
+        pool = planned_pool(settings, alike[0], what_if)
+        net, embedding = pool.sizes(spec, width=what_if.width)
         speed = _speed(spec, pool.task)
         plan = plan_cell(
             spec, pool.shape, net, place, rates=rates, speed=speed, embedding=embedding

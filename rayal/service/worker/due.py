@@ -1,4 +1,4 @@
-"""Which projects' rounds are due: enough new labels since the last one began, or nothing open."""
+"""Find the projects whose rounds are due: labels enough are new, or no item is open any more."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Due:
         """Return the projects whose next round is due now."""
         with reading(self._ledger.engine) as conn:
             states = [tuple(row) for row in conn.execute(_STATES)]
-        found = []
+        due_now = []
         for project, *state in states:
             last, begun, round, _ = state
             if (last or 0) <= (begun or 0) or self._seen.get(project) == tuple(state):
                 continue
             due = self._is_due(project, begun or 0, round)
             if due:
-                found.append(project)
+                due_now.append(project)
             elif due is False:
                 self._seen[project] = tuple(state)
-        return found
+        return due_now
 
     def _is_due(self, project: str, begun: int, round: int | None) -> bool | None:
-        """Whether it is due; None where that may change without a label or a new setting."""
+        """Return whether it is due; None where that may change without a label or a new setting."""
         row = self._ledger.project(project)
         last = row.settings.get("rounds")
         ended = None not in (last, round) and int(round or 0) >= int(last or 0)
