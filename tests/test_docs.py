@@ -29,7 +29,8 @@ from rayal.cli.app import app
 from rayal.cli.console import registry_json
 from rayal.cli.remote import remote
 from rayal.cli.serve import serve_settings
-from rayal.evaluation.protocol import run, spec_of
+from rayal.engine.spec import spec_from
+from rayal.evaluation.protocol import run
 from rayal.models.build import checked_parameters, find_factory
 from rayal.registry import strategies
 from rayal.service import creation
@@ -297,7 +298,7 @@ def _check_run(given: Mapping[str, Any]) -> None:
     """Check a run's settings as far as no data is needed: names, types and hyperparameters."""
     settings = load(given)
     for cell in settings.cells():
-        network = spec_of(settings, cell).network
+        network = spec_from(settings, cell).network
         if ":" not in network.name:
             checked_parameters(network.name, find_factory(network.name), network.params)
 

@@ -121,8 +121,8 @@ def plan(
 ) -> None:
     """Say what a run would need, memory, disk and seconds, and refuse what would not fit."""
     from rayal.cli.local import plan_settings, settings_of
+    from rayal.planning.pools import WhatIf
     from rayal.planning.runs import parse_size
-    from rayal.planning.unread import WhatIf
 
     settings = settings_of(config, set_ or (), None, None)
     room = None if memory is None else parse_size(memory)

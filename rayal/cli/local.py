@@ -25,9 +25,9 @@ from rayal.evaluation import report
 from rayal.evaluation.protocol import Outcome, run
 from rayal.ledger import Appearance, LabelRow, LeaseRow, Ledger
 from rayal.ledger.location import split
+from rayal.planning.pools import WhatIf
 from rayal.planning.runs import as_lines, plan_run
 from rayal.planning.seconds import Rates
-from rayal.planning.unread import WhatIf
 from rayal.pool.files import collect_files
 from rayal.pool.from_settings import pool_of, read_columns
 from rayal.pool.reader import Pool

@@ -1,4 +1,4 @@
-"""Specification of a project: one frozen value that is written to the ledger as JSON."""
+"""A project's spec: one frozen value, made of settings, and kept in the ledger as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rayal.errors import SettingsError, nearest
 from rayal.learners.base import Learner
 from rayal.models import build_network
 from rayal.models.backbone import BackboneSpec
@@ -18,6 +19,7 @@ from rayal.models.weights import weights_digest
 from rayal.registry import Table, learners, strategies
 from rayal.selection.tiles import PAD
 from rayal.settings.parameters import build
+from rayal.settings.run import Cell, LearnerSettings, ModelSettings, ProjectSettings
 from rayal.strategies.base import Strategy
 from rayal.tasks.base import Task
 from rayal.types import Seeds, digest, later_fields, stated
@@ -205,6 +207,73 @@ class ProjectSpec:
         values["scan"] = ScanOptions(**stored["scan"])
         values["selection"] = SelectionOptions(**stored.get("selection", {}))
         return cls(**values)
+
+
+def spec_from(settings: ProjectSettings, cell: Cell) -> ProjectSpec:
+    """Return the spec that settings make of a project: for runs, their plans, and the service.
+
+    Args:
+        settings: those of a run, or of a client's request.
+        cell: the project's strategy and seeds.
+
+    Raises:
+        SettingsError: a strategy, a learner or a preset does not exist, or a hyperparameter of one
+            is unknown or out of bounds.
+    """
+    model = settings.model
+    where = f"strategy {cell.name!r}"
+    strategy: Strategy = build(strategies[cell.name], cell.params, where=where)
+    options = settings.task_options()
+    return ProjectSpec(
+        network=_network(model, options.get("kind")),
+        backbone=_backbone(model),
+        learner=strategy.trained_by(_learner(settings.learner)),
+        strategy=strategy,
+        task=options,
+        members=model.members,
+        quorum=model.quorum,
+        threads_per_model=model.threads_per_model,
+        initial=Initial(**settings.initial.model_dump()),
+        batch=settings.batch,
+        rounds=settings.rounds,
+        seeds=cell.seeds,
+        scan=ScanOptions(**settings.scan.model_dump()),
+        selection=SelectionOptions(**settings.selection.model_dump()),
+        shards=settings.shards,
+        keep=settings.keep,
+    )
+
+
+_DEFAULTS = {"image": "small_cnn", "table": "mlp", "text": "kim_cnn"}  # networks, by task.kind
+_HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"widths": []},
+    "mlp": {"widths": [256], "dropout": 0.5},  # dropout, which some strategies ask for
+}
+
+
+def _network(model: ModelSettings, kind: str | None) -> NetworkSpec:
+    """Return the network that is trained: the chosen one, or the head of a backbone."""
+    if model.backbone is not None:
+        return NetworkSpec("mlp", _HEADS[model.head or "linear"])
+    return NetworkSpec(model.network or _DEFAULTS[kind or "image"], model.params)
+
+
+def _backbone(model: ModelSettings) -> BackboneSpec | None:
+    if model.backbone is None or model.weights is None:
+        return None
+    return BackboneSpec(model.backbone, model.weights, model.params)
+
+
+def _learner(settings: LearnerSettings) -> Learner:
+    cls, preset = learners[settings.name], settings.preset
+    if preset is not None and preset not in cls.presets:
+        raise SettingsError(
+            f"learner {settings.name!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
+        )
+    recipe = {} if preset is None else dict(cls.presets[preset])
+    where = f"learner {settings.name!r}"
+    learner: Learner = build(cls, recipe | settings.params, where=where)
+    return learner
 
 
 _PLAIN = SelectionOptions()

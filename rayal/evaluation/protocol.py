@@ -7,40 +7,33 @@ items, the initial weights and the batch order, so that their differences are pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rayal.engine.checks import check_fits, check_initial, check_spec
+from rayal.engine.checks import check_spec
 from rayal.engine.project import Project
-from rayal.engine.spec import Initial, ProjectSpec, ScanOptions, SelectionOptions
+from rayal.engine.spec import spec_from
 from rayal.engine.tasks import number_of
-from rayal.errors import RayalError, SettingsError, nearest
+from rayal.errors import RayalError, SettingsError
 from rayal.evaluation.curves import CurvePoint
 from rayal.evaluation.executors import executor_of
 from rayal.evaluation.founding import Founding
-from rayal.evaluation.networks import backbone_of, network_of, task_settings
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
-from rayal.learners import Learner
 from rayal.ledger import Ledger
-from rayal.planning.feasible import refuse
-from rayal.planning.unread import tasks_beforehand
+from rayal.planning.feasible import check_beforehand, refuse
 from rayal.pool.from_settings import pool_of
 from rayal.pool.reader import Pool
-from rayal.registry import learners, strategies
-from rayal.settings.parameters import build
-from rayal.settings.run import Cell, LearnerSettings, Settings
-from rayal.tasks import Task
+from rayal.settings.run import Cell, Settings
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The results of a run.
 
     Attributes:
         folder: where its outputs lie.
@@ -71,32 +64,32 @@ def run(
         RayalError: for settings or data that do not fit; what this call made of a storage root
             without a ledger is removed again, unless another process has begun to use it.
     """
-    told = observer or Observer()
+    observer = observer or Observer()
     root = Path(settings.storage)
-    ledger, cells = _set_up(settings, root, told)
+    ledger, cells = _set_up(settings, root, observer)
     projects = [project for _, project in cells]
-    with ledger, executor_of(settings, projects, told.note) as executor:
+    with ledger, executor_of(settings, projects, observer.note) as executor:
         for project in projects:
             project.work_on(executor)
-        return _run(settings, cells, out or root, told)
+        return _run(settings, cells, out or root, observer)
 
 
 def _run(
-    settings: Settings, cells: Sequence[tuple[Cell, Project]], folder: Path, told: Observer
+    settings: Settings, cells: Sequence[tuple[Cell, Project]], folder: Path, observer: Observer
 ) -> Outcome:
     """Run cell after cell, and write the outputs after each."""
     waiting: dict[str, int] = {}
     tables = [tables_of(project, cell, settings.oracle) for cell, project in cells]
     for index, (cell, project) in enumerate(cells):
-        told.cell(cell, index, len(cells))
+        observer.cell(cell, index, len(cells))
         if settings.oracle.name == "hidden":
-            _simulate(project, settings, cell, told)
+            _simulate(project, settings, cell, observer)
         else:
             waiting |= _live(project)
         tables[index] = tables_of(project, cell, settings.oracle)
         points, rounds, picks = (list(chain(*rows)) for rows in zip(*tables, strict=True))
-        made: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
-        write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **made)
+        output: dict[str, Any] = {"points": points, "rounds": rounds, "picks": picks}
+        write_outputs(folder, settings_yaml=settings.to_yaml(), versions=versions(), **output)
     return Outcome(folder, points, waiting, approximations(rounds), tuple(remarks(rounds)))
 
 
@@ -105,46 +98,8 @@ def project_name(cell: Cell) -> str:
     return f"{cell.label}-{seeds_text(cell.seeds)}"
 
 
-def spec_of(settings: Settings, cell: Cell) -> ProjectSpec:
-    """Return what a cell's project is made of; raises SettingsError for what does not exist."""
-    where = f"strategy {cell.name!r}"
-    strategy = build(strategies[cell.name], cell.params, where=where)
-    return ProjectSpec(
-        network=network_of(settings.model, settings.task.kind),
-        backbone=backbone_of(settings.model),
-        learner=strategy.trained_by(_learner(settings.learner)),
-        strategy=strategy,
-        task=task_settings(settings),
-        members=settings.model.members,
-        quorum=settings.model.quorum,
-        threads_per_model=settings.model.threads_per_model,
-        initial=Initial(**settings.initial.model_dump()),
-        batch=settings.batch,
-        rounds=settings.rounds,
-        seeds=cell.seeds,
-        scan=ScanOptions(**settings.scan.model_dump()),
-        selection=SelectionOptions(**settings.selection.model_dump()),
-        shards=settings.shards,
-        keep=settings.keep,
-    )
-
-
-def _learner(chosen: LearnerSettings) -> Learner:
-    cls = learners[chosen.name]
-    recipe: dict[str, Any] = {}
-    if chosen.preset is not None:
-        if chosen.preset not in cls.presets:
-            raise SettingsError(
-                f"learner {chosen.name!r} has no preset {chosen.preset!r}; "
-                f"{nearest(chosen.preset, cls.presets)}"
-            )
-        recipe = dict(cls.presets[chosen.preset])
-    made: Learner = build(cls, recipe | chosen.params, where=f"learner {chosen.name!r}")
-    return made
-
-
 def _set_up(
-    settings: Settings, root: Path, told: Observer
+    settings: Settings, root: Path, observer: Observer
 ) -> tuple[Ledger, list[tuple[Cell, Project]]]:
     """Check everything that can be checked, ingest, and enter the projects."""
     if settings.oracle.name == "none" and settings.initial.balanced:
@@ -153,11 +108,11 @@ def _set_up(
             "it to false"
         )
     cells = [c for c in settings.cells() if settings.oracle.name == "hidden" or _asked(settings, c)]
-    specs = [spec_of(settings, cell) for cell in cells]
-    _check_beforehand(settings, cells, specs)
+    specs = [spec_from(settings, cell) for cell in cells]
+    check_beforehand(settings, cells, specs)
     founding, ledger = Founding.of(root), Ledger(root)  # open from here on: others see it in use
     try:
-        pools = _ingested(settings, cells, ledger, told)
+        pools = _ingested(settings, cells, ledger, observer)
         both = [
             (cell, spec, pools[cell.seeds.pool]) for cell, spec in zip(cells, specs, strict=True)
         ]
@@ -165,7 +120,7 @@ def _set_up(
             check_spec(pool, spec)
         refuse(settings, [(spec, pool) for _, spec, pool in both])
         return ledger, [
-            (cell, Project.create(ledger, project_name(cell), pool, spec, report=told.stage))
+            (cell, Project.create(ledger, project_name(cell), pool, spec, report=observer.stage))
             for cell, spec, pool in both
         ]
     except RayalError:
@@ -174,7 +129,7 @@ def _set_up(
 
 
 def _ingested(
-    settings: Settings, cells: Sequence[Cell], ledger: Ledger, told: Observer
+    settings: Settings, cells: Sequence[Cell], ledger: Ledger, observer: Observer
 ) -> dict[int, Pool]:
     """Return the pool of each pool seed, ingested where it is not there."""
     pools: dict[int, Pool] = {}
@@ -183,7 +138,7 @@ def _ingested(
         if seed in pools:
             continue
         pools[seed] = pool_of(
-            settings.pool, ledger.root, seed=seed, progress=told.pool, ledger=ledger
+            settings.pool, ledger.root, seed=seed, progress=observer.pool, ledger=ledger
         )
         if settings.oracle.name == "hidden":
             _check_oracle(settings, pools[seed])
@@ -200,36 +155,12 @@ def _check_oracle(settings: Settings, pool: Pool) -> None:
         )
 
 
-def _check_beforehand(
-    settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
-) -> None:
-    """Check what needs no ingested pool: whether strategies get what they ask for."""
-    tasks = tasks_beforehand(settings, cells[0]) if cells else []
-    if not tasks:
-        return
-    alike = dict(zip((cell.label for cell in cells), specs, strict=True))
-    for spec in alike.values():
-        check_initial(spec)
-        _check_fits_one(tasks, spec)
-
-
-def _check_fits_one(tasks: Sequence[Task], spec: ProjectSpec) -> None:
-    """Raise what the first task refuses, unless one of the others takes the project."""
-    try:
-        check_fits(tasks[0], spec)
-    except RayalError:
-        for task in tasks[1:]:
-            with suppress(RayalError):
-                return check_fits(task, spec)
-        raise
-
-
 def _asked(settings: Settings, cell: Cell) -> bool:
-    """Whether a strategy was asked for by name: people do not label for a baseline unasked."""
+    """Return whether a strategy was asked for; people do not label for a baseline unasked."""
     return cell.label in {s.shown for s in settings.strategies} or not settings.strategies
 
 
-def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) -> None:
+def _simulate(project: Project, settings: Settings, cell: Cell, observer: Observer) -> None:
     """Let an oracle label until the last round is evaluated."""
     oracle = Oracle(
         project.pool,
@@ -246,10 +177,10 @@ def _simulate(project: Project, settings: Settings, cell: Cell, told: Observer) 
     while not project.finished:
         oracle.work(project)
         summary = project.train(oracle.truth)
-        told.round(cell, point_of(cell, summary))
+        observer.round(cell, point_of(cell, summary))
         warning = summary.outputs.get("scan", {}).get("warning")
         if warning is not None:
-            told.note(f"{project.name}, round {summary.round}: {warning}")
+            observer.note(f"{project.name}, round {summary.round}: {warning}")
 
 
 def _live(project: Project) -> dict[str, int]:

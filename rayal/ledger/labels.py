@@ -52,6 +52,13 @@ _HISTORY = (
     .where(labels.c.project == bindparam("project"), labels.c.seq > bindparam("since"))
     .order_by(labels.c.seq)
 )
+_NEW = (
+    select(func.count(labels.c.item.distinct()))
+    .join(items, (items.c.project == labels.c.project) & (items.c.item == labels.c.item))
+    .where(labels.c.project == bindparam("project"), labels.c.seq > bindparam("since"))
+    .where(labels.c.slot.is_not(None), labels.c.superseded_by.is_(None))
+    .where(items.c["round"].is_not(None))
+)
 
 
 class Labels(Store):
@@ -141,11 +148,13 @@ class Labels(Store):
             return [LabelRow(**row) for row in rows.mappings()]
 
     def new_labels(self, project: str, since: int) -> int:
-        """Return how many items got a label in a slot, or another one, after row ``since``."""
+        """Return how many offered items have a label in a slot that came after row ``since``.
+
+        Labels that were replaced or taken back since do not count, nor do those of items that were
+        never offered, such as imports and test items.
+        """
         with self._read(project) as conn:
-            later = (labels.c.project == project) & (labels.c.seq > since)
-            query = select(func.count(labels.c.item.distinct()))
-            return int(conn.scalar(query.where(later, labels.c.slot.is_not(None))) or 0)
+            return int(conn.scalar(_NEW, {"project": project, "since": since}) or 0)
 
 
 class _Clerk:

@@ -1,28 +1,64 @@
-"""Whether a run fits the memory of where it works, checked before it starts."""
+"""Refuse a run that cannot work: strategies that lack what they ask for, or too little memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rayal.engine.checks import untrained
-from rayal.engine.embed import head_task
+from rayal.engine.checks import check_fits, check_initial
 from rayal.engine.spec import ProjectSpec
 from rayal.engine.tasks import task_of
-from rayal.errors import ResourceError
-from rayal.ledger import Ledger
-from rayal.planning.demands import embedding_shape
+from rayal.errors import RayalError, ResourceError
 from rayal.planning.plan import BASE, Place, plan_cell, refusal
+from rayal.planning.pools import PlannedPool, tasks_beforehand
 from rayal.planning.seconds import machine_memory
-from rayal.planning.sizes import ITEM, PoolShape, network_shape
 from rayal.pool.reader import Pool
 from rayal.selection.threads import cores
-from rayal.settings.run import Settings
+from rayal.settings.run import Cell, Settings
+from rayal.tasks import Task
 
 # private bytes that come later: torch's own modules at a first training step (85 MB), torchvision,
 # scikit-learn, the report's matplotlib (measured together: 180 MB whatever the run)
 LATER = 180_000_000
+
+
+def check_beforehand(
+    settings: Settings, cells: Sequence[Cell], specs: Sequence[ProjectSpec]
+) -> None:
+    """Check what needs no ingested pool: that strategies get what they ask for.
+
+    A pool that is there already is checked with each project.
+
+    Args:
+        settings: of the run.
+        cells: its curves.
+        specs: what the project of each does.
+
+    Raises:
+        PoolError: the source does not exist or does not form a pool.
+        NeedsError: a strategy asks for what network and learner do not give.
+        SettingsError: network, learner or task do not fit the rows.
+    """
+    tasks = tasks_beforehand(settings, cells[0]) if cells else []
+    if not tasks:
+        return
+    alike = dict(zip((cell.label for cell in cells), specs, strict=True))
+    for spec in alike.values():
+        check_initial(spec)
+        _check_fits_one(tasks, spec)
+
+
+def _check_fits_one(tasks: Sequence[Task], spec: ProjectSpec) -> None:
+    """Raise what the first task refuses, unless one of the others takes the project."""
+    try:
+        check_fits(tasks[0], spec)
+    except RayalError:
+        for task in tasks[1:]:
+            with suppress(RayalError):
+                return check_fits(task, spec)
+        raise
 
 
 def refuse(settings: Settings, cells: Iterable[tuple[ProjectSpec, Pool]]) -> None:
@@ -50,20 +86,10 @@ def refuse(settings: Settings, cells: Iterable[tuple[ProjectSpec, Pool]]) -> Non
 
 
 def _refused(spec: ProjectSpec, pool: Pool, place: Place) -> str | None:
-    items = task_of(pool, spec.task)
-    task = head_task(spec, items)
-    net = network_shape(spec, task, untrained(spec, task))
-    shape = shape_of(pool, items.classes)
-    embedding = embedding_shape(spec, items, shape, lambda hash: embedded_rows(pool, hash))
-    plan = plan_cell(spec, shape, net, place, embedding=embedding)
-    return refusal(spec, shape, net, place, plan=plan, embedding=embedding)
-
-
-def embedded_rows(pool: Pool, hash: str) -> int:
-    """Return the items of a pool, test included, that have embeddings of this hash."""
-    with Ledger(pool.root, create=False) as ledger:
-        done = ledger.columns(hash)
-    return sum(part.rows for part in pool.parts if part.part in done)
+    planned = PlannedPool.of(pool, task_of(pool, spec.task))
+    net, embedding = planned.sizes(spec)
+    plan = plan_cell(spec, planned.shape, net, place, embedding=embedding)
+    return refusal(spec, planned.shape, net, place, plan=plan, embedding=embedding)
 
 
 def place_of(settings: Settings, *, shards: int | None = None, memory: int | None = None) -> Place:
@@ -95,18 +121,3 @@ def base_now() -> int:
         return BASE
     kinds = [line.split() for line in lines if line.startswith("RssAnon")]
     return int(kinds[0][1]) * 1024 + LATER if kinds else BASE
-
-
-def shape_of(pool: Pool, classes: tuple[str, ...]) -> PoolShape:
-    """Return the sizes of a pool that is there; it has no classes where a number is predicted."""
-    files = sum(part.bytes for part in pool.parts)
-    rows = sum(part.rows for part in pool.parts)
-    return PoolShape(
-        rows=len(pool),
-        tests=pool.rows("test"),
-        item=max(1.0, files / max(1, rows) - ITEM),
-        payload=pool.payload,
-        classes=classes,
-        disk=pool.bytes_on_disk,
-        ingested=True,
-    )

@@ -6,22 +6,18 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any
 
-from rayal.engine.checks import untrained
-from rayal.engine.embed import head_task
-from rayal.engine.spec import ProjectSpec
+from rayal.engine.spec import ProjectSpec, spec_from
 from rayal.errors import SettingsError
-from rayal.evaluation.protocol import spec_of
 from rayal.planning import demands
-from rayal.planning.demands import EmbeddingShape, embedding_shape
+from rayal.planning.demands import EmbeddingShape
 from rayal.planning.feasible import place_of
 from rayal.planning.plan import CellPlan, Place, plan_cell, refusal, size
+from rayal.planning.pools import PlannedPool, WhatIf, planned_pool
 from rayal.planning.seconds import RAY_START, Rates, Speed, embedding_time, speed_of
-from rayal.planning.sizes import PoolShape, network_shape
-from rayal.planning.unread import WhatIf, embedded_of, pool_shape
+from rayal.planning.sizes import PoolShape
 from rayal.settings.run import Cell, Settings
 from rayal.tasks import Task
 
@@ -31,7 +27,7 @@ _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would need.
+    """The needs of a run.
 
     Attributes:
         record: pool, memory (bytes), disk (bytes), seconds and cells, as JSON has it.
@@ -42,55 +38,49 @@ class RunPlan:
     refusals: tuple[str, ...]
 
 
-def plan_run(settings: Settings, given: WhatIf, rates: Rates) -> RunPlan:
+def plan_run(settings: Settings, what_if: WhatIf, rates: Rates) -> RunPlan:
     """Return what a run of these settings would need; nothing is ingested or written.
 
     Args:
         settings: of the run.
-        given: what to assume instead of what there is.
+        what_if: assumptions instead of what there is.
         rates: of a core.
 
     Raises:
         PoolError: the pool is not there, and nothing says what it would be.
     """
-    place = place_of(settings, shards=given.shards, memory=given.memory)
+    place = place_of(settings, shards=what_if.shards, memory=what_if.memory)
     cells: list[dict[str, Any]] = []
     plans: list[tuple[CellPlan, int]] = []
     refusals: list[str] = []
     ordered = sorted(settings.cells(), key=lambda cell: cell.label)
     for _, group in groupby(ordered, key=lambda cell: cell.label):
         alike = list(group)
-        spec = spec_of(settings, alike[0])
-        shape, items = pool_shape(settings, alike[0], given)
-        task = head_task(spec, items)
-        net = network_shape(spec, task, untrained(spec, task), width=given.width)
-        known = partial(embedded_of, settings, alike[0], given)
-        embedding = embedding_shape(spec, items, shape, known)
+        spec = spec_from(settings, alike[0])
+        pool = planned_pool(settings, alike[0], what_if)
+        net, embedding = pool.sizes(spec, width=what_if.width)
+        speed = _speed(spec, pool.task)
         plan = plan_cell(
-            spec, shape, net, place, rates=rates, speed=_speed(spec, items), embedding=embedding
+            spec, pool.shape, net, place, rates=rates, speed=speed, embedding=embedding
         )
-        text = refusal(spec, shape, net, place, plan=plan, embedding=embedding)
+        text = refusal(spec, pool.shape, net, place, plan=plan, embedding=embedding)
         refusals += [] if text is None else [text]
         plans.append((plan, len(alike)))
         cells.append(_row(alike, plan))
-    embed = _embedding(spec, shape, items, embedding, place=place)  # that of every cell
-    record = _record(settings, shape, place, plans, embed=embed)
+    embed = _embedding(spec, pool, embedding, place)  # that of every cell
+    record = _record(settings, pool.shape, place, plans, embed=embed)
     return RunPlan({**record, "cells": cells, "refusals": refusals}, tuple(refusals))
 
 
 def _embedding(
-    spec: ProjectSpec,
-    pool: PoolShape,
-    items: Task,
-    embedding: EmbeddingShape | None,
-    *,
-    place: Place,
+    spec: ProjectSpec, pool: PlannedPool, embedding: EmbeddingShape | None, place: Place
 ) -> tuple[int, float]:
     """Return the bytes of a pool's embeddings, and the seconds of those that are missing."""
     if embedding is None:
         return 0, 0.0
-    shared = math.ceil(pool.parts / place.workers) / pool.parts
-    row = embedding_time(spec, items) if embedding.missing else 0.0
+    parts = pool.shape.parts
+    shared = math.ceil(parts / place.workers) / parts
+    row = embedding_time(spec, pool.task) if embedding.missing else 0.0
     return embedding.disk, embedding.missing * row * shared
 
 

@@ -1,16 +1,16 @@
 """What a client may say of a project: the sections of a request, checked once, frozen.
 
-Only registered names get through. What can name code or files (``module:factory``, backbones and
-their weights, devices) is no key here, so it is refused as unknown.
+Only registered names get through. A section that a run's settings have too restricts theirs. What
+can name code or files (``module:factory``, backbones and their weights, devices) is fixed as a
+class variable there: it is no key any more, so it is refused as unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -21,8 +21,17 @@ from pydantic import (
 from rayal.errors import SettingsError
 from rayal.labels import ClassLabel, NumberLabel, number_label
 from rayal.settings.parameters import explain
-from rayal.settings.run import SeedSettings
-from rayal.settings.sections import Count, Named, Section, Text, Texts, key
+from rayal.settings.run import (
+    Cell,
+    InitialSettings,
+    LearnerSettings,
+    ModelSettings,
+    ScanSettings,
+    SeedSettings,
+    SelectionSettings,
+    StrategySettings,
+)
+from rayal.settings.sections import Count, Section, Text, Texts, key
 from rayal.settings.yamlfile import copied
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"
@@ -92,9 +101,14 @@ class TaskBody(Section):
         return ClassLabel(self.classes or ())
 
 
-class ModelBody(Section):
+class ModelBody(ModelSettings):
     """The networks that are trained."""
 
+    backbone: ClassVar[None] = None  # type: ignore[misc]
+    weights: ClassVar[None] = None  # type: ignore[misc]
+    frozen: ClassVar[bool] = False  # type: ignore[misc]
+    head: ClassVar[None] = None  # type: ignore[misc]
+    quorum: ClassVar[None] = None  # type: ignore[misc]
     network: Registered | None = key(
         None, "Registered network; null: small_cnn, kim_cnn or mlp, by task.kind."
     )
@@ -111,35 +125,33 @@ class ModelBody(Section):
         return given
 
 
-class LearnerBody(Named):
+class LearnerBody(LearnerSettings):
     """How one member is trained; further keys are the learner's hyperparameters."""
 
-    model_config = ConfigDict(extra="allow")
     name: Registered = key("supervised", "Registered learner.")
-    preset: Text | None = key(None, "Named recipe, which further keys override.")
 
 
-class StrategyBody(Named):
+class StrategyBody(StrategySettings):
     """How items are chosen; further keys are the strategy's hyperparameters."""
 
-    model_config = ConfigDict(extra="allow")
+    label: ClassVar[None] = None  # type: ignore[misc]
     name: Registered = Field(description="Registered strategy.")
 
 
-class InitialBody(Section):
+class InitialBody(InitialSettings):
     """The labels of round 0."""
 
+    balanced: ClassVar[bool] = False  # type: ignore[misc]
     strategy: Registered = key("random", "Registered strategy that chooses the first items.")
     count: Items = key(100, "Labels of round 0.")
 
 
-class ScanBody(Section):
+class ScanBody(ScanSettings):
     """How the committee runs over the pool."""
 
+    device: ClassVar[Literal["cpu"]] = "cpu"  # type: ignore[misc]
+    compile: ClassVar[bool] = False  # type: ignore[misc]
     batch: Annotated[int, Field(ge=1, le=4096)] = key(64, "Rows of one forward pass.")
-    precision: Literal["fp32", "bf16"] = key(
-        "fp32", "Number format of the forward passes: fp32 or bf16."
-    )
 
 
 class PoolBody(Section):
@@ -191,6 +203,9 @@ class AutoBody(Section):
 class ProjectBody(Section):
     """A project as a client asks for it."""
 
+    selection: ClassVar[SelectionSettings] = SelectionSettings()
+    keep: ClassVar[str] = "last"
+    shards: ClassVar[int] = 1
     name: Annotated[str, Field(pattern=NAME)] = Field(description="Letters, digits, '.', '_', '-'.")
     task: TaskBody = Field(description="What a row is, and what is predicted.")
     model: ModelBody = key(ModelBody(), "The networks that are trained.")
@@ -216,6 +231,20 @@ class ProjectBody(Section):
         LabelingBody(), "How many people label an item, and which label counts."
     )
     auto: AutoBody = key(AutoBody(), "When rounds begin by themselves.")
+
+    @property
+    def batch(self) -> int:
+        """Labels asked for in a round."""
+        return self.batch_size
+
+    def task_options(self) -> dict[str, Any]:
+        """Return the keys of the task that are set; a table's features belong to its pool."""
+        return self.task.model_dump(exclude={"features"}, exclude_none=True)
+
+    def cell(self) -> Cell:
+        """Return the strategy and the seeds, as a run's curves have them."""
+        name = self.strategy.name
+        return Cell(name, name, self.strategy.params, self.seeds.seeds())
 
 
 class QueryBody(Section):

@@ -20,15 +20,14 @@ from rayal.pool.push import create_empty
 from rayal.pool.reader import Pool
 from rayal.pool.readers import texts
 from rayal.service.bodies import PoolBody, ProjectBody, merged, parsed
+from rayal.service.settings import ServiceOptions
 from rayal.service.uris import Prefixes
 from rayal.types import digest
 
 if TYPE_CHECKING:
     from rayal.engine.spec import ProjectSpec
-    from rayal.learners.base import Learner
 
 WEIGHTS = 500_000_000  # of a committee, that a client may ask for
-_NETWORKS = {"image": "small_cnn", "table": "mlp", "text": "kim_cnn"}
 
 
 def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixes) -> ProjectRow:
@@ -71,51 +70,15 @@ def create_project(ledger: Ledger, body: Mapping[str, Any], *, prefixes: Prefixe
 
 def spec_of(asked: ProjectBody) -> ProjectSpec:
     """Return what a project's rounds do; raises SettingsError for what is not registered."""
-    from rayal.engine.spec import Initial, NetworkSpec, ProjectSpec, ScanOptions
+    from rayal.engine.spec import spec_from
     from rayal.registry import networks, strategies
-    from rayal.settings.parameters import build
 
-    network = asked.model.network or _NETWORKS[asked.task.kind]
-    for table, name in (
-        (networks, network),
-        (strategies, asked.strategy.name),
-        (strategies, asked.initial.strategy),
-    ):
-        if name not in table:
-            raise UnknownNameError(f"{table.kind} {name!r} does not exist; {nearest(name, table)}")
-    where = f"strategy {asked.strategy.name!r}"
-    strategy = build(strategies[asked.strategy.name], asked.strategy.params, where=where)
-    task = asked.task.model_dump(exclude={"features"}, exclude_none=True)
-    return ProjectSpec(
-        network=NetworkSpec(network, asked.model.params),
-        learner=strategy.trained_by(_learner(asked)),
-        strategy=strategy,
-        task=task,
-        members=asked.model.members,
-        threads_per_model=asked.model.threads_per_model,
-        initial=Initial(**asked.initial.model_dump()),
-        batch=asked.batch_size,
-        rounds=asked.rounds,
-        seeds=asked.seeds.seeds(),
-        scan=ScanOptions(**asked.scan.model_dump()),
-    )
-
-
-def _learner(asked: ProjectBody) -> Learner:
-    from rayal.registry import learners
-    from rayal.settings.parameters import build
-
-    name, preset = asked.learner.name, asked.learner.preset
-    if name not in learners:
-        raise UnknownNameError(f"learner {name!r} does not exist; {nearest(name, learners)}")
-    cls = learners[name]
-    if preset is not None and preset not in cls.presets:
-        raise SettingsError(
-            f"learner {name!r} has no preset {preset!r}; {nearest(preset, cls.presets)}"
-        )
-    recipe = {} if preset is None else dict(cls.presets[preset])
-    made: Learner = build(cls, recipe | asked.learner.params, where=f"learner {name!r}")
-    return made
+    named = [(strategies, asked.strategy.name), (strategies, asked.initial.strategy)]
+    if asked.model.network is not None:  # a run may name a factory as well
+        named.insert(0, (networks, asked.model.network))
+    for table, name in named:
+        table[name]  # raises UnknownNameError, which offers the nearest name
+    return spec_from(asked, asked.cell())
 
 
 def settings_of(
@@ -124,9 +87,10 @@ def settings_of(
     """Return what the ledger keeps: the spec, and what concerns annotators and the service."""
     labeling = asked.labeling.model_dump(exclude_none=True)
     labeling["lease_ttl"] = labeling.pop("lease_ttl_s")
-    auto = asked.auto.model_dump()
-    service = {**auto, "pushed": asked.pool is None, "request": dict(request)}
-    return {**spec.to_json(), "labeling": labeling, "service": service}
+    service = ServiceOptions(
+        **asked.auto.model_dump(), pushed=asked.pool is None, request=dict(request)
+    )
+    return {**spec.to_json(), "labeling": labeling, "service": service.to_json()}
 
 
 def _existing(ledger: Ledger, asked: ProjectBody) -> ProjectRow | None:
@@ -134,7 +98,7 @@ def _existing(ledger: Ledger, asked: ProjectBody) -> ProjectRow | None:
     if asked.name not in ledger.projects():
         return None
     row = ledger.project(asked.name)
-    known = row.settings.get("service", {}).get("request")
+    known = ServiceOptions.of(row).request
     if known is None or parsed(known) != asked:
         raise ConflictError(
             f"project {asked.name!r} exists with other settings; change them by PATCH, or choose "
@@ -250,8 +214,9 @@ def checked_patch(
             f"project {project!r} has version {row.version}, not {version}; read it again, and "
             "repeat the change on what it is now"
         )
-    old = parsed(row.settings["service"]["request"])
-    request = merged(row.settings["service"]["request"], _unshortened(body, old))
+    before = ServiceOptions.of(row).request or {}
+    old = parsed(before)
+    request = merged(before, _unshortened(body, old))
     new = parsed(request)
     _refuse_fixed(old, new, trained=bool(ledger.rounds(project)))
     spec = spec_of(new)

@@ -27,6 +27,7 @@ from rayal.pool.push import Pushed, push
 from rayal.pool.source import Role, Rows, Source
 from rayal.service.content import ContentLimits, PushedItem, Reader, shown
 from rayal.service.pools import opened, pool_of
+from rayal.service.settings import ServiceOptions
 from rayal.service.uris import Prefixes
 
 __all__ = ["PushedItem", "Pushed", "ContentLimits", "push_items", "content_of", "stage"]
@@ -215,7 +216,7 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 def _own_pool(ledger: Ledger, project: str) -> tuple[str, dict[str, Any]]:
     row = ledger.project(project)
-    if not row.settings.get("service", {}).get("pushed"):
+    if not ServiceOptions.of(row).pushed:
         raise ConflictError(
             f"project {project!r} works on pool {row.pool!r}, which was there before; items are "
             "added to it where it was ingested"

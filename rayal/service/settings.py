@@ -1,14 +1,16 @@
-"""Settings of the service: what ``rayal serve`` and a Serve configuration's ``args`` take."""
+"""Settings of the service: what ``rayal serve`` takes, and what it keeps with each project."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from rayal.errors import SettingsError
+from rayal.ledger import ProjectRow
 from rayal.service.limits import Limits
 from rayal.settings.parameters import explain
 from rayal.settings.sections import Count, Section, Text, key
@@ -121,3 +123,40 @@ def service_settings(given: Mapping[str, Any]) -> ServiceSettings:
         return ServiceSettings.model_validate(copied(given, tuple))
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error))) from None
+
+
+_AUTO = ("quorum", "ready", "start")
+_KEPT = (*_AUTO, "pushed", "request")
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """What the service keeps with a project beside its spec; a project of a run has none of it.
+
+    Args:
+        quorum: new labels that close a round; None: as many as are asked for.
+        ready: items that are offered beyond the first batch.
+        start: whether rounds begin by themselves.
+        pushed: whether the pool is the project's own, to which clients add items.
+        request: the body that the project was made of, with its changes; None where it was not
+            made over HTTP.
+        auto: those of quorum, ready and start that are stored, as answers show them.
+    """
+
+    quorum: int | None = None
+    ready: int = 0
+    start: bool = False
+    pushed: bool = False
+    request: Mapping[str, Any] | None = None
+    auto: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: ProjectRow) -> Self:
+        """Return the options that are stored with a project."""
+        stored: Mapping[str, Any] = row.settings.get("service", {})
+        values = {name: stored[name] for name in _KEPT if name in stored}
+        return cls(**values, auto={name: stored[name] for name in _AUTO if name in stored})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that is stored with a project."""
+        return {name: getattr(self, name) for name in _KEPT}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import yaml
 from pydantic import (
@@ -159,6 +159,7 @@ class TaskSettings(Section):
 
 
 BASELINE = "random"  # the strategy every run holds and every other is compared with
+_ENCODER = "minilm"  # the network, or backbone, that reads the tokens of its own tokenizer.json
 
 
 class ModelSettings(Section):
@@ -206,6 +207,19 @@ class ModelSettings(Section):
                 "`weights: random`: nothing is downloaded"
             )
         return self
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The ``tokenizer.json`` beside a sentence encoder's published weights, if it has them.
+
+        An encoder, frozen or trained on, reads the token ids of its own tokeniser.
+        """
+        weights: str | None = None
+        if self.backbone == _ENCODER:
+            weights = self.weights
+        elif self.network == _ENCODER and self.params.get("weights", "random") != "random":
+            weights = str(self.params["weights"])
+        return None if weights is None else str(Path(weights).with_name("tokenizer.json"))
 
 
 class LearnerSettings(Named):
@@ -288,6 +302,49 @@ class Cell(NamedTuple):
     seeds: Seeds
 
 
+class ProjectSettings(Protocol):
+    """The settings of which a project's spec is made: those of a run, or of a client's request."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The networks that are trained."""
+
+    @property
+    def learner(self) -> LearnerSettings:
+        """How one network is trained."""
+
+    @property
+    def initial(self) -> InitialSettings:
+        """The labels of round 0."""
+
+    @property
+    def batch(self) -> int:
+        """Labels asked for in a round."""
+
+    @property
+    def rounds(self) -> int | None:
+        """Batches asked for after the initial labels."""
+
+    @property
+    def scan(self) -> ScanSettings:
+        """How the committee is run over the pool."""
+
+    @property
+    def selection(self) -> SelectionSettings:
+        """How joint choices hold columns."""
+
+    @property
+    def keep(self) -> str:
+        """Columns and checkpoints that stay."""
+
+    @property
+    def shards(self) -> int:
+        """Holders of the columns in one process."""
+
+    def task_options(self) -> dict[str, Any]:
+        """Return the keys of the task that are set."""
+
+
 class Settings(Section):
     """All settings of a run; read them with ``load``."""
 
@@ -340,6 +397,13 @@ class Settings(Section):
             if n > 1:
                 raise SettingsError(f"seeds: {seeds} stands {n} times; repetitions must differ")
         return self
+
+    def task_options(self) -> dict[str, Any]:
+        """Return the keys of the task that are set, and the tokeniser that its network reads."""
+        options = self.task.model_dump(exclude_none=True)
+        if self.model.tokenizer is not None:
+            options.setdefault("tokenizer", self.model.tokenizer)
+        return options
 
     def cells(self) -> list[Cell]:
         """Return the curves to run, seed by seed; a baseline that is not listed comes first."""

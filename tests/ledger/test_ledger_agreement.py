@@ -358,7 +358,7 @@ def test_an_import_needs_nobody_to_agree_with_until_it_is_offered(ledger: Ledger
     assert ledger.resolved("p", 1) == {"new": 1}
 
 
-def test_new_labels_are_counted_by_item(ledger: Ledger) -> None:
+def test_new_labels_are_counted_by_offered_item(ledger: Ledger) -> None:
     make(ledger, labels_per_item=2)
     say(ledger, "ann", 1)
     say(ledger, "bob", 2)
@@ -368,6 +368,11 @@ def test_new_labels_are_counted_by_item(ledger: Ledger) -> None:
     assert ledger.new_labels("p", 2) == 0
     say(ledger, "bob", 3)
     assert ledger.new_labels("p", 2) == 1
+    say(ledger, "ann", 1, item="import")  # which was never offered
+    assert ledger.new_labels("p", 0) == 1
+    assert ledger.resolved("p")["import"] == 1
+    ledger.retract("p", "bob", "a")
+    assert (ledger.new_labels("p", 0), ledger.new_labels("p", 2)) == (1, 0)
 
 
 # -- leases ----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from rayal.evaluation.oracle import Oracle
 from rayal.learners import LayerwisePretrained, Supervised
 from rayal.ledger import Ledger
 from rayal.planning import demands
-from rayal.planning.feasible import shape_of
 from rayal.planning.plan import WORKER, Place, listed, plan_cell, refusal, size
+from rayal.planning.pools import shape_of
 from rayal.planning.seconds import Rates, Speed
 from rayal.planning.sizes import NetworkShape, PoolShape, network_shape
 from rayal.pool import write_parts as place

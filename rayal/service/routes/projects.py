@@ -17,6 +17,7 @@ from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Cursor, Limit, ProjectName
 from rayal.service.schemas.projects import ProjectInfo, ProjectPage, ProjectSummary
+from rayal.service.settings import ServiceOptions
 from rayal.settings.yamlfile import copied
 
 routes = Section("projects")
@@ -112,7 +113,7 @@ def change_project(
         raise ProblemError(
             "precondition-required", "send If-Match with the ETag that GET has given"
         )
-    if "request" not in call.project(project).settings.get("service", {}):
+    if ServiceOptions.of(call.project(project)).request is None:
         raise ProblemError("conflict", "the project was not made over HTTP; change it where it was")
     version = int(if_match.strip('"'))
     write = checked_patch(call.backend.ledger, project, dict(body.items()), version=version)
@@ -145,7 +146,7 @@ def _info(call: Call, row: ProjectRow) -> ProjectInfo:
         pool=row.pool,
         items=len(pool_of(ledger, name, ())),
         settings={n: v for n, v in row.settings.items() if n != "service"}
-        | {"auto": _auto(row.settings)},
+        | {"auto": dict(ServiceOptions.of(row).auto)},
         labels=call.backend.labels(row).to_json(),
         counts=ledger.counts(name),
         ready=ledger.ready(name),
@@ -153,8 +154,3 @@ def _info(call: Call, row: ProjectRow) -> ProjectInfo:
         job=waiting[0] if waiting else None,
         created_at=row.created,
     )
-
-
-def _auto(settings: dict[str, Any]) -> dict[str, Any]:
-    given = settings.get("service", {})
-    return {name: given[name] for name in ("quorum", "ready", "start") if name in given}

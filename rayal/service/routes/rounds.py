@@ -136,7 +136,8 @@ def close_round(call: Here, project: ProjectName, body: CloseBody) -> Answer:
     While one is closing, its job is returned.
     """
     ledger = call.backend.ledger
-    new = _new_labels(call, project)
+    begun = ledger.rounds(project)
+    new = ledger.new_labels(project, begun[-1].labels_seq if begun else 0)
     if body.min_labels is not None and new < body.min_labels:
         raise ProblemError(
             "conflict", f"{new} labels are new, fewer than min_labels = {body.min_labels}"
@@ -233,14 +234,6 @@ def _last_job(call: Call, project: str) -> JobRow | None:
     return last
 
 
-def _new_labels(call: Call, project: str) -> int:
-    """Return how many present labels came after the last round began."""
-    begun = call.backend.ledger.rounds(project)
-    since = begun[-1].labels_seq if begun else 0
-    rows = _labels(call, project, since)
-    return sum(row.superseded_by is None and row.slot is not None for row in rows)
-
-
 def _waits(call: Call, project: str) -> bool:
     """Return whether a round can begin only with new labels: the first choice or last one is made.
 
@@ -253,8 +246,9 @@ def _waits(call: Call, project: str) -> bool:
     return ledger.stage(project, begun[-1].round, "select") is not None
 
 
-def _labels(call: Call, project: str, since: int = 0) -> Iterator[LabelRow]:
-    """Yield the history after a row, page by page."""
+def _labels(call: Call, project: str) -> Iterator[LabelRow]:
+    """Yield the history, page by page."""
+    since = 0
     while page := call.backend.ledger.labels(project, since=since, limit=1000):
         yield from page
         since = page[-1].seq

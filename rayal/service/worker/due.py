@@ -1,14 +1,15 @@
-"""Which projects' rounds are due: enough new labels since the last one began, or nothing open."""
+"""Find the projects whose rounds are due: labels enough are new, or no item is open any more."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from rayal.ledger import Ledger, ProjectRow
 from rayal.ledger.database import reading
-from rayal.ledger.schema import items, jobs, labels, projects, rounds
+from rayal.ledger.schema import jobs, labels, projects, rounds
+from rayal.service.settings import ServiceOptions
 
 
 class Due:
@@ -32,54 +33,39 @@ class Due:
         """Return the projects whose next round is due now."""
         with reading(self._ledger.engine) as conn:
             states = [tuple(row) for row in conn.execute(_STATES)]
-        found = []
+        due_now = []
         for project, *state in states:
             last, begun, round, _ = state
             if (last or 0) <= (begun or 0) or self._seen.get(project) == tuple(state):
                 continue
             due = self._is_due(project, begun or 0, round)
             if due:
-                found.append(project)
+                due_now.append(project)
             elif due is False:
                 self._seen[project] = tuple(state)
-        return found
+        return due_now
 
     def _is_due(self, project: str, begun: int, round: int | None) -> bool | None:
-        """Whether it is due; None where that may change without a label or a new setting."""
+        """Return whether it is due; None where that may change without a label or a new setting."""
         row = self._ledger.project(project)
         last = row.settings.get("rounds")
         ended = None not in (last, round) and int(round or 0) >= int(last or 0)
-        if ended or not row.settings.get("service", {}).get("start", False):
+        if ended or not ServiceOptions.of(row).start:
             return False
         with reading(self._ledger.engine) as conn:
             if conn.execute(_last_job(project)).scalar() not in (None, "done"):
                 return None
-            new = _new_labels(conn, project, begun)
+        new = self._ledger.new_labels(project, begun)
         enough = new >= _quorum(row, first=round is None)
         return new > 0 and (enough or not self._ledger.open_items(project))
 
 
 def _quorum(row: ProjectRow, *, first: bool) -> int:
-    given = row.settings["service"].get("quorum")
+    quorum = ServiceOptions.of(row).quorum
     if first:
         count = int(row.settings["initial"]["count"])
-        return min(int(given or count), count)
-    return int(given or row.settings["batch"])
-
-
-def _new_labels(conn: Connection, project: str, since: int) -> int:
-    """Return how many offered items were labeled after a row of the history."""
-    joined = labels.join(
-        items, (items.c.project == labels.c.project) & (items.c.item == labels.c.item)
-    )
-    query = (
-        select(func.count(func.distinct(labels.c.item)))
-        .select_from(joined)
-        .where(labels.c.project == project, labels.c.seq > since)
-        .where(labels.c.slot.is_not(None), labels.c.superseded_by.is_(None))
-        .where(items.c["round"].is_not(None))
-    )
-    return int(conn.execute(query).scalar_one())
+        return min(int(quorum or count), count)
+    return int(quorum or row.settings["batch"])
 
 
 def _last_job(project: str) -> Any:

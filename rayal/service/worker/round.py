@@ -15,6 +15,7 @@ from rayal.ledger.selections import INITIAL
 from rayal.models.committee import Committee
 from rayal.ray_executor.open import open_executor
 from rayal.service.predictor import said
+from rayal.service.settings import ServiceOptions
 from rayal.service.worker.options import Tell, WorkOptions
 
 _BLOCK = 1024  # items whose suggestions are computed at once
@@ -44,8 +45,7 @@ class ServedRounds:
 
     def choose_first(self) -> int:
         """Choose and offer the first items and the ready ones, and return how many."""
-        service = self._ledger.project(self._name).settings.get("service", {})
-        self.project.prepare(ready=int(service.get("ready", 0)))
+        self.project.prepare(ready=ServiceOptions.of(self._ledger.project(self._name)).ready)
         chosen = self._ledger.selection(self._name, INITIAL)
         return len(chosen.picks) if chosen else 0
 

@@ -1,4 +1,4 @@
-"""The sizes of a run's pool, be it ingested, a source that nobody has read, or only imagined."""
+"""The pool of a plan, be it ingested, a source that nobody has read, or only imagined."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayal.engine.checks import untrained
+from rayal.engine.embed import head_task
+from rayal.engine.spec import ProjectSpec
 from rayal.engine.tasks import number_of, tokenizer_of
 from rayal.errors import PoolError
-from rayal.evaluation.networks import task_settings
 from rayal.ledger import Ledger, has_ledger
-from rayal.planning.feasible import embedded_rows, shape_of
-from rayal.planning.sizes import PoolShape
+from rayal.planning.demands import EmbeddingShape, embedding_shape
+from rayal.planning.sizes import ITEM, NetworkShape, PoolShape, network_shape
 from rayal.pool.from_settings import pool_name, pool_there, sources_of
 from rayal.pool.reader import Pool
 from rayal.pool.source import Source
@@ -29,7 +31,7 @@ READ = 1_000_000  # rows of a source up to which its labels are read through for
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What to plan with instead of what there is.
+    """Assumptions that a plan is made with instead of what there is.
 
     Attributes:
         rows: items to choose from.
@@ -46,26 +48,76 @@ class WhatIf:
     memory: int | None = None
 
 
-def pool_shape(settings: Settings, cell: Cell, given: WhatIf) -> tuple[PoolShape, Task]:
-    """Return the sizes of a cell's pool, and its task, without ingesting anything.
+@dataclass(frozen=True)
+class PlannedPool:
+    """The pool that a plan is made for.
+
+    Attributes:
+        shape: its sizes.
+        task: how its rows are decoded, and what is predicted.
+        ingested: the pool itself, where it is there.
+    """
+
+    shape: PoolShape
+    task: Task
+    ingested: Pool | None = None
+
+    @classmethod
+    def of(cls, pool: Pool, task: Task) -> PlannedPool:
+        """Return a pool that is there, with its task."""
+        return cls(shape_of(pool, task.classes), task, pool)
+
+    def sizes(
+        self, spec: ProjectSpec, *, width: int | None = None
+    ) -> tuple[NetworkShape, EmbeddingShape | None]:
+        """Return the sizes of a project's network, and of its embeddings where it has a backbone.
+
+        Args:
+            spec: what the project's rounds do.
+            width: columns of the network's embedding instead of what it has.
+        """
+        task = head_task(spec, self.task)
+        network = network_shape(spec, task, untrained(spec, task), width=width)
+        return network, embedding_shape(spec, self.task, self.shape, self._embedded)
+
+    def _embedded(self, hash: str) -> int:
+        """Return the items, test included, that have embeddings of this hash already."""
+        if self.ingested is None:
+            return 0
+        with Ledger(self.ingested.root, create=False) as ledger:
+            done = ledger.columns(hash)
+        return sum(part.rows for part in self.ingested.parts if part.part in done)
+
+
+def shape_of(pool: Pool, classes: tuple[str, ...]) -> PoolShape:
+    """Return the sizes of a pool that is there; it has no classes where a number is predicted."""
+    files = sum(part.bytes for part in pool.parts)
+    rows = sum(part.rows for part in pool.parts)
+    return PoolShape(
+        rows=len(pool),
+        tests=pool.rows("test"),
+        item=max(1.0, files / max(1, rows) - ITEM),
+        payload=pool.payload,
+        classes=classes,
+        disk=pool.bytes_on_disk,
+        ingested=True,
+    )
+
+
+def planned_pool(settings: Settings, cell: Cell, what_if: WhatIf) -> PlannedPool:
+    """Return a cell's pool as far as it is known, without ingesting anything.
 
     Raises:
         PoolError: there is no such source and ``rows`` is not given, or its rows cannot be
             counted without reading it, or its classes are not known.
     """
-    there = pool_here(settings, cell)
-    if there is not None and given.rows is None:
-        known = there.info.get("label_kind"), there.classes or _names(given.classes)
-        shape = shape_of(there, _predicted(settings, *known))
-        first = there.read(there.parts[0]).slice(0, 1)
-        return shape, _task(settings, shape, first)
-    return _unread(settings, given)
-
-
-def embedded_of(settings: Settings, cell: Cell, given: WhatIf, hash: str) -> int:
-    """Return the items of a cell's pool that have embeddings of this hash already."""
-    there = None if given.rows is not None else pool_here(settings, cell)
-    return 0 if there is None else embedded_rows(there, hash)
+    pool = pool_here(settings, cell)
+    if pool is not None and what_if.rows is None:
+        known = pool.info.get("label_kind"), pool.classes or _names(what_if.classes)
+        shape = shape_of(pool, _predicted(settings, *known))
+        first = pool.read(pool.parts[0]).slice(0, 1)
+        return PlannedPool(shape, _task(settings, shape, first), pool)
+    return _unread(settings, what_if)
 
 
 def pool_here(settings: Settings, cell: Cell) -> Pool | None:
@@ -73,9 +125,9 @@ def pool_here(settings: Settings, cell: Cell) -> Pool | None:
     root = Path(settings.storage)
     if not has_ledger(root):
         return None
-    found = pool_there(settings.pool, root)
-    if found is not None:
-        return found
+    pool = pool_there(settings.pool, root)
+    if pool is not None:
+        return pool
     name = pool_name(settings.pool, cell.seeds.pool)
     with Ledger(root, create=False) as ledger:
         known = name in ledger.pools()
@@ -107,23 +159,23 @@ def tasks_beforehand(settings: Settings, cell: Cell) -> list[Task]:
     return [_task(settings, PoolShape(1, 0, 1.0, payload, c), first) for c in open_to]
 
 
-def _unread(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+def _unread(settings: Settings, what_if: WhatIf) -> PlannedPool:
     pool = settings.pool
     try:
         sources = sources_of(pool.model_copy(update={"test_share": 0.0}))
     except PoolError as error:
-        if given.rows is None:
+        if what_if.rows is None:
             raise PoolError(f"{error}; or say what it would hold: --rows, --classes") from None
-        return _imagined(settings, given)
+        return _imagined(settings, what_if)
     payload = dict(sources[0].payload)
-    rows, tests = _counted(pool, sources, given.rows)
+    rows, tests = _counted(pool, sources, what_if.rows)
     first = _first(sources[0])
-    named = settings.task.classes or _names(given.classes)
+    named = settings.task.classes or _names(what_if.classes)
     known = (None, named) if named or settings.task.target == "number" else _known(pool, sources)
     classes = _predicted(settings, *known)
-    held = sum(map(_resident, (pool.source, pool.test or "")))
-    shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=held)
-    return shape, _task(settings, shape, first)
+    resident = sum(map(_resident, (pool.source, pool.test or "")))
+    shape = PoolShape(rows, tests, _item(payload, first), payload, classes, resident=resident)
+    return PlannedPool(shape, _task(settings, shape, first))
 
 
 def _counted(pool: PoolSettings, sources: Sequence[Source], rows: int | None) -> tuple[int, int]:
@@ -164,14 +216,14 @@ def _item(payload: dict[str, Any], first: pa.Table) -> float:
 def _resident(path: str) -> int:
     """Return the bytes of the arrays of a file, which are read whole; 0 for other files."""
     if path.endswith(".npz"):
-        with zipfile.ZipFile(path) as held:
-            return sum(entry.file_size for entry in held.infolist())
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
     return Path(path).stat().st_size if path.endswith(".npy") else 0
 
 
-def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
+def _imagined(settings: Settings, what_if: WhatIf) -> PlannedPool:
     """Return a pool that is nowhere: images of ``task.size``, else rows of ``width`` numbers."""
-    classes = _predicted(settings, None, _names(given.classes))
+    classes = _predicted(settings, None, _names(what_if.classes))
     if settings.task.size is not None:
         channels = settings.task.channels or 3
         payload: dict[str, Any] = {"kind": "image", "encoding": "file"}
@@ -179,16 +231,16 @@ def _imagined(settings: Settings, given: WhatIf) -> tuple[PoolShape, Task]:
     elif settings.task.kind == "text":
         payload = {"kind": "text"}
         item = 4.0 * (settings.task.length or LENGTH)  # bytes of a token, in English
-    elif given.width is not None:
-        payload = {"kind": "table", "features": [f"x{i}" for i in range(given.width)]}
-        item = 8.0 * given.width
+    elif what_if.width is not None:
+        payload = {"kind": "table", "features": [f"x{i}" for i in range(what_if.width)]}
+        item = 8.0 * what_if.width
     else:
         raise PoolError(
             f"{settings.pool.source!r} does not exist, and its rows are unknown; set task.size "
             "for images, task.kind: text, or give --width for a table of numbers"
         )
-    shape = PoolShape(given.rows or 0, 0, item, payload, classes)
-    return shape, _task(settings, shape, None)
+    shape = PoolShape(what_if.rows or 0, 0, item, payload, classes)
+    return PlannedPool(shape, _task(settings, shape, None))
 
 
 def _predicted(
@@ -227,8 +279,8 @@ def _known(
     blocks = [rows for rows in sources[0].read() if rows.labels]
     if any(rows.kind == "number" for rows in blocks):
         return "number", None
-    found = {label for rows in blocks for label in rows.labels or () if label}
-    return "class", tuple(sorted(found)) or None
+    labels = {label for rows in blocks for label in rows.labels or () if label}
+    return "class", tuple(sorted(labels)) or None
 
 
 def _names(count: int | None) -> tuple[str, ...] | None:
@@ -243,21 +295,21 @@ def _no_classes(source: str) -> PoolError:
 
 
 def _task(settings: Settings, pool: PoolShape, first: pa.Table | None) -> Task:
-    given = task_settings(settings)
-    kind = given.pop("kind", None)
-    number = None if pool.classes else number_of({**given, "target": "number"}, None)
+    options = settings.task_options()
+    kind = options.pop("kind", None)
+    number = None if pool.classes else number_of({**options, "target": "number"}, None)
     for name in ("classes", "target", "low", "high"):
-        given.pop(name, None)
-    if pool.payload.get("encoding") == "file" and "size" not in given:
-        given["example"] = first
+        options.pop(name, None)
+    if pool.payload.get("encoding") == "file" and "size" not in options:
+        options["example"] = first
     if pool.payload["kind"] == "text":
-        given["words"] = _words(given)
-    return task_for(pool.payload, kind=kind, classes=pool.classes, number=number, **given)
+        options["words"] = _words(options)
+    return task_for(pool.payload, kind=kind, classes=pool.classes, number=number, **options)
 
 
-def _words(given: dict[str, Any]) -> Vocabulary:
+def _words(options: dict[str, Any]) -> Vocabulary:
     """Return a tokeniser of the size that the settings allow; nothing is trained."""
-    _, model = tokenizer_of(given)
+    _, model = tokenizer_of(options)
     if model:
         return Vocabulary.counted(model, [])
-    return Vocabulary.imagined(given.get("vocabulary", SIZE))
+    return Vocabulary.imagined(options.get("vocabulary", SIZE))
