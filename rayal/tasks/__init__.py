@@ -8,9 +8,8 @@ from typing import Any
 from rayal.errors import NeedsError, SettingsError, nearest
 from rayal.labels import ClassLabel, Labels, NumberLabel
 from rayal.tasks.base import Task
-from rayal.tasks.features import FeaturesTask
 from rayal.tasks.image import ImageTask, decode_file
-from rayal.tasks.tabular import TableTask
+from rayal.tasks.tabular import FeaturesTask, TableTask
 from rayal.tasks.text import LENGTH, TextTask
 from rayal.tasks.vocabulary import Vocabulary
 

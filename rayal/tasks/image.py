@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from rayal.errors import PoolError
 from rayal.labels import label_kind
-from rayal.tasks.base import Task, column_of, item_of
-from rayal.tasks.keyed import keyed_uniforms
+from rayal.tasks.base import Task, column_of, item_of, keyed_uniforms
 from rayal.types import Keys, stated
 
 Encoding = Literal["raw", "file"]
