@@ -7,9 +7,15 @@ from rayal.acquisition.disagreement import (
     variation_ratio_mean,
     variation_ratio_vote,
 )
-from rayal.acquisition.evidential import divergence_from_uniform, vacuity
-from rayal.acquisition.gradient import softmax_gradient_length
-from rayal.acquisition.uncertainty import entropy, least_confidence, margin, probability_entropy
+from rayal.acquisition.uncertainty import (
+    divergence_from_uniform,
+    entropy,
+    least_confidence,
+    margin,
+    probability_entropy,
+    softmax_gradient_length,
+    vacuity,
+)
 
 __all__ = [
     "least_confidence",

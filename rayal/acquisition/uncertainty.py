@@ -1,8 +1,9 @@
-"""Uncertainty of one predictive distribution.
+"""Uncertainty of one predictive distribution, of a Dirichlet one, and expected gradient lengths.
 
 References:
     Lewis & Gale, SIGIR 1994 (least confidence); Scheffer, Decomain & Wrobel, IDA 2001 (margin);
-    Shannon, Bell System Technical Journal 1948 (entropy).
+    Shannon, Bell System Technical Journal 1948 (entropy); Sensoy, Kaplan & Kandemir, NeurIPS
+    2018, equations 1 and 5 (subjective opinions, KL term).
 """
 
 from __future__ import annotations
@@ -93,3 +94,43 @@ def probability_entropy(probs: Tensor) -> Tensor:
     wide = probs.double()
     logs = wide.clamp_min(torch.finfo(torch.float64).tiny).log_()  # 0 log 0 = 0
     return -(wide * logs).sum(dim=-1)
+
+
+def vacuity(log_alpha: Tensor) -> Tensor:
+    """Return C / S, the mass that belongs to no class, ``[N]`` of log-concentrations ``[N, C]``.
+
+    S is the sum of the concentrations. Evidence e = alpha - 1 >= 0 keeps it in (0, 1].
+    """
+    return log_alpha.shape[1] / torch.logsumexp(log_alpha.double(), dim=1).exp()
+
+
+def divergence_from_uniform(alpha: Tensor) -> Tensor:
+    """Return KL(Dir(alpha) || Dir(1, …, 1)) in nats, ``[N]`` of concentrations ``[N, C]`` > 0."""
+    total = alpha.sum(dim=1, keepdim=True)
+    normalisers = torch.lgamma(total[:, 0]) - torch.lgamma(alpha).sum(dim=1)
+    uniform = torch.lgamma(alpha.new_tensor(float(alpha.shape[1])))
+    expected = ((alpha - 1.0) * (torch.digamma(alpha) - torch.digamma(total))).sum(dim=1)
+    return normalisers - uniform + expected
+
+
+def softmax_gradient_length(log_probs: Tensor, embeddings: Tensor) -> Tensor:
+    """Return the expected gradient length of the softmax layer, weights and bias, ``[N]``.
+
+    For the label k the gradient of the cross-entropy is (p - e_k) ⊗ (h, 1), so its expected length
+    is sqrt(|h|² + 1) Σ_k p_k |p - e_k| (Settles, Craven & Ray, NIPS 2007, for this layer).
+
+    Args:
+        log_probs: ``[N, C]``.
+        embeddings: inputs h of the layer, ``[N, D]``.
+    """
+    logs = log_probs.double()
+    probs = logs.exp()
+    squares = probs * probs  # [N, C]
+    others = squares.sum(dim=1, keepdim=True) - squares
+    top = squares.argmax(dim=1, keepdim=True)  # its difference would lose all digits
+    others.scatter_(1, top, squares.scatter(1, top, 0.0).sum(dim=1, keepdim=True))
+    missing = torch.expm1(logs)  # p_k - 1, which of the largest is minus the sum of the others
+    missing.scatter_(1, top, -least_confidence(log_probs)[:, None])
+    lengths = (probs * (missing * missing + others).sqrt()).sum(dim=1)
+    h = embeddings.double()
+    return ((h * h).sum(dim=1) + 1.0).sqrt() * lengths

@@ -14,10 +14,10 @@ from torch import Tensor
 from rayal import selection as kernels
 from rayal.acquisition import bald_of_members, entropy, margin
 from rayal.bench import baselines, child, data, peers
-from rayal.bench.context import Context, mean_and_error
-from rayal.bench.naive_bait import exhaustive_bait, naive_bait
-from rayal.bench.rows import Measured, Quality, median
-from rayal.bench.timing import alternate, one_thread
+from rayal.bench.baselines import exhaustive_bait, naive_bait
+from rayal.bench.rows import Context, Measured, Quality, mean_and_error, median
+from rayal.bench.timing import alternate
+from rayal.selection.threads import torch_threads
 
 MEMBERS = 20
 PUBLISHED_BAIT = 231.0  # seconds of the authors' code at 5,000 x 64, C=10, B=50
@@ -40,7 +40,7 @@ def batchbald(context: Context) -> Iterator[tuple[str, Measured]]:
     def chosen() -> Any:
         return kernels.joint_entropy(log_probs, k, draws=sizes.draws, seed=next(seeds))
 
-    with one_thread():
+    with torch_threads(1):
         runs = alternate(
             {
                 "rayal": chosen,
@@ -89,7 +89,7 @@ def bait(context: Context) -> Iterator[tuple[str, Measured]]:
     def naive() -> None:
         seconds.append(naive_bait(log_probs, h, k, steps=steps)[1] * 2 * k / steps)
 
-    with one_thread():
+    with torch_threads(1):
         runs = alternate(
             {"rayal": lambda: kernels.bait(log_probs, h, k), "naive": naive},
             context.repeats,
@@ -125,7 +125,7 @@ def _same_bait(seed: int) -> Quality:
 def scores(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure BALD, entropy and margin against the fastest of the peers, each on its own input."""
     sizes = context.sizes
-    with one_thread():
+    with torch_threads(1):
         if context.wants("entropy-60k", "margin-60k"):
             log_probs = data.log_probabilities(sizes.rows, sizes.classes, context.seed)
             yield (

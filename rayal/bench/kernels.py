@@ -1,20 +1,22 @@
-"""k-center and k-means++ beside bmdal-reg and the form with one pass per pick."""
+"""k-center and k-means++ beside bmdal-reg, the form with one pass per pick, and a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from rayal.bench import baselines, child, data, peers
-from rayal.bench.context import Context, mean_and_error
-from rayal.bench.rows import Measured, Quality
-from rayal.bench.timing import Runs, alternate, one_thread
+from rayal.bench.rows import Context, Measured, Quality, mean_and_error
+from rayal.bench.timing import Runs, alternate
 from rayal.selection import k_center, kmeans_plus_plus
+from rayal.selection.threads import torch_threads
 
 Positions = npt.NDArray[np.int64]
 SAME = 1e-5  # by which radii may differ: the rounding of float32 distances
@@ -23,7 +25,7 @@ SAME = 1e-5  # by which radii may differ: the rounding of float32 distances
 def kcenter(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure k-center; all forms start from the row with the largest norm."""
     sizes = context.sizes
-    with one_thread():
+    with torch_threads(1):
         x = data.mixture(sizes.rows, sizes.width, context.seed)
         for name, k in zip(("kcenter-60k-100", "kcenter-60k-1000"), sizes.picks, strict=True):
             if context.wants(name, f"{name}-one-pass"):
@@ -54,7 +56,7 @@ def _kcenter(context: Context, name: str, x: Tensor, k: int) -> Iterator[tuple[s
 def badge(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure k-means++ on residual ⊗ embedding, and its potential over seeds."""
     sizes = context.sizes
-    with one_thread():
+    with torch_threads(1):
         a = data.residuals(sizes.rows, sizes.classes, context.seed)
         h = data.mixture(sizes.rows, sizes.width, context.seed)
         for name, k in zip(("badge-60k-100", "badge-60k-1000"), sizes.picks, strict=True):
@@ -135,7 +137,7 @@ def _rows(
 def large(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure both kernels on a large pool against the floor of their matrix products."""
     sizes, k = context.sizes, context.sizes.picks[0]
-    with one_thread():
+    with torch_threads(1):
         h = data.mixture(sizes.big_rows, sizes.width, context.seed)
         a = data.residuals(sizes.big_rows, sizes.classes, context.seed)
         cases: dict[str, tuple[str, dict[str, Tensor], int, Callable[[], Any]]] = {
@@ -168,7 +170,7 @@ def large(context: Context) -> Iterator[tuple[str, Measured]]:
 def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
     """Measure what approximations lose and gain against the exact kernels."""
     sizes, k = context.sizes, context.sizes.picks[0]
-    with one_thread():
+    with torch_threads(1):
         h = data.mixture(sizes.rows, sizes.width, context.seed)
         a = data.residuals(sizes.rows, sizes.classes, context.seed)
         forms: dict[str, dict[str, Any]] = {
@@ -225,4 +227,63 @@ def _approximated(
         peer_seconds=runs["exact"].cpu,
         quality=Quality(f"{measure} x {loss:.4f} of the exact one's"),
         figures={"loss": loss},
+    )
+
+
+NEAR = 1e-3  # by which radius or potential may differ: near ties fall otherwise
+ABSENT = "no CUDA device"
+
+
+def gpu(context: Context) -> Iterator[tuple[str, Measured]]:
+    """Measure both kernels on cuda, where there is one."""
+    if not torch.cuda.is_available():
+        yield from ((name, Measured(missing=ABSENT)) for name in ("gpu-kcenter", "gpu-badge"))
+        return
+    yield from compared(context, "cuda")
+
+
+def compared(context: Context, device: str) -> Iterator[tuple[str, Measured]]:
+    """Measure both kernels on a device that holds their columns already, and on the CPU.
+
+    Args:
+        context: sizes, repeats and seed.
+        device: where.
+    """
+    sizes, k = context.sizes, context.sizes.picks[0]
+    h = data.mixture(sizes.rows, sizes.width, context.seed)
+    a = data.residuals(sizes.rows, sizes.classes, context.seed)
+    there = torch.device(device)
+    if context.wants("gpu-kcenter"):
+        run = partial(_on_both, context, lambda h, d: k_center(h, k, seed=context.seed, device=d))
+        yield "gpu-kcenter", run((h,), there, "radius", lambda p: baselines.radius(h, p))
+    if context.wants("gpu-badge"):
+        run = partial(
+            _on_both,
+            context,
+            lambda a, h, d: kmeans_plus_plus(a, h, k, seed=context.seed, device=d),
+        )
+        yield "gpu-badge", run((a, h), there, "potential", lambda p: baselines.potential(a, h, p))
+
+
+def _on_both(
+    context: Context,
+    kernel: Callable[..., Any],
+    arrays: tuple[Tensor, ...],
+    device: torch.device,
+    measure: str,
+    value: Callable[[Any], float],
+) -> Measured:
+    held = [array.to(device) for array in arrays]
+    runs = alternate(
+        {"gpu": lambda: kernel(*held, str(device)), "cpu": lambda: kernel(*arrays, "cpu")},
+        context.repeats,
+    )
+    found = {n: value(r.result) for n, r in runs.items()}
+    text = f"{measure} {found['gpu']:.5g}, on the CPU {found['cpu']:.5g}"
+    return Measured(
+        seconds=runs["gpu"].wall,
+        peer_seconds=runs["cpu"].wall,
+        quality=Quality(text, found["gpu"] <= found["cpu"] * (1 + NEAR)),
+        note=f"clock; {torch.get_num_threads()} threads on the CPU, columns on the GPU before",
+        figures={measure: found},
     )

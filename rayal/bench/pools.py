@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from rayal.bench import data
-from rayal.bench.context import Context
-from rayal.bench.networks import Subject, subject
-from rayal.bench.rows import Measured
+from rayal.bench.data import Subject, subject
+from rayal.bench.rows import Context, Measured
 from rayal.engine.executor import RayOptions
 from rayal.engine.scan import Scan
 from rayal.engine.spec import ScanOptions
@@ -26,6 +25,7 @@ from rayal.pool.reader import Pool
 from rayal.pool.readers.arrays import array_source
 from rayal.ray_executor.open import open_executor
 from rayal.registry import strategies
+from rayal.selection.threads import torch_threads
 
 _SLACK, _START = 1.1, 10.0  # the whole job: 1.1 x the plain loop + 10 s
 _MEMBERS = 10  # of the ensemble: work enough that starting does not weigh most
@@ -103,11 +103,7 @@ def scanned(job: Job, executor: str) -> int:
 
 
 def _seconds(run: Callable[[], Any], threads: int) -> float:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         began = time.perf_counter()
         run()
         return time.perf_counter() - began
-    finally:
-        torch.set_num_threads(before)

@@ -1,14 +1,15 @@
-"""A measured row and its verdict."""
+"""Rows of the bench: what a measurement takes and gives, and the verdict on it."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rayal.bench.bars import Bar
+from rayal.bench.bars import Bar, Sizes
+from rayal.bench.timing import Floors
 
 Verdict = Literal["ok", "below", "not run"]
 
@@ -53,6 +54,32 @@ class Measured:
     missing: str = ""
     barred: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a measurement is given.
+
+    Args:
+        sizes: how large the arrays are.
+        repeats: timed runs of each contender.
+        seed: of the arrays.
+        floors: of this machine.
+        names: the rows that are wanted.
+    """
+
+    sizes: Sizes
+    repeats: int
+    seed: int
+    floors: Floors
+    names: frozenset[str]
+
+    def wants(self, *names: str) -> bool:
+        """Return whether one of some rows is wanted."""
+        return bool(self.names & set(names))
+
+
+Measurement = Callable[[Context], Iterator[tuple[str, Measured]]]
 
 
 @dataclass(frozen=True)
@@ -135,3 +162,9 @@ def reaches(bar: Bar, ratio: float) -> bool:
 def median(values: Sequence[float]) -> float:
     """Return the median, nan of nothing."""
     return statistics.median(values) if values else math.nan
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; the error of one value is 0."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.fmean(values), error

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rayal.acquisition import entropy, probability_entropy
 from rayal.bench import baselines, peers
-from rayal.bench.context import Context
-from rayal.bench.networks import Subject, subject
-from rayal.bench.rows import Measured, Quality, median
-from rayal.bench.timing import Runs, alternate, one_thread
+from rayal.bench.data import Subject, subject
+from rayal.bench.rows import Context, Measured, Quality, median
+from rayal.bench.timing import Runs, alternate
 from rayal.engine.scan import signals_of
 from rayal.engine.spec import ScanOptions
 from rayal.models.dropout import dropout_masks
+from rayal.selection.threads import torch_threads
 from rayal.signals.predictions import LogProbs, MemberStats
 
 PASSES = 20
@@ -54,7 +54,7 @@ def scan(context: Context) -> Iterator[tuple[str, Measured]]:
         names = [f"scan-{kind}-{what}" for what in ("fp32", "best", "loop")]
         if context.wants(*names):
             sizes = context.sizes
-            with one_thread():
+            with torch_threads(1):
                 here = subject(kind, sizes.images[place], sizes.train_steps, context.seed)
                 yield from zip(names, _scans(context, here), strict=True)
 
@@ -129,7 +129,7 @@ def dropout(context: Context) -> Iterator[tuple[str, Measured]]:
         names = (f"mc-{kind}", f"mc-{kind}-pass")
         if context.wants(*names):
             sizes = context.sizes
-            with one_thread():
+            with torch_threads(1):
                 here = subject(kind, sizes.images[place], sizes.train_steps, context.seed)
                 yield from zip(names, _masked(context, here, sizes.masked[place]), strict=True)
 

@@ -12,12 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayal.bench import gpu, informativeness, kernels, peers, pools, scoring
+from rayal.bench import informativeness, kernels, peers, pools, scoring
 from rayal.bench.bars import BARS, FULL, Bar, Sizes
-from rayal.bench.context import Context, Measurement
-from rayal.bench.floors import Floors, measure_floors
 from rayal.bench.results import rates_of
-from rayal.bench.rows import Row, judge
+from rayal.bench.rows import Context, Measurement, Row, judge
+from rayal.bench.timing import Floors, measure_floors
 from rayal.errors import SettingsError, nearest
 
 _PACKAGES = ("rayal", "torch", "torchvision", "numpy", "scipy", "ray")
@@ -37,7 +36,7 @@ MEASUREMENTS: tuple[tuple[Measurement, tuple[str, ...]], ...] = (
     (scoring.scan, ("scan-*",)),
     (scoring.dropout, ("mc-*",)),
     (pools.pools, ("pool-*",)),
-    (gpu.gpu, ("gpu-*",)),
+    (kernels.gpu, ("gpu-*",)),
 )
 
 

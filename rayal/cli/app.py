@@ -65,8 +65,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Compare random, margin and badge on scikit-learn's digits, 3 seeds, in about a minute."""
-    from rayal.cli.local import a_pick, run_settings
-    from rayal.evaluation.demo import COUNTS, INTRODUCTION, NEXT, demo_settings
+    from rayal.cli.local import COUNTS, INTRODUCTION, NEXT, a_pick, demo_settings, run_settings
 
     typer.echo(INTRODUCTION)
     outcome = run_settings(demo_settings(out), out, verbose=verbose, at=COUNTS)

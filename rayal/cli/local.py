@@ -19,6 +19,7 @@ import typer
 
 from rayal.bench.results import load_results, results_path
 from rayal.cli import console
+from rayal.cli.remote import csv_reader
 from rayal.engine.project import Project
 from rayal.errors import LabelError, ResourceError, SettingsError, UnknownNameError, nearest
 from rayal.evaluation import report
@@ -243,8 +244,7 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
     project = _open(where)
     if not path.is_file():
         raise LabelError(f"labels file {str(path)!r} does not exist; give a CSV with id,label")
-    with io.StringIO(_text(path), newline="") as file:
-        reader = csv.DictReader(file)
+    with csv_reader(path, LabelError) as reader:
         if not {"id", "label"} <= set(reader.fieldnames or ()):
             raise LabelError(
                 f"{path} has columns {reader.fieldnames}; the columns id and label are needed"
@@ -257,13 +257,6 @@ def label_from(where: str, path: Path, annotator: str) -> Any:
     results = project.tell(labels, annotator=annotator)
     statuses = [r.status for r in results]
     return {"project": project.name, **{s: statuses.count(s) for s in dict.fromkeys(statuses)}}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
 
 
 def export_csv(where: str, what: str) -> str:
@@ -346,3 +339,37 @@ def _open(where: str) -> Project:
 def _parsed(params: Sequence[str]) -> dict[str, Any]:
     made = load({"pool": {"source": "digits"}}, [f"learner.{text}" for text in params])
     return made.learner.params
+
+
+INTRODUCTION = """\
+rayal demo: 1,797 images of digits, of which 400 are kept for testing.
+A small network starts from 50 labels and asks for 25 more, ten times, up to 300.
+random asks for anything, margin for what the network is unsure of, badge for what is both
+uncertain and diverse. Each runs with three seeds; a simulated annotator answers.
+"""
+COUNTS = (50, 100, 200, 300)  # labels at which the table shows accuracy
+NEXT = """
+What to try next:
+  rayal strategies                                    # what else there is
+  rayal status {out}                           # pools, projects, rounds
+  rayal why '{out}#badge-s0' {item}      # why an item was picked
+  rayal run examples/fashion_mnist.yaml               # 60,000 images
+"""
+
+
+def demo_settings(out: Path) -> Settings:
+    """Return the demonstration's settings; its storage is ``out``."""
+    return load(
+        {
+            "pool": {"source": "digits"},
+            "task": {"kind": "image"},
+            "model": {"network": "mlp", "params": {"widths": [128, 128], "dropout": 0.2}},
+            "learner": {"name": "supervised", "steps": 150, "batch": 32},
+            "strategies": ["random", "margin", "badge"],
+            "initial": {"count": 50},
+            "rounds": 10,
+            "batch": 25,
+            "seeds": [0, 1, 2],
+            "storage": str(out),
+        }
+    )

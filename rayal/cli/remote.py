@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayal.errors import LabelError, PoolError, SettingsError
+from rayal.errors import LabelError, PoolError, RayalError, SettingsError
 from rayal.labels import ClassLabel, label_kind
 
 if TYPE_CHECKING:
@@ -118,9 +119,23 @@ def answers_to(project: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str
     return {item: kind.read(text, item) for item, text in texts.items()}
 
 
+@contextmanager
+def csv_reader(path: Path, refusal: type[RayalError]) -> Iterator[csv.DictReader[str]]:
+    """Open a CSV file in UTF-8, which may begin with a byte order mark.
+
+    Args:
+        path: the file.
+        refusal: the error to raise where the file is not UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield csv.DictReader(file)
+    except UnicodeDecodeError as error:
+        raise refusal(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+
+
 def _table_rows(path: Path, *needed: str) -> Iterator[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    with csv_reader(path, PoolError) as reader:
         missing = [name for name in needed if name not in (reader.fieldnames or ())]
         if missing:
             raise PoolError(f"{path} has no column {missing[0]!r}, but {reader.fieldnames}")

@@ -3,6 +3,8 @@
 from rayal.ledger.agreement_rules import Labeling as Labeling
 from rayal.ledger.idempotency import Once as Once
 from rayal.ledger.ledger import Ledger as Ledger
+from rayal.ledger.ledger import rebuild as rebuild
+from rayal.ledger.ledger import replay as replay
 from rayal.ledger.location import has_ledger as has_ledger
 from rayal.ledger.models import version_name as version_name
 from rayal.ledger.records import Appearance as Appearance
@@ -29,6 +31,4 @@ from rayal.ledger.records import StageRow as StageRow
 from rayal.ledger.records import Stored as Stored
 from rayal.ledger.records import Suggestion as Suggestion
 from rayal.ledger.records import TokenRow as TokenRow
-from rayal.ledger.replay import rebuild as rebuild
-from rayal.ledger.replay import replay as replay
 from rayal.ledger.schema import STAGES as STAGES

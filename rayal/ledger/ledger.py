@@ -2,7 +2,7 @@
 
 Every method is one short transaction, or a part of the one that its thread is in (``transaction``,
 ``once``). A write commits together with one event that tells all it wrote, so the tables can be
-built again from the events (``rayal.ledger.replay``). Writers take turns, on PostgreSQL those of
+built again from the events (``rayal.ledger.ledger``). Writers take turns, on PostgreSQL those of
 one project; readers see the last commit and never wait. A ledger may be used from several threads,
 and the same storage root may be opened by many processes of one machine, or of many with
 PostgreSQL.
@@ -10,11 +10,15 @@ PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
+
+from rayal.errors import LedgerError
 from rayal.ledger.database import withdrawn
 from rayal.ledger.idempotency import Idempotency
 from rayal.ledger.items import Forgetting, Items
@@ -26,7 +30,9 @@ from rayal.ledger.pools import Pools
 from rayal.ledger.projects import Projects
 from rayal.ledger.records import Event
 from rayal.ledger.rounds import Files, Rounds
-from rayal.ledger.schema import events
+from rayal.ledger.schema import SCHEMA, UNTOLD, Schema, events
+from rayal.ledger.schema import events as events_table
+from rayal.ledger.schema import metadata as all_tables
 from rayal.ledger.selections import Selections
 from rayal.ledger.tokens import Tokens
 
@@ -109,3 +115,75 @@ class Ledger(
             if len(page) < _PAGE:
                 return
             since = page[-1]["seq"]
+
+
+Tables = dict[str, list[dict[str, Any]]]
+
+
+def rebuild(events: Iterable[Event], metadata: MetaData = all_tables) -> Tables:
+    """Return the rows of every table that the events tell, by table name, in order of insertion.
+
+    A row from before a column was added lacks the column; a table gives it its server default.
+
+    Args:
+        events: all events of a ledger, in order.
+        metadata: the tables.
+    """
+    names = [name for name in metadata.tables if name not in UNTOLD]
+    tables: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {name: {} for name in names}
+    for event in events:
+        for op, name, *rows in event.payload:
+            for row in rows:
+                _apply(tables[name], op, _key(metadata.tables[name], row), row)
+    return {name: list(rows.values()) for name, rows in tables.items()}
+
+
+def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> None:
+    """Write the tables that events tell, and the events themselves, into an empty database.
+
+    Args:
+        events: all events of a ledger, in order, whatever version it had when they were written.
+        engine: the database.
+        schema: the tables to make.
+
+    Raises:
+        LedgerError: the database holds a ledger.
+    """
+    told = list(events)
+    with engine.begin() as conn:
+        if inspect(conn).has_table("meta"):
+            raise LedgerError(f"{engine.url!r} holds a ledger; replay into an empty database")
+        schema.create(conn)
+        tables = rebuild(told, schema.metadata)
+        tables[events_table.name] = [vars(event) for event in told]
+        for table in schema.metadata.sorted_tables:
+            _insert(conn, table, tables.get(table.name, []))
+        if conn.dialect.name == "postgresql" and told:
+            conn.execute(  # its sequence does not see the numbers that were given
+                text("SELECT setval(pg_get_serial_sequence('events', 'seq'), :last)"),
+                {"last": told[-1].seq},
+            )
+
+
+def _insert(conn: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows in their order; one statement inserts only rows of the same columns."""
+    for _, alike in groupby(rows, key=lambda row: row.keys()):
+        conn.execute(table.insert(), list(alike))
+
+
+def _key(table: Table, row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[column.name] for column in table.primary_key)
+
+
+def _apply(
+    rows: dict[tuple[Any, ...], dict[str, Any]], op: str, key: tuple[Any, ...], row: dict[str, Any]
+) -> None:
+    if (key in rows) != (op in ("update", "delete")):
+        raise LedgerError(
+            f"an event tells {op} of row {key}, which does not follow from the events before it; "
+            "give all events of a ledger, in order"
+        )
+    if op == "delete":
+        del rows[key]
+    else:
+        rows[key] = {**rows.get(key, {}), **row}

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from rayal.errors import LedgerError, UnknownNameError, nearest
-from rayal.ledger import schema
 from rayal.ledger.columns import plain
 from rayal.ledger.records import PoolPart, Snapshot
+from rayal.ledger.schema import parts as parts_table
 from rayal.ledger.schema import snapshots
 from rayal.ledger.store import Store, relative_file, unsigned
 
@@ -38,7 +38,7 @@ class Pools(Store):
             tx.insert(
                 snapshots, [{"pool": pool, "number": number, "info": info, "created": tx.time}]
             )
-            tx.insert(schema.parts, rows)
+            tx.insert(parts_table, rows)
         return number
 
     def replace_part(self, pool: str, part: PoolPart) -> None:
@@ -52,8 +52,8 @@ class Pools(Store):
             LedgerError: the pool has no such part, or its rows are others.
         """
         with self._write("purge") as tx:
-            named = (schema.parts.c.pool == pool) & (schema.parts.c.part == part.part)
-            row = tx.conn.execute(schema.parts.select().where(named)).mappings().first()
+            named = (parts_table.c.pool == pool) & (parts_table.c.part == part.part)
+            row = tx.conn.execute(parts_table.select().where(named)).mappings().first()
             same = ("role", "rows", "key_sum")
             if row is None or any(row[name] != getattr(part, name) for name in same):
                 raise LedgerError(
@@ -61,7 +61,7 @@ class Pools(Store):
                     f"{part.key_sum}; only the file of a part can change"
                 )
             new = {"file": relative_file(part.file), "bytes": int(part.bytes)}
-            tx.update(schema.parts, [{"pool": pool, "part": part.part, **new}])
+            tx.update(parts_table, [{"pool": pool, "part": part.part, **new}])
 
     def snapshot(self, pool: str, number: int | None = None) -> Snapshot:
         """Return a snapshot of a pool, the latest by default.
@@ -95,7 +95,7 @@ def find_snapshot(conn: Connection, pool: str, number: int | None) -> Snapshot:
 
 
 def _parts(conn: Connection, pool: str, number: int) -> list[PoolPart]:
-    parts = schema.parts
+    parts = parts_table
     names = [parts.c[f] for f in PoolPart.__dataclass_fields__]
     held = (parts.c.pool == pool) & (parts.c.number <= number)
     rows = conn.execute(select(*names).where(held).order_by(parts.c.position)).mappings()

@@ -8,7 +8,6 @@ from rayal.models import (  # noqa: F401 - they fill the table of networks
     sentence,
     tabular,
     text,
-    vision,
 )
 from rayal.models.base import HookedNet, TaskNet
 from rayal.models.build import build_network, find_factory

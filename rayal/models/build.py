@@ -13,8 +13,8 @@ from torch import nn
 
 from rayal.errors import SettingsError, UnknownNameError, nearest
 from rayal.models.base import HookedNet, TaskNet
+from rayal.models.image import torchvision_factory
 from rayal.models.text import VocabularyLike
-from rayal.models.vision import torchvision_factory
 from rayal.registry import networks
 
 _GIVEN = ("input_shape", "n_outputs", "vocabulary")

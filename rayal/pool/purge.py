@@ -12,7 +12,6 @@ computed of it before (columns of scans, models, their tokenisers) is not touche
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +21,13 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
 from rayal.failpoints import failpoint
 from rayal.ledger import Ledger
 from rayal.ledger.records import PoolPart
+from rayal.pixels import blackened
 from rayal.pool.ingest import locked
 from rayal.pool.lookup import verify
-from rayal.pool.readers.images import FORMATS
 from rayal.pool.storage import (
     ATTACHED,
     read_mapped,
@@ -147,16 +145,7 @@ def _neutral(row: pa.Table, payload: Mapping[str, Any]) -> pa.Table:
     elif payload["kind"] == "text":
         values["data"] = TEXT
     elif payload["encoding"] == "file":
-        values["data"] = _black(values["data"])
+        values["data"] = blackened(values["data"])
     else:
         values["data"] = bytes(len(values["data"]))
     return pa.Table.from_pylist([values], schema=row.schema)
-
-
-def _black(data: bytes) -> bytes:
-    """Return an image of the same size and kind that shows nothing."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        size, mode = image.size, "L" if image.mode in ("1", "L") else "RGB"
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, "PNG")
-    return file.getvalue()

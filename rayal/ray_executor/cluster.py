@@ -54,10 +54,9 @@ def connect(
     """
     options = options or RayOptions()
     with session(options):
-        from rayal.ray_executor import members as ray_members
         from rayal.ray_executor import scan as ray_scan
         from rayal.ray_executor import shards as ray_shards
-        from rayal.ray_executor.crew import Crew
+        from rayal.ray_executor.crew import Crew, train_members
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every pass
         if options.address != "local":
@@ -69,7 +68,7 @@ def connect(
             yield Executor(
                 "ray",
                 partial(ray_scan.map_parts, options),
-                partial(ray_members.train_members, crew),
+                partial(train_members, crew),
                 partial(ray_shards.start_shards, crew),
                 workers=len(crew),
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import math
 import time
@@ -13,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from rayal.errors import PoolError, UriError, nearest
-from rayal.pool.readers.images import FORMATS, pixels_of, why_broken
+from rayal.pixels import as_png, check_image, media_type, promised_pixels, raw_pixels
 from rayal.pool.readers.texts import encoded
 from rayal.service.uris import Prefixes
 
-_WIDE = ("I", "F")  # modes of 16 and 32 bits a channel, which no task reads
 _FIELDS = ("id", "data", "uri", "text", "features", "role")
 ID_LENGTH = 1024
 Features = Sequence[float] | Mapping[str, float]
@@ -143,7 +140,9 @@ class Reader:
             raise PoolError("the items are images; give data (base64) or uri")
         self._spend(_promised(data, self.limits))
         check_image(data)
-        return data if self.payload["encoding"] == "file" else _raw(data, self.payload)
+        if self.payload["encoding"] == "file":
+            return data
+        return raw_pixels(data, self.payload["shape"])
 
     def _bytes(self, item: PushedItem) -> bytes | None:
         """Return the bytes that an item was sent with, or that its uri leads to."""
@@ -176,20 +175,10 @@ def _promised(data: bytes, limits: ContentLimits) -> int:
     """Return the pixels that an image's header promises, before anything is decoded."""
     if len(data) > limits.image_bytes:
         raise PoolError(f"{len(data)} bytes, at most {limits.image_bytes} are taken")
-    pixels = pixels_of(data)
+    pixels = promised_pixels(data)
     if pixels > limits.image_pixels:
         raise PoolError(f"{pixels} pixels, at most {limits.image_pixels} are taken")
     return pixels
-
-
-def check_image(data: bytes) -> None:
-    """Raise PoolError where an encoded image does not decode, or has too deep channels."""
-    broken = why_broken(data)
-    if broken is not None:
-        raise PoolError(broken)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.mode.startswith(_WIDE):
-            raise PoolError(f"more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
 
 
 def shown(data: Any, payload: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -205,12 +194,8 @@ def shown(data: Any, payload: Mapping[str, Any]) -> tuple[bytes, str]:
     if payload["kind"] == "text":
         return bytes(data), "text/plain; charset=utf-8"
     if payload["encoding"] == "file":
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return data, Image.MIME[str(image.format)]
-    file = io.BytesIO()
-    raw = np.frombuffer(data, np.uint8).reshape(payload["shape"])
-    Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw).save(file, "PNG")
-    return file.getvalue(), "image/png"
+        return data, media_type(data)
+    return as_png(np.frombuffer(data, np.uint8).reshape(payload["shape"])), "image/png"
 
 
 def _written(given: str | bytes | None, most: int) -> bytes:
@@ -227,18 +212,6 @@ def _written(given: str | bytes | None, most: int) -> bytes:
     if b"\0" in payload:
         raise PoolError(f"the text holds a NUL, at byte {payload.index(0)}; leave it out")
     return payload
-
-
-def _raw(data: bytes, payload: Mapping[str, Any]) -> bytes:
-    """Return the raw pixels of an image that has the shape of a pool of raw images."""
-    shape = list(payload["shape"])
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        plain = image.convert("RGB" if shape[2:] == [3] else "L")
-    if [plain.height, plain.width] != shape[:2]:
-        raise PoolError(
-            f"the image is {plain.height} x {plain.width}, the pool's are {shape[0]} x {shape[1]}"
-        )
-    return plain.tobytes()
 
 
 def _row(given: Any, names: Sequence[str]) -> bytes:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+
+from cachetools import LRUCache
 
 from rayal.ledger import Ledger
 from rayal.pool.reader import Pool
 
 _OPEN = 16  # pools that are kept open
-_pools: OrderedDict[tuple[str, str], Pool] = OrderedDict()
+_pools: LRUCache[tuple[str, str], Pool] = LRUCache(_OPEN)
 _lock = threading.Lock()
 
 
@@ -46,9 +47,6 @@ def opened(ledger: Ledger, project: str, holds: Callable[[Pool], bool]) -> Pool:
         held = Pool(ledger.root, latest)
     with _lock:
         _pools[key] = held
-        _pools.move_to_end(key)
-        while len(_pools) > _OPEN:
-            _pools.popitem(last=False)
     return held
 
 

@@ -7,7 +7,6 @@ and in jobs, not in the ingress.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 
 from rayal import errors
 from rayal.errors import (
@@ -137,7 +137,7 @@ class Predictor:
     ) -> None:
         self.ledger = Ledger(root, create=False)
         self._prefixes, self._limits = prefixes or Prefixes(), limits or ContentLimits()
-        self._loaded: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self._loaded: LRUCache[tuple[str, str], Version] = LRUCache(LOADED)
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # torch's threads are set for the whole process
 
@@ -193,9 +193,6 @@ class Predictor:
         with self._lock:
             if key not in self._loaded:
                 self._loaded[key] = load(self.ledger, row)
-            self._loaded.move_to_end(key)
-            while len(self._loaded) > LOADED:
-                self._loaded.popitem(last=False)
             return self._loaded[key]
 
     def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:

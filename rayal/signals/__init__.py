@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from rayal.signals.adversarial import AdversarialDistance
 from rayal.signals.base import Forward, Signal, compute
-from rayal.signals.features import Embedding, Extra
+from rayal.signals.features import Embedding, Extra, Moments, ViewLogProbs, prediction_of
 from rayal.signals.gradients import GradientLength, WordGradientLength
-from rayal.signals.moments import Moments, prediction_of
 from rayal.signals.predictions import LogProbs, MemberLogProbs, MemberMoments, MemberStats
-from rayal.signals.views import ViewLogProbs
 
 __all__ = [
     "Signal",

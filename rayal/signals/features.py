@@ -1,4 +1,4 @@
-"""What lies behind the predictions: embeddings, and columns of the learner's own heads."""
+"""Signals beside the class predictions: embeddings, heads, moments, views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from rayal.errors import NeedsError, nearest
 from rayal.models.committee import Committee
 from rayal.signals.base import Forward, Signal, extras_of
-from rayal.signals.predictions import check_member
+from rayal.signals.predictions import LogProbs, check_member, log_mean
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,60 @@ class Extra(Signal):
 def _row_of_zeros(committee: Committee) -> Tensor:
     weight = next(committee.nets[0].parameters())
     return torch.zeros((1, *committee.task.input_shape), device=weight.device)
+
+
+@dataclass(frozen=True)
+class Moments(Signal):
+    """Predictive moments of a number, ``moments`` float64 ``[N, 3]``, in its units.
+
+    They are the mean, the variance of the model (of its weights), and the variance of the noise.
+    Members are mixed with equal weights: the spread of their means adds to the model's variance
+    (Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017, section 2.4).
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ("number",)
+
+    def names(self) -> tuple[str, ...]:
+        """Return ``moments``."""
+        return ("moments",)
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return the moments of the members' mixture."""
+        made = torch.stack([f.moments(m) for m in range(f.committee.size)])  # [M, N, 3]
+        mixed = made.mean(dim=0)
+        mixed[:, 1] += made[:, :, 0].var(dim=0, correction=0)
+        return {"moments": mixed}
+
+
+def prediction_of(target: str) -> Signal:
+    """Return the signal that tells what a committee predicts of a class or of a number."""
+    return LogProbs() if target == "class" else Moments()
+
+
+@dataclass(frozen=True)
+class ViewLogProbs(Signal):
+    """Log-probabilities of K augmented views, ``view_log_probs`` ``[N, K, C]``.
+
+    A view's draws come from (model seed, view, id key), so they are the same in any batch. Of
+    several members it is the log of their mean.
+
+    Args:
+        views: K.
+    """
+
+    views: int = 8
+
+    def names(self) -> tuple[str, ...]:
+        """Return ``view_log_probs``."""
+        return ("view_log_probs",)
+
+    def check(self, committee: Committee) -> None:
+        """Raise NeedsError unless there is at least one view."""
+        if self.views < 1:
+            raise NeedsError(f"views is {self.views}; at least 1 is needed, 8 is usual")
+
+    def compute(self, f: Forward) -> dict[str, Tensor]:
+        """Return the views in order."""
+        members = range(f.committee.size)
+        views = [log_mean([f.view(k, m) for m in members]) for k in range(self.views)]
+        return {"view_log_probs": torch.stack(views, dim=1)}

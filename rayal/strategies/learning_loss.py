@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from rayal.errors import NeedsError
 from rayal.learners import Learner, Supervised, TrainContext, TrainState
 from rayal.learners.base import Batches
-from rayal.models.base import TaskNet
-from rayal.models.tapped import chosen_taps, pooled, tap_widths
+from rayal.models.base import TaskNet, chosen_taps, pooled, tap_widths
 from rayal.registry import learners, strategies
 from rayal.selection.topk import TopK
 from rayal.signals import Extra, Signal

@@ -22,9 +22,8 @@ from rayal import acquisition
 from rayal.errors import NeedsError
 from rayal.learners import Learner, Supervised, TrainContext, TrainData, TrainState
 from rayal.learners.loop import plain_batches
-from rayal.models.base import TaskNet
+from rayal.models.base import TaskNet, chosen_taps, pooled, tap_widths
 from rayal.models.dropout import evaluating
-from rayal.models.tapped import chosen_taps, pooled, tap_widths
 from rayal.registry import learners, strategies
 from rayal.signals import Extra, Signal
 from rayal.strategies.base import Strategy

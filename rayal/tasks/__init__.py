@@ -7,10 +7,10 @@ from typing import Any
 
 from rayal.errors import NeedsError, SettingsError, nearest
 from rayal.labels import ClassLabel, Labels, NumberLabel
+from rayal.pixels import decode_file
 from rayal.tasks.base import Task
-from rayal.tasks.features import FeaturesTask
-from rayal.tasks.image import ImageTask, decode_file
-from rayal.tasks.tabular import TableTask
+from rayal.tasks.image import ImageTask
+from rayal.tasks.tabular import FeaturesTask, TableTask
 from rayal.tasks.text import LENGTH, TextTask
 from rayal.tasks.vocabulary import Vocabulary
 

@@ -2,20 +2,124 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
-from rayal.errors import LabelError, NeedsError, PoolError, nearest
+from rayal.errors import LabelError, NeedsError, PoolError, ScoreError, nearest
 from rayal.labels import ClassLabel, Label, Labels
-from rayal.tasks.metrics import classification_metrics, regression_metrics
 from rayal.tasks.vocabulary import Vocabulary
 from rayal.types import Keys
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def keyed_uniforms(keys: Keys, count: int, *salt: int | str) -> npt.NDArray[np.float64]:
+    """Return uniforms in (0, 1), float64 ``[N, count]``: row n depends on key n and the salt only.
+
+    Each row is a stream of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), whose state begins at
+    the mixed key.
+
+    Args:
+        keys: uint64 ``[N]``.
+        count: draws per row.
+        salt: what tells this use from others, such as ("crop", seed, view).
+    """
+    text = "/".join(map(str, salt)).encode()
+    salted = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), "<u8").astype(np.uint64)
+    state = _mix(np.asarray(keys, np.uint64) ^ salted)[:, None]  # [N, 1]
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN  # [count]
+    bits = _mix(state + steps) >> np.uint64(11)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+def keyed_normals(keys: Keys, count: int, *salt: int | str) -> npt.NDArray[np.float64]:
+    """Return standard normal draws, float64 ``[N, count]``, from ``keyed_uniforms``.
+
+    SciPy's inverse is computed element by element, so its bits do not depend on the position.
+    """
+    normals: npt.NDArray[np.float64] = ndtri(keyed_uniforms(keys, count, *salt))
+    return normals
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+ECE_BINS = 15
+
+
+def classification_metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return accuracy, nll and ece of predictions; sums run in float64.
+
+    The expected calibration error has 15 bins of equal width, each open below and closed above
+    (Guo, Pleiss, Sun & Weinberger, ICML 2017, equation 3).
+
+    Args:
+        log_probs: ``[N, C]``.
+        targets: int64 ``[N]``.
+
+    Raises:
+        ScoreError: there are no rows.
+    """
+    _check_rows(targets)
+    logs = log_probs.double()
+    best, predicted = logs.max(dim=1)
+    hits = (predicted == targets).double()
+    nll = -logs.gather(1, targets[:, None]).mean()
+    return {
+        "accuracy": hits.mean().item(),
+        "nll": nll.item(),
+        "ece": _calibration_error(best.exp(), hits),
+    }
+
+
+def regression_metrics(moments: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return rmse, in units of the target, and nll, in nats, of Gaussian predictions, in float64.
+
+    Args:
+        moments: mean, model variance and noise variance, ``[N, 3]``; the density's variance is the
+            sum of both.
+        targets: ``[N]``.
+
+    Raises:
+        ScoreError: there are no rows, or a variance is not positive.
+    """
+    _check_rows(targets)
+    mean, variance, noise = moments.double().unbind(dim=1)
+    total, errors = variance + noise, (targets.double() - mean).square()
+    if not (total > 0).all():
+        raise ScoreError(
+            f"row {int((~(total > 0)).nonzero()[0, 0])} of the predictions has no positive "
+            "variance; a learner of numbers gives the noise a variance"
+        )
+    nll = 0.5 * ((2.0 * math.pi * total).log() + errors / total)
+    return {"rmse": errors.mean().sqrt().item(), "nll": nll.mean().item()}
+
+
+def _check_rows(targets: Tensor) -> None:
+    if len(targets) == 0:
+        raise ScoreError("metrics of 0 rows are not defined; give the pool items of the role test")
+
+
+def _calibration_error(confidence: Tensor, hits: Tensor) -> float:
+    """Return the mean over rows of |hits - confidence| averaged within bins, both ``[N]``."""
+    places = ((confidence * ECE_BINS).ceil().long() - 1).clamp(0, ECE_BINS - 1)
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64, device=confidence.device)
+    gaps.index_add_(0, places, hits - confidence)
+    return gaps.abs().sum().item() / len(hits)
 
 
 @dataclass(frozen=True)

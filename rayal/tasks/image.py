@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,19 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from rayal.errors import PoolError
 from rayal.labels import label_kind
-from rayal.tasks.base import Task, column_of, item_of
-from rayal.tasks.keyed import keyed_uniforms
+from rayal.pixels import decode_file
+from rayal.tasks.base import Task, column_of, item_of, keyed_uniforms
 from rayal.types import Keys, stated
 
 Encoding = Literal["raw", "file"]
-_WIDE_MODES = ("I", "F")  # 16 and 32 bits a channel: Pillow would clip them to 255
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -152,31 +149,6 @@ class ImageTask(Task):
                 f"{self.size[1]}; set task: {{size: [H, W]}} to resize all images"
             )
         return image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-
-
-def decode_file(data: Any, channels: int, item: str) -> Image.Image:
-    """Return an encoded image, upright, in 8-bit grey or RGB.
-
-    Args:
-        data: bytes, or an Arrow buffer.
-        channels: 1 | 3.
-        item: how a message names it.
-
-    Raises:
-        PoolError: it does not decode, or has more than 8 bits a channel.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except _BROKEN as error:
-        raise PoolError(f"{item} does not decode: {error}; replace it and ingest again") from error
-    if upright.mode.startswith(_WIDE_MODES):
-        raise PoolError(
-            f"{item} has more than 8 bits a channel (mode {upright.mode}); convert it to 8 bits "
-            "and ingest again"
-        )
-    return upright.convert("L" if channels == 1 else "RGB")
 
 
 def _shifted(side: int, uniform: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from rayal.bench import baselines, data
-from rayal.bench.naive_bait import exhaustive_bait, factors, naive_bait
+from rayal.bench.baselines import exhaustive_bait, factors, naive_bait
 from rayal.selection import k_center, kmeans_plus_plus
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from rayal.bench import Rates, bars, child, load_results, peers, pools, results_path, scoring
-from rayal.bench.context import Context
-from rayal.bench.floors import Floors, measure_floors
-from rayal.bench.gpu import compared
-from rayal.bench.networks import subject
+from rayal.bench.data import subject
+from rayal.bench.kernels import compared
 from rayal.bench.results import rates_of, write_results
+from rayal.bench.rows import Context
+from rayal.bench.timing import Floors, measure_floors
 from rayal.cli.app import main
 from rayal.errors import SettingsError
 

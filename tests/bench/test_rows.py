@@ -7,14 +7,12 @@ from fnmatch import fnmatch
 from typing import Any
 
 import pytest
-import torch
 
 from rayal.bench import pools
 from rayal.bench.bars import BARS, Bar
-from rayal.bench.context import mean_and_error
-from rayal.bench.rows import Measured, Quality, judge
+from rayal.bench.rows import Measured, Quality, judge, mean_and_error
 from rayal.bench.suite import MEASUREMENTS, wanted
-from rayal.bench.timing import alternate, one_thread
+from rayal.bench.timing import alternate
 from rayal.errors import SettingsError
 
 FASTER = Bar("a", "10", "peer", at_least=6, aim=10)
@@ -97,18 +95,6 @@ def test_contenders_take_turns() -> None:
     runs = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 4  # one of them untimed
     assert len(runs["a"].cpu) == len(runs["b"].wall) == 3
-
-
-def test_one_thread_is_one_and_what_was_set_before_comes_back() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with pytest.raises(ZeroDivisionError), one_thread():
-            assert torch.get_num_threads() == 1
-            raise ZeroDivisionError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_seconds_are_those_between_begin_and_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,10 @@ from rayal.labels import ClassLabel
 from rayal.learners import LayerwisePretrained, Supervised, TensorRows, TrainContext, fit
 from rayal.learners.checkpoint import read_checkpoint
 from rayal.learners.data import LabeledRows, PoolData
-from rayal.learners.layerwise import LayerTraining
+from rayal.learners.layerwise import LayerTraining, dense_layers
 from rayal.learners.scaling import Scale
 from rayal.models import HookedNet, TaskNet
 from rayal.models.build import build_network
-from rayal.models.dense import dense_layers
 from rayal.tasks import TableTask
 
 PIXELS = TableTask(ClassLabel(tuple("0123456789")), tuple(f"p{i}" for i in range(64)))

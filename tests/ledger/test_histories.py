@@ -34,7 +34,7 @@ from sqlalchemy import Engine, bindparam, create_engine
 
 from rayal.errors import LeaseError, LedgerError
 from rayal.ledger import LabelEntry, Ledger, Pick, SkipEntry
-from rayal.ledger.replay import rebuild, replay
+from rayal.ledger.ledger import rebuild, replay
 from rayal.ledger.schema import UNTOLD, metadata
 
 WHO = st.sampled_from(["ann", "bob", "cat", "dan", "eve"])

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine
 from rayal.errors import LedgerError
 from rayal.ledger import ColumnsPart, LabelEntry, Ledger, Pick, PoolPart, SkipEntry
 from rayal.ledger import ledger as ledger_module
-from rayal.ledger.replay import rebuild, replay
+from rayal.ledger.ledger import rebuild, replay
 from rayal.ledger.schema import UNTOLD, metadata
 
 ANNOTATORS = ("ann", "bob", "cat")

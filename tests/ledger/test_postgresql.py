@@ -11,7 +11,7 @@ from postgres_server import PostgresServer
 
 from rayal.errors import LedgerError
 from rayal.ledger import LabelEntry, Ledger, Pick, database
-from rayal.ledger.replay import rebuild
+from rayal.ledger.ledger import rebuild
 from rayal.ledger.schema import UNTOLD, metadata
 
 

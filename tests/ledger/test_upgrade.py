@@ -31,8 +31,8 @@ from rayal.cli.app import main
 from rayal.errors import BusyError, LedgerError, SettingsError, StorageError
 from rayal.ledger import Event, Ledger
 from rayal.ledger.database import open_database, sqlite, writing
+from rayal.ledger.ledger import replay
 from rayal.ledger.location import held
-from rayal.ledger.replay import replay
 from rayal.ledger.schema import SCHEMA, Schema, noted_version
 from rayal.ledger.upgrade import Upgrade, migrate, upgrade
 

@@ -22,7 +22,7 @@ from rayal.models.moments import (
     rectified,
     with_normal_weights,
 )
-from rayal.models.policy import PolicyNet, discounted
+from rayal.strategies.adaptive import PolicyNet, discounted
 
 CNN = {"input_shape": (1, 8, 8), "n_outputs": 3, "seed": 4}
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rayal.errors import SettingsError
 from rayal.models import TaskNet, build_network
-from rayal.models.tapped import pooled, tap_widths
+from rayal.models.base import pooled, tap_widths
 from rayal.models.text import MaxOverTime, TfIdf, WordEmbedding
 from rayal.tasks import Vocabulary
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from rayal.errors import PoolError
+from rayal.pixels import why_broken
 from rayal.pool.reader import Pool
-from rayal.pool.readers.images import why_broken
 
 
 def picture(path: Path, seed: int = 0, size: int = 8) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rayal.errors import LedgerError
 from rayal.ledger import Ledger
-from rayal.ledger.replay import rebuild
+from rayal.ledger.ledger import rebuild
 from rayal.pool.purge import purge
 from rayal.pool.push import create_empty, push
 from rayal.pool.reader import Pool

@@ -34,8 +34,7 @@ from rayal.ledger import Ledger
 from rayal.pool.reader import Part, Pool
 from rayal.pool.readers.arrays import array_source
 from rayal.ray_executor.cluster import connect
-from rayal.ray_executor.data import sent
-from rayal.ray_executor.scan import map_parts
+from rayal.ray_executor.scan import map_parts, sent
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
 from rayal.selection.kcenter import KCenter

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from api_cases import Service, service
 
-from rayal.service.openapi import document
-from rayal.service.page import page
+from rayal.service.openapi import document, page
 from rayal.service.problems import KINDS
 from rayal.service.routes import SECTIONS
 

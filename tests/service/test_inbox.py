@@ -28,6 +28,7 @@ from service_cases import (
     work,
 )
 
+from rayal import pixels
 from rayal.engine.project import Project
 from rayal.errors import ConflictError, PoolError, UnknownNameError
 from rayal.ledger import LabelEntry, Ledger
@@ -37,7 +38,6 @@ from rayal.pool.push import push as push_sources
 from rayal.pool.reader import Pool
 from rayal.pool.source import Rows, Source
 from rayal.pool.storage import open_random
-from rayal.service import content
 from rayal.service.content import ContentLimits, PushedItem
 from rayal.service.creation import create_project
 from rayal.service.inbox import (
@@ -121,7 +121,7 @@ def huge(width: int, height: int) -> bytes:
 def test_images_that_promise_too_much_are_refused_before_they_are_decoded(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "why_broken", lambda data: pytest.fail("was decoded"))
+    monkeypatch.setattr(pixels, "why_broken", lambda data: pytest.fail("was decoded"))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
     bomb = huge(100_000, 100_000)
     assert len(bomb) < 5_000
@@ -218,14 +218,14 @@ def test_items_by_id_and_by_key(ledger: Ledger) -> None:
 
 
 def test_raw_images_are_shown_as_png(tmp_path: Path) -> None:
-    pixels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
-    Pool.from_arrays(tmp_path, "raw", pixels, ids=["a"])
+    values = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    Pool.from_arrays(tmp_path, "raw", values, ids=["a"])
     ledger = Ledger(tmp_path)
     task = {"kind": "image", "classes": CLASSES}
     create_project(ledger, body(pool="raw", task=task, initial={"count": 1}), prefixes=NOTHING)
     data, kind = content_of(ledger, "p", "a")
     with Image.open(io.BytesIO(data)) as image:
-        assert kind == "image/png" and (np.asarray(image) == pixels[0]).all()
+        assert kind == "image/png" and (np.asarray(image) == values[0]).all()
 
 
 @pytest.mark.parametrize(

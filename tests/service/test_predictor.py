@@ -118,15 +118,15 @@ def test_versions_differ_and_the_active_one_is_the_default(predictor: Predictor)
     }
 
 
-def test_only_some_committees_stay_loaded(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_some_committees_stay_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOADED", 1)
+    predictor = Predictor(root)
     first, last = (row.version for row in predictor.ledger.models("p"))
     one = predictor.version("p", first)
     assert predictor.version("p", first) is one
     predictor.version("p", last)
     assert predictor.version("p", first) is not one
+    predictor.close()
 
 
 def test_many_threads_may_ask(predictor: Predictor) -> None:

@@ -70,6 +70,10 @@ def test_labels_of_a_file(remote: Run, tmp_path: Path) -> None:
     assert "labels item 'row/02' twice" in remote("label", "birds", "--from", file)[2]
     file.write_text("item,label\nrow/02,cat\n")
     assert "has no column 'id'" in remote("label", "birds", "--from", file)[2]
+    file.write_bytes("id,label\nrow/02,é\n".encode("latin-1"))
+    assert "is not UTF-8 text" in remote("label", "birds", "--from", file)[2]
+    file.write_text("id,label\nrow/02,cat\n", encoding="utf-8-sig")
+    assert remote("label", "birds", "--from", file)[0] == 0
 
 
 def test_a_project_and_its_images(remote: Run, made: Service, tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from rayal.learners.supervised import NO_KEYS
 from rayal.ledger import Ledger
 from rayal.models.base import TaskNet
 from rayal.models.moments import MomentNet, log_probit, one_against_all
-from rayal.models.policy import PolicyNet, discounted
 from rayal.registry import strategies
 from rayal.selection.draws import uniform
 from rayal.selection.episode import Episode, candidates, replay
@@ -39,6 +38,8 @@ from rayal.strategies.adaptive import (
     RAL,
     LearnedPolicy,
     MomentPropagation,
+    PolicyNet,
+    discounted,
     entropies,
     likelihood,
 )

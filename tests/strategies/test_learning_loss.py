@@ -34,7 +34,7 @@ from rayal.labels import ClassLabel
 from rayal.learners import LabeledBatch, LabeledRows, Supervised, TensorRows, TrainData, TrainState
 from rayal.ledger import Ledger
 from rayal.models import HookedNet, TaskNet
-from rayal.models.tapped import chosen_taps, pooled
+from rayal.models.base import chosen_taps, pooled
 from rayal.registry import strategies
 from rayal.strategies.learning_loss import LearningLoss, LossPrediction, ranking_loss
 from rayal.tasks import ImageTask

@@ -13,7 +13,7 @@ from task_cases import CLASSES, FILES, LABELS, image_task, raw_payload
 
 from rayal.errors import LabelError, NeedsError, ScoreError, SettingsError
 from rayal.tasks import ImageTask, TableTask, Task, task_for, task_from_json
-from rayal.tasks.keyed import keyed_normals, keyed_uniforms
+from rayal.tasks.base import keyed_normals, keyed_uniforms
 from rayal.types import id_keys
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayal.errors import PoolError, nearest
-from rayal.pool.readers.images import why_broken
+from rayal.pixels import why_broken
 from rayal.pool.readers.table_columns import Missing, TableColumns
 from rayal.pool.readers.tables import table_source
 from rayal.pool.source import Role, Rows, Source, label_texts

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from rayal.errors import PoolError
+from rayal.pixels import FORMATS, why_broken
 from rayal.pool.source import Role, Rows, Source, StrPath
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 _CHUNK_BYTES = 8 << 20
 _CHUNK_FILES = 1024
 
@@ -55,35 +38,6 @@ def image_source(folder: StrPath, *, role: Role = "pool", labeled: bool = True) 
         )
     read = partial(_read, path, "test/" if role == "test" else "", labeled)
     return Source({"kind": "image", "encoding": "file"}, read, role, sum(1 for _ in _files(path)))
-
-
-def pixels_of(data: bytes) -> int:
-    """Return how many pixels an encoded image says it has; its header alone is read.
-
-    Raises:
-        PoolError: it is none of the known formats, or says so many that it can only mean harm.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except UnidentifiedImageError:
-        raise PoolError(f"not an image of the formats {', '.join(FORMATS)}") from None
-    except _BROKEN as error:
-        raise PoolError(f"{type(error).__name__}: {error}") from None
-
-
-def why_broken(data: bytes) -> str | None:
-    """Return why an encoded image cannot be used, None if it decodes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
-    except UnidentifiedImageError:
-        return f"not an image of the formats {', '.join(FORMATS)}"
-    except _BROKEN as error:
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rayal.service.routes import (
-    content,
     health,
     items,
     jobs,
@@ -23,7 +22,7 @@ SECTIONS: tuple[Section, ...] = (
     projects.routes,
     items.routes,
     pushes.routes,
-    content.routes,
+    items.content,
     query.routes,
     leases.routes,
     labels.routes,

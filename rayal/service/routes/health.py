@@ -11,8 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from rayal.errors import RayalError
 from rayal.service.auth import ANY, OPEN
 from rayal.service.call import Here
-from rayal.service.openapi import document
-from rayal.service.page import page
+from rayal.service.openapi import document, page
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import Answered

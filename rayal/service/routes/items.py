@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import Query
+from starlette.responses import Response
 
 from rayal.errors import UnknownNameError
 from rayal.ledger import Appearance, LabelRow, LeaseRow
 from rayal.service import signing
-from rayal.service.auth import READ, WRITE
+from rayal.service.auth import READ, READ_OR_SIGNED, WRITE
 from rayal.service.call import Answer, Call, Here
-from rayal.service.inbox import item_of
+from rayal.service.inbox import content_of, item_of
 from rayal.service.pools import items_from, pool_of
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
@@ -170,3 +171,37 @@ def _offer(call: Call, project: str, item: str) -> tuple[int | None, int | None,
     rows = call.backend.ledger.why(project, item)
     picked = [row for row in rows if isinstance(row, Appearance) and row.picked]
     return (picked[-1].round, picked[-1].rank, picked[-1].score) if picked else (None, None, None)
+
+
+content = Section("items")
+_BYTES = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_TEXT = {"schema": {"type": "string"}}
+_ROW = {"schema": {"type": "object"}}
+_HEADERS = {
+    "Cache-Control": "private, max-age=300",
+    "Content-Disposition": "inline",
+    "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "cross-origin",  # signed URLs are shown by labeling tools
+}
+
+
+@content.route(
+    "GET",
+    "/v1/projects/{project}/items/{item}/content",
+    READ_OR_SIGNED,
+    answers={
+        "description": "the image as it was pushed, the text, or the row's features",
+        "content": {"image/*": _BYTES, "text/plain": _TEXT, "application/json": _ROW},
+    },
+)
+def get_content(
+    call: Here,
+    project: ProjectName,
+    item: ItemKey,
+    *,
+    expires: Annotated[int | None, Query(ge=0, lt=10**15)] = None,
+    signature: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """Return an item's content, to a token or to a signed URL that has not expired."""
+    data, media_type = content_of(call.backend.ledger, project, item_named(call, project, item))
+    return Response(data, headers=_HEADERS, media_type=media_type)

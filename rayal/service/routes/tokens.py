@@ -11,7 +11,7 @@ from rayal.service.call import Answer, Here
 from rayal.service.problems import ProblemError
 from rayal.service.routing import Section
 from rayal.service.schemas.base import TokenId
-from rayal.service.schemas.tokens import TokenBody, TokenInfo, TokenList, TokenMade
+from rayal.service.schemas.projects import TokenBody, TokenInfo, TokenList, TokenMade
 
 routes = Section("tokens")
 

@@ -1,12 +1,13 @@
-"""Projects as answers show them; what a client may say of one stands in ``bodies``."""
+"""Projects as answers show them, and tokens; what a client may say of one stands in ``bodies``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from rayal.service.schemas.base import Answered, Count, Moment, Page
+from rayal.service.auth import SCOPE
+from rayal.service.schemas.base import Answered, Body, Count, Moment, Page, example
 
 
 class ProjectInfo(Answered):
@@ -39,3 +40,45 @@ class ProjectPage(Page):
     """The projects that the token may read, by name."""
 
     projects: list[ProjectSummary]
+
+
+class TokenBody(Body):
+    """A token to make."""
+
+    model_config = example(name="labeling tool", scopes=["project:birds:label"])
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")
+    scopes: list[Annotated[str, Field(pattern=SCOPE)]] = Field(
+        min_length=1,
+        max_length=100,
+        description="admin, or project:NAME:write, label or read; write includes label includes "
+        "read",
+    )
+    ttl_s: float | None = Field(
+        None, gt=0, le=10 * 366 * 86_400, description="seconds until it expires; null: never"
+    )
+
+
+class TokenInfo(Answered):
+    """A token, without its secret."""
+
+    token_id: str
+    name: str
+    scopes: list[str]
+    created_at: Moment
+    expires_at: Moment | None
+    revoked_at: Moment | None
+
+
+class TokenMade(TokenInfo):
+    """A new token; its text is in this answer and nowhere else."""
+
+    token: str | None = Field(
+        description="null where the answer is a repeated one: the text is not kept; revoke the "
+        "token and make another"
+    )
+
+
+class TokenList(Answered):
+    """All tokens, in the order in which they were made."""
+
+    tokens: list[TokenInfo]
