@@ -22,10 +22,10 @@ class Apart(Objective):
     sends = ("embedding",)
 
     def begin(self, tile: Tile, seed: int) -> None:
-        tile.state["far"] = np.ones(len(tile.keys))
+        tile.state = np.ones(len(tile.keys))  # d² / (1 + d²) of each row
 
     def gain(self, tile: Tile) -> Floats:
-        return np.asarray((1.0 + tile.columns["score"].double().numpy()) * tile.state["far"])
+        return (1.0 + tile.columns["score"].double().numpy()) * tile.state_as(np.ndarray)
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         keys, gains = proposal.keys[:1], proposal.priority[:1, 0]
@@ -33,7 +33,7 @@ class Apart(Objective):
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         gap = tile.columns["embedding"].double().numpy() - commit.columns["embedding"][:1]
-        np.minimum(tile.state["far"], 1 - 1 / (1 + np.square(gap).sum(1)), out=tile.state["far"])
+        tile.state = np.minimum(tile.state_as(np.ndarray), 1 - 1 / (1 + np.square(gap).sum(1)))
 
 
 @strategies.register("margin_apart")

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from rayal.pool.reader import Pool
 from rayal.pool.storage import present, read_mapped
 from rayal.registry import strategies
 from rayal.selection.greedy import Chosen, Shards, choose, count
-from rayal.selection.joint_entropy import JointEntropy
 from rayal.selection.objective import Objective
-from rayal.selection.quality import SAMPLE_ROWS, exact_form, quality
+from rayal.selection.quality import SAMPLE_ROWS
 from rayal.selection.sampling import wider
-from rayal.selection.tiles import Proposal
+from rayal.selection.tiles import Proposal, Tile
 from rayal.selection.topk import TopK
 from rayal.strategies.base import Ctx, Strategy
 from rayal.types import Keys, id_keys, stated
@@ -125,34 +124,51 @@ def choose_items(
 
 def _loss(request: Request, objective: Objective, chosen: Chosen) -> dict[str, Any] | None:
     """Return the measured quality of an approximate choice, None where none is defined."""
-    if isinstance(objective, JointEntropy):
-        return _information(request, chosen)
-    exact = exact_form(objective)
-    if exact is None or len(chosen.keys) == 0:
-        return None
-    share = min(1.0, SAMPLE_ROWS / max(1, request.rows))
-    sampler = type(exact)(**{**vars(exact), "share": share})
-    sample = open_share(sampler, request.paths, request.excluded, request.seed + 1)
-    columns = rows_by_key(request.paths, exact.needs, chosen.keys)
-    picks = (np.sort(chosen.keys), columns)
-    made = quality(objective, sample, picks, request.context or {}, seed=request.seed)
-    return None if made is None else made.to_json()
+    quality = objective.measure(_FinishedChoice(request, chosen))
+    return None if quality is None else quality.to_json()
 
 
-def _information(request: Request, chosen: Chosen) -> dict[str, Any] | None:
-    """Return a batch's joint information beside a bound of what any batch could have.
+@dataclass(frozen=True)
+class _FinishedChoice:
+    """A finished choice beside the columns it was made over, for the objective's measure."""
 
-    Gains add up to the joint information, and no batch has more than the sum of the k largest
-    gains of single items (subadditivity), which stand in the score column of the whole pool.
-    """
-    if not all("score" in read_mapped(path).column_names for path in request.paths[:1]):
-        return None
-    with closing(request.open(TopK())) as shards:
-        best = choose(TopK(), shards, len(chosen.keys), seed=request.seed, runners_up=0)
-    value, bound = float(chosen.scores.sum()), float(best.scores.sum())
-    ratio = value / bound if bound > 0.0 else None
-    rows = {"rows": request.rows, "ratio": ratio}
-    return {"measure": "joint information", "value": value, "reference": bound, **rows}
+    request: Request
+    chosen: Chosen
+
+    @property
+    def rows(self) -> int:
+        return self.request.rows
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed
+
+    @property
+    def context(self) -> Mapping[str, npt.NDArray[Any]]:
+        return self.request.context or {}
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        return self.chosen.scores
+
+    def picks(self, names: Sequence[str]) -> tuple[Keys, Mapping[str, npt.NDArray[Any]]]:
+        """Return the picks' keys, ascending, and their columns."""
+        columns = rows_by_key(self.request.paths, names, self.chosen.keys)
+        return np.sort(self.chosen.keys), columns
+
+    def sample(self, objective: Objective) -> Sequence[Tile]:
+        """Return tiles with about SAMPLE_ROWS of the rows."""
+        share = min(1.0, SAMPLE_ROWS / max(1, self.rows))
+        sampler = replace(objective, share=share)
+        return open_share(sampler, self.request.paths, self.request.excluded, self.seed + 1)
+
+    def best_scores(self) -> npt.NDArray[np.float64] | None:
+        """Return the k largest values of the score column, where there is one."""
+        if not all("score" in read_mapped(p).column_names for p in self.request.paths[:1]):
+            return None
+        with closing(self.request.open(TopK())) as shards:
+            k = len(self.chosen.keys)
+            return choose(TopK(), shards, k, seed=self.seed, runners_up=0).scores
 
 
 def provenance_of(spec: ProjectSpec, round: int, scan: Scan, snapshot: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rayal.engine.spec import ProjectSpec, ScanOptions
 from rayal.planning.sizes import ITEM, NetworkShape, PoolShape, output_bytes
 from rayal.selection.footprint import Footprint, width
 from rayal.selection.objective import Objective
-from rayal.selection.quality import SAMPLE_ROWS, exact_form
+from rayal.selection.quality import SAMPLE_ROWS
 from rayal.selection.tiles import PAD
 from rayal.strategies.base import Ctx
 from rayal.tasks import Task
@@ -139,7 +139,7 @@ def summing(made: Footprint, rows: int, *, threads: int, copied: int = 0) -> int
 
 def measuring(objective: Objective, net: NetworkShape, rows: int, k: int) -> int:
     """Return the bytes of measuring an approximate choice, on a sample of copied rows; else 0."""
-    exact = exact_form(objective)
+    exact = objective.exact()
     if objective.approximation() is None or exact is None:
         return 0
     sample = min(rows, SAMPLE_ROWS)

@@ -10,6 +10,7 @@ rows were grouped, on which shard, or by which thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -122,11 +123,21 @@ _ROOM = Room()
 Bound = tuple[float, int]  # squared distance and key of the best row that was left out
 
 
+@dataclass(slots=True)
+class CoverageTile:
+    """A tile's views ``[T]`` of what ``Coverage`` keeps of each row of the shard."""
+
+    upper: Floats
+    exact: npt.NDArray[np.bool_]
+    met: npt.NDArray[np.int32]
+    norm: npt.NDArray[np.float32]
+
+
 class Coverage:
     """Upper bounds of the squared distances of a shard's rows to their nearest centre.
 
     Args:
-        tiles: at least one; their ``state`` gets views of what each row keeps.
+        tiles: at least one; their ``state`` becomes a ``CoverageTile``.
         column: the column ``[T, D]`` that distances are of.
 
     Attributes:
@@ -143,9 +154,9 @@ class Coverage:
         self.exact = np.zeros(n, dtype=bool)
         self.met = np.zeros(n, dtype=np.int32)
         self._norm = np.zeros(n, dtype=np.float32)
-        kept = {"upper": self.upper, "exact": self.exact, "met": self.met, "norm": self._norm}
-        for tile, rows in spans(tiles):
-            tile.state.update({name: array[rows] for name, array in kept.items()})
+        for tile, at in spans(tiles):
+            views = (self.exact[at], self.met[at], self._norm[at])
+            tile.state = CoverageTile(self.upper[at], *views)
         self.count = 0
         self._rows = max(CONFIRMED, BLOCK // d)
         self._error = ERROR * max(1.0, (d / 4096) ** 0.5)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rayal.acquisition import margin
 from rayal.selection.devices import to_device, to_host
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Progress
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.tiles import Floats, Tile
 from rayal.selection.topk import TopK
 from rayal.types import TILE_ROWS
@@ -45,6 +45,13 @@ class Weights:
     label: float
     classes: tuple[float, ...] = ()
     among_all: bool = False
+
+
+@dataclass(slots=True)
+class CriteriaTile:
+    """The sum of criteria and the margin of each row, ``[T, 2]``."""
+
+    value: Floats
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class MultiCriteria(TopK):
 
     def gain(self, tile: Tile) -> Floats:
         """Return the sums, with the margin behind them as the tie-breaker."""
-        return np.asarray(tile.state["value"])
+        return tile.state_as(CriteriaTile).value
 
     def _value(self, tile: Tile, classes: Tensor, density: Tensor, similarity: Tensor) -> None:
         w = self.weights
@@ -152,7 +159,7 @@ class MultiCriteria(TopK):
         own = torch.tensor(each, dtype=torch.float64, device=gap.device)[classes]
         parts = (w.density * density, w.similarity * similarity, w.label * own)
         value = w.uncertainty * (1.0 + gap) + (parts[0] + parts[1] + parts[2])
-        tile.state["value"] = to_host(torch.stack([value, gap], dim=1))
+        tile.state = CriteriaTile(to_host(torch.stack([value, gap], dim=1)))
 
 
 def among(x: Tensor, units: Tensor, counts: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:

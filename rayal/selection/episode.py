@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from rayal.selection.draws import uniform
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Progress
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.tiles import Proposal
 from rayal.selection.topk import TopK
 from rayal.types import TILE_ROWS
@@ -26,6 +26,19 @@ class Policy(Protocol):
 
     def __call__(self, mean: Floats32, variance: Floats32) -> npt.NDArray[np.float64]:
         """Return the log-probability ``[M]`` of taking each candidate, of moments ``[M, C]``."""
+
+
+@dataclass(slots=True)
+class EpisodeRun:
+    """What an episode did.
+
+    Attributes:
+        slots: int64 ``[k]``, each pick's place among its candidates.
+        table: columns of all rows that were proposed, in their order.
+    """
+
+    slots: npt.NDArray[np.int64]
+    table: Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,8 @@ class Episode(TopK):
             slots.append(slot)
             taken.append(found[slot])
             del rest[slot * self.stride]
-        progress.state["slots"] = np.array(slots, dtype=np.int64)
-        progress.state["table"] = {n: np.asarray(proposal.columns[n]) for n in self.sends}
+        table = {n: np.asarray(proposal.columns[n]) for n in self.sends}
+        progress.state = EpisodeRun(np.array(slots, dtype=np.int64), table)
         return Commit(proposal.keys[taken], proposal.priority[taken, 0])
 
     def notes(self, progress: Progress) -> dict[str, npt.NDArray[Any]]:
@@ -100,11 +113,11 @@ class Episode(TopK):
 
         ``replay`` tells the candidates of each step from them.
         """
-        if self.policy is None or "slots" not in progress.state:
+        if self.policy is None or progress.state is None:
             return {}
-        table: Mapping[str, npt.NDArray[Any]] = progress.state["table"]
-        slots = progress.state["slots"]
-        return {"slots": slots, "mean": table[self.mean], "variance": table[self.variance]}
+        run = progress.state_as(EpisodeRun)
+        moments = {"mean": run.table[self.mean], "variance": run.table[self.variance]}
+        return {"slots": run.slots, **moments}
 
     def _action(self, proposal: Proposal, found: list[int], progress: Progress, step: int) -> int:
         if self.policy is None:

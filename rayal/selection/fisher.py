@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -32,7 +32,8 @@ from rayal.selection.fisher_algebra import (
     updated,
 )
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.objective import Objective
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.tiles import PAD, Floats, Proposal, Tile
 from rayal.types import TILE_ROWS
 
@@ -49,6 +50,46 @@ def check_form(rank: int, block_diagonal: bool) -> None:
             "block_diagonal=True leaves that out for all labels; give one of them: rank 0, or "
             "block_diagonal False"
         )
+
+
+@dataclass(slots=True)
+class FisherTile:
+    """What a tile keeps of the n rows that may be picked, padded to a multiple of PAD.
+
+    Attributes:
+        rows: int64 ``[n]``, where they lie in the tile.
+        h: the embedding ``[T, D]``, float64.
+        factor: the class parts ``[T, P, Q, w]``, float64.
+        g: the forms G ``[T, P, w, w]``.
+        half: the forms H ``[T, P, w, w]``.
+    """
+
+    rows: npt.NDArray[np.int64]
+    h: Tensor
+    factor: Tensor
+    g: Tensor = field(init=False)
+    half: Tensor = field(init=False)
+
+
+@dataclass(slots=True)
+class FisherRun:
+    """What the driver keeps.
+
+    Attributes:
+        rows: rows that may be picked.
+        unit: exponent of the unit in which tiles are summed.
+        pool: the sum over their information, in blocks; None where there are no rows.
+        information: M, F and what follows from them.
+        scale: by which the class parts of candidates count.
+        picks: class parts and embedding of each pick.
+    """
+
+    rows: int = 0
+    unit: int = 0
+    pool: Floats | None = None
+    information: Information = field(init=False)
+    scale: float = 1.0
+    picks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,7 +176,11 @@ class Fisher(Objective):
         h = torch.cat([h, h.new_zeros((pad, h.shape[1]))])
         columns = factor.mT  # [T, P, w, Q], the layout that it has
         factor = torch.cat([columns, h.new_zeros((pad, *columns.shape[1:]))]).mT
-        tile.state.update(rows=rows, h=h, factor=factor)
+        tile.state = FisherTile(rows, h, factor)
+
+    def driver_state(self) -> FisherRun:
+        """Return the state before the pool is summed."""
+        return FisherRun()
 
     def summarize(self, tile: Tile, message: Any) -> Any:
         """Return (rows, largest |information| of a row), then the tile's sum as integers.
@@ -144,10 +189,11 @@ class Fisher(Objective):
         two agreed for the whole pool: exact, in any order. The sum of rows bounds every entry, so
         nothing overflows; what is lost is at most 2^-61 of that bound per tile.
         """
-        factor, h = tile.state["factor"], tile.state["h"]
+        state = tile.state_as(FisherTile)
+        factor, h = state.factor, state.h
         if message is None:
             size = (factor**2).sum(dim=(1, 2, 3)) * (h**2).sum(dim=1)  # the trace of I(x)
-            return len(tile.state["rows"]), float(size.max()) if len(size) else 0.0
+            return len(state.rows), float(size.max()) if len(size) else 0.0
         blocks = to_host(fisher_blocks(factor, h))
         np.rint(np.ldexp(blocks, message, out=blocks), out=blocks)
         return blocks.astype(np.int64)
@@ -160,49 +206,49 @@ class Fisher(Objective):
 
     def reduce(self, total: Any, progress: Progress) -> int | None:
         """Agree on the unit of the integers, then keep the pool's sum."""
-        state = progress.state
+        run = progress.state_as(FisherRun)
         if isinstance(total, tuple):
-            state["rows"] = total[0]
-            state["unit"] = BITS - int(np.frexp(max(total[0] * total[1], 1e-300))[1])
-            return int(state["unit"])
-        state["pool"] = np.ldexp(total.astype(np.float64), -state["unit"])
+            run.rows = total[0]
+            run.unit = BITS - int(np.frexp(max(total[0] * total[1], 1e-300))[1])
+            return run.unit
+        run.pool = np.ldexp(total.astype(np.float64), -run.unit)
         return None
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Form M and F, and send what the rows' first forms need."""
-        state = progress.state
-        if "pool" not in state:
+        run = progress.state_as(FisherRun)
+        if run.pool is None:
             return []
-        pool = torch.from_numpy(state["pool"])
+        pool = torch.from_numpy(run.pool)
         labeled, count = torch.zeros_like(pool), 0
         if all(name in context for name in self.needs):
             count = len(context[self.embedding])
             for start in range(0, count, TILE_ROWS):
                 part = {n: context[n][start : start + TILE_ROWS] for n in self.needs}
                 labeled += fisher_blocks(*self._factors(part))
-        fisher = from_blocks((pool + labeled) / max(state["rows"] + count, 1))
+        fisher = from_blocks((pool + labeled) / max(run.rows + count, 1))
         known, weight = self._weights(count, progress.k)
         matrix = from_blocks(labeled * known)
         matrix.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        state.update(information=Information(matrix, fisher), scale=np.sqrt(weight), picks=[])
-        return [self._restart(state["information"], scale=state["scale"])]
+        run.information, run.scale = Information(matrix, fisher), np.sqrt(weight)
+        return [self._restart(run.information, scale=run.scale)]
 
     def gain(self, tile: Tile) -> Floats:
         """Return by how much each row would lower the trace."""
-        state, values = tile.state, np.zeros(len(tile.keys))
-        if len(rows := state["rows"]):
-            values[rows] = to_host(trace_decrease(state["g"], state["half"])[: len(rows)])
+        state, values = tile.state_as(FisherTile), np.zeros(len(tile.keys))
+        if len(rows := state.rows):
+            values[rows] = to_host(trace_decrease(state.g, state.half)[: len(rows)])
         return values
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take the row that lowers the trace most."""
         if len(proposal) == 0:
             return None
-        state = progress.state
+        run = progress.state_as(FisherRun)
         factor, h = self._factors({n: proposal.columns[n][:1] for n in self.needs})
-        factor = factor * state["scale"]
-        state["picks"].append((factor[0], h[0]))
-        information: Information = state["information"]
+        factor = factor * run.scale
+        run.picks.append((factor[0], h[0]))
+        information = run.information
         directions = information.step(factor[0], h[0], 1.0)
         columns: dict[str, Any] = {"directions": directions.numpy()}
         if information.stale(REFRESH):
@@ -212,18 +258,18 @@ class Fisher(Objective):
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Update each row's forms, or compute them anew."""
-        state, columns = tile.state, commit.columns
-        if len(state["rows"]) == 0:
+        state, columns = tile.state_as(FisherTile), commit.columns
+        if len(state.rows) == 0:
             return
         if "scale" in columns:
-            state["factor"] = state["factor"] * columns["scale"]
-        factor, h = state["factor"], state["h"]
+            state.factor = state.factor * columns["scale"]
+        factor, h = state.factor, state.h
         if "inverse" in columns:
-            state["g"] = forms(factor, h, to_device(columns["inverse"], tile.device))
-            state["half"] = forms(factor, h, to_device(columns["middle"], tile.device))
+            state.g = forms(factor, h, to_device(columns["inverse"], tile.device))
+            state.half = forms(factor, h, to_device(columns["middle"], tile.device))
             return
         directions = to_device(columns["directions"], tile.device)
-        updated(state["g"], state["half"], projected(factor, h, directions), 1.0)
+        updated(state.g, state.half, projected(factor, h, directions), 1.0)
 
     def finish(self, progress: Progress) -> list[int]:
         """Remove picks, each time the one that raises the trace least, until k are left.
@@ -233,9 +279,10 @@ class Fisher(Objective):
         kept = list(range(len(progress.keys)))
         if len(kept) <= progress.k:
             return kept
-        information: Information = progress.state["information"]
-        factor = torch.stack([f for f, _ in progress.state["picks"]])
-        h = torch.stack([x for _, x in progress.state["picks"]])
+        run = progress.state_as(FisherRun)
+        information = run.information
+        factor = torch.stack([f for f, _ in run.picks])
+        h = torch.stack([x for _, x in run.picks])
         keys = np.array(progress.keys, dtype=np.uint64)
         for removed in range(len(kept) - progress.k):
             if removed == 0 or information.stale(REFRESH):

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.objective import Objective
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.threads import Team
-from rayal.selection.tiles import Floats, Proposal, Tile, best_rows, merge_rows
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile, best_rows, merge_rows
 from rayal.types import Keys
 
 
@@ -72,11 +73,11 @@ class Shard:
         self._objective = objective
         self._tiles = list(tiles)
         device = self._tiles[0].device if self._tiles else torch.device("cpu")
-        self._shared: dict[Any, Any] = {"device": device}
+        self._shared = Shared(device)
         self._team = Team(threads)
         for tile in self._tiles:
             tile.shared = self._shared
-            tile.state = {}
+            tile.state = None
         if self._tiles:
             objective.prepare(self._tiles, seed, self._team)
 
@@ -158,7 +159,8 @@ def choose(
         runners_up: how many of the best rows not picked to return.
         report: called with (picks done, picks of the greedy) after each step.
     """
-    progress = Progress(k=k, seed=seed, goal=objective.target(k))
+    goal, state = objective.target(k), objective.driver_state()
+    progress = Progress(k=k, seed=seed, goal=goal, state=state)
 
     def ask(*request: Any) -> list[Any]:
         answers = shards.ask(pickle.dumps(request, protocol=5))

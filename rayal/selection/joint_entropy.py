@@ -8,26 +8,74 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from annotated_types import Ge
+from torch import Tensor
 
 from rayal.acquisition.disagreement import bald
 from rayal.acquisition.uncertainty import probability_entropy
 from rayal.selection.devices import to_device, to_host
 from rayal.selection.footprint import Footprint, Shapes
-from rayal.selection.objective import Commit, Objective, Progress
-from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.selection.objective import Finished, Objective, Quality
+from rayal.selection.progress import Commit, Progress
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile
 from rayal.types import TILE_ROWS
 
 ROWS = 16  # rows evaluated at once: every product has the same shape, hence the same bits
 CONFIGURATIONS = 512  # of one product: it and its logarithm stay in the cache
 FLOAT32 = 4e-6  # nats: a gain computed in float32 is nearer than this to that in float64
+
+
+@dataclass(slots=True)
+class EntropyTile:
+    """What a tile keeps: mean entropy of the members and last gain of each row, ``[T]``."""
+
+    noise: Floats
+    gain: Floats
+
+
+@dataclass(slots=True)
+class Batch:
+    """The batch's label configurations, as a shard was sent them.
+
+    Attributes:
+        weights: W ``[J, S]``, by precision.
+        pi: ``[J]``, by precision.
+        sampled: whether they are a sample.
+    """
+
+    weights: dict[torch.dtype, Tensor]
+    pi: dict[torch.dtype, Tensor]
+    sampled: bool
+
+
+@dataclass(slots=True)
+class Sample:
+    """The member ``[J]`` that each configuration's labels are drawn from, and the generator."""
+
+    origin: npt.NDArray[np.int64]
+    rng: np.random.Generator
+
+
+@dataclass(slots=True)
+class EntropyRun:
+    """What the driver keeps.
+
+    Attributes:
+        picked: log-probabilities ``[S, C]`` of the picks.
+        log_joint: ``[J, S]``, of each configuration under each member; None for the empty batch.
+        sample: what draws configurations, once they are a sample.
+    """
+
+    picked: list[Floats] = field(default_factory=list)
+    log_joint: Floats | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -96,19 +144,23 @@ class JointEntropy(Objective):
         probs = tile.columns[self.column].double().exp()  # [T, S, C]
         noise = probability_entropy(probs).mean(dim=1)
         gain = bald(probs.mean(dim=1), noise)
-        tile.state.update(noise=to_host(noise), gain=to_host(gain))
+        tile.state = EntropyTile(to_host(noise), to_host(gain))
+
+    def driver_state(self) -> EntropyRun:
+        """Return the empty batch."""
+        return EntropyRun()
 
     def gain(self, tile: Tile) -> Floats:
         """Return the last computed gains, upper bounds of the present ones."""
-        return np.asarray(tile.state["gain"])
+        return tile.state_as(EntropyTile).gain
 
     def propose(self, tile: Tile, m: int, step: int) -> Proposal:
         """Return the tile's best row under the present batch.
 
         Rows are evaluated lazily, in float32; those that may be the best, again in float64.
         """
-        gain, keys = tile.state["gain"], tile.keys
-        if "sampled" in tile.shared and tile.eligible.any():
+        gain, keys = tile.state_as(EntropyTile).gain, tile.keys
+        if tile.shared.state is not None and tile.eligible.any():
             self._evaluate(tile)
         masked = np.where(tile.eligible, gain, -np.inf)
         best_row = np.lexsort((keys, -masked))[: 1 if tile.eligible.any() else 0]
@@ -116,7 +168,7 @@ class JointEntropy(Objective):
 
     def _evaluate(self, tile: Tile) -> None:
         """Bring the gains of all rows that may be the best up to date."""
-        gain = tile.state["gain"]
+        gain = tile.state_as(EntropyTile).gain
         rows = np.flatnonzero(tile.eligible)
         rows = rows[np.lexsort((tile.keys[rows], -gain[rows]))]
         best, slack, seen = -np.inf, 0.0, 0
@@ -141,21 +193,25 @@ class JointEntropy(Objective):
         if len(proposal) == 0:
             return None
         log_probs = proposal.columns[self.column][0].astype(np.float64)  # [S, C]
-        progress.state.setdefault("picked", []).append(log_probs)
-        weights, pi = self._extend(progress, log_probs)
-        columns = {"weights": weights, "pi": pi, "sampled": "rng" in progress.state}
+        run = progress.state_as(EntropyRun)
+        run.picked.append(log_probs)
+        weights, pi = self._extend(run, log_probs, progress.seed)
+        columns = {"weights": weights, "pi": pi, "sampled": run.sample is not None}
         return Commit(proposal.keys[:1], proposal.priority[:1, 0], columns)
 
-    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
+    def receive(self, shared: Shared, commit: Commit) -> None:
         """Keep the batch's configurations."""
-        for name in ("weights", "pi"):
-            value = to_device(commit.columns[name], shared.get("device"))
-            shared[name, torch.float64], shared[name, torch.float32] = value, value.float()
-        shared["sampled"] = commit.columns["sampled"]
+        weights, pi = (to_device(commit.columns[n], shared.device) for n in ("weights", "pi"))
+        shared.state = Batch(
+            {torch.float64: weights, torch.float32: weights.float()},
+            {torch.float64: pi, torch.float32: pi.float()},
+            commit.columns["sampled"],
+        )
 
     def _gains(self, tile: Tile, rows: npt.NDArray[np.int64], dtype: torch.dtype) -> Floats:
         """Return the gains of at most ROWS rows."""
-        weights, pi = (tile.shared[name, dtype] for name in ("weights", "pi"))
+        batch = tile.shared.state_as(Batch)
+        weights, pi = batch.weights[dtype], batch.pi[dtype]
         probs = tile.rows(self.column, rows).to(dtype).exp()  # [R, S, C]
         n, members, classes = probs.shape
         padded = probs.new_zeros((ROWS, members, classes))
@@ -171,37 +227,48 @@ class JointEntropy(Objective):
             torch.log(q, out=log_q).mul_(q)
             total += torch.mm(pi[None, start : start + len(some)], log_q)
         entropy = -to_host(total.view(ROWS, classes).sum(dim=1)[:n])
-        return np.asarray((entropy - tile.state["noise"][rows]).clip(0.0))
+        return np.asarray((entropy - tile.state_as(EntropyTile).noise[rows]).clip(0.0))
 
     def _error(self, tile: Tile, row: int) -> float:
         """Return the standard error of a row's gain over sampled configurations."""
-        if not tile.shared["sampled"]:
+        batch = tile.shared.state_as(Batch)
+        if not batch.sampled:
             return 0.0
-        weights, pi = (tile.shared[name, torch.float64] for name in ("weights", "pi"))
+        weights, pi = batch.weights[torch.float64], batch.pi[torch.float64]
         entropy = probability_entropy(weights @ tile.rows(self.column, row).double().exp())
         mean = (pi * entropy).sum()
         return float(((pi * (entropy - mean) ** 2).sum() / len(pi)).sqrt())
 
-    def _extend(self, progress: Progress, log_probs: Floats) -> tuple[Floats, Floats]:
+    def _extend(self, run: EntropyRun, log_probs: Floats, seed: int) -> tuple[Floats, Floats]:
         """Return W ``[J, S]`` and pi ``[J]`` for the batch with the new pick."""
-        state = progress.state
         members, classes = log_probs.shape
-        if classes ** len(state["picked"]) <= self.draws:
-            old = state.get("log_joint", np.zeros((1, members)))
-            state["log_joint"] = (old[:, None, :] + log_probs.T[None]).reshape(-1, members)
-            return _posterior(state["log_joint"])
-        if "origin" not in state:  # the first sampled step draws the earlier labels too
-            state["origin"] = np.repeat(np.arange(members), max(1, self.draws // members))
-            state["rng"] = np.random.Generator(np.random.Philox(progress.seed & (2**64 - 1)))
-            state["log_joint"] = np.zeros((len(state["origin"]), members))
-            fresh = state["picked"]
-        else:
-            fresh = [log_probs]
+        joint = np.zeros((1, members)) if run.log_joint is None else run.log_joint
+        if classes ** len(run.picked) <= self.draws:
+            run.log_joint = (joint[:, None, :] + log_probs.T[None]).reshape(-1, members)
+            return _posterior(run.log_joint)
+        fresh = [log_probs]
+        if run.sample is None:  # the first sampled step draws the earlier labels too
+            origin = np.repeat(np.arange(members), max(1, self.draws // members))
+            run.sample = Sample(origin, np.random.Generator(np.random.Philox(seed & (2**64 - 1))))
+            joint, fresh = np.zeros((len(origin), members)), run.picked
         for factor in fresh:
-            labels = _draw(factor[state["origin"]], state["rng"])
-            state["log_joint"] = state["log_joint"] + factor.T[labels]
-        weights, _ = _posterior(state["log_joint"])
+            labels = _draw(factor[run.sample.origin], run.sample.rng)
+            joint = joint + factor.T[labels]
+        run.log_joint = joint
+        weights, _ = _posterior(joint)
         return weights, np.full(len(weights), 1.0 / len(weights))
+
+    def measure(self, finished: Finished) -> Quality | None:
+        """Return the joint information beside a bound of what any batch could have.
+
+        Gains add up to the joint information, and no batch has more than the sum of the k largest
+        gains of single items (subadditivity), which stand in the score column of the whole pool.
+        """
+        best = finished.best_scores()
+        if best is None:
+            return None
+        value, bound = float(finished.scores.sum()), float(best.sum())
+        return Quality("joint information", value, bound, finished.rows)
 
 
 def _posterior(log_joint: Floats) -> tuple[Floats, Floats]:

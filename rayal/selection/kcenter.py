@@ -15,18 +15,48 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rayal.selection.coverage import BLOCK, CENTRES, CONFIRMED, PART, Coverage
+from rayal.selection.coverage import BLOCK, CENTRES, CONFIRMED, PART, Coverage, CoverageTile
 from rayal.selection.devices import to_host
 from rayal.selection.distances import apart, to_tensor
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.objective import Finished, Objective, Quality
+from rayal.selection.progress import Commit, Progress
+from rayal.selection.quality import Picks, beside_exact, covering_radius
 from rayal.selection.threads import Team
-from rayal.selection.tiles import Floats, Proposal, Tile, best_rows
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile, best_rows
 
 CONTEXT_ROWS = 256  # labeled rows per opening message
 SLACK = 0.04  # of the squared distance of the last pick: what the next step looks at
 CLOSEST = 1e-10  # relative size of what rounding may do to float64 products
+
+
+@dataclass(slots=True)
+class KCenterShard:
+    """What a shard keeps of the traversal.
+
+    Attributes:
+        coverage: how far each row lies from its nearest centre.
+        seed: of the first centre.
+        threshold: squared distance from which on rows are looked at; None where all are.
+    """
+
+    coverage: Coverage
+    seed: int
+    threshold: float | None = None
+
+
+@dataclass(slots=True)
+class KCenterRun:
+    """What the driver keeps of the traversal.
+
+    Attributes:
+        open: whether there is a centre.
+        slack: share of the last squared distance by which the threshold lies below it.
+    """
+
+    open: bool = False
+    slack: float = SLACK
 
 
 @dataclass(frozen=True)
@@ -45,6 +75,7 @@ class KCenter(Objective):
     """
 
     title: ClassVar[str] = "k-center"
+    shard_kind: ClassVar[type[KCenterShard]] = KCenterShard
 
     column: str = "embedding"
     rows: int = 256
@@ -92,28 +123,33 @@ class KCenter(Objective):
 
     def block(self, progress: Progress) -> int:
         """Return the proposals of the next step: one until there is a centre."""
-        return self.rows if "open" in progress.state else 1
+        return self.rows if progress.state_as(KCenterRun).open else 1
+
+    def driver_state(self) -> KCenterRun:
+        """Return the state before there is a centre."""
+        return KCenterRun()
 
     def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
         """Set up what the shard's rows keep; no row is read before there is a centre."""
-        tiles[0].shared.update(coverage=Coverage(tiles, self.column), seed=seed, threshold=None)
+        tiles[0].shared.state = self.shard_kind(Coverage(tiles, self.column), seed)
 
     def gain(self, tile: Tile) -> Floats:
         """Return squared distances to the nearest centre, or bounds; the draw if there is none."""
-        if tile.shared["coverage"].count == 0:
-            return keyed_uniform(tile.keys, tile.shared["seed"])
-        return np.asarray(tile.state["upper"])
+        shard = tile.shared.state_as(KCenterShard)
+        if shard.coverage.count == 0:
+            return keyed_uniform(tile.keys, shard.seed)
+        return tile.state_as(CoverageTile).upper
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Return the shard's farthest rows above the threshold, and a bound on all others."""
-        coverage: Coverage = tiles[0].shared["coverage"]
-        stack, threshold = coverage.stack, tiles[0].shared["threshold"]
+        shard = tiles[0].shared.state_as(KCenterShard)
+        coverage, stack = shard.coverage, shard.coverage.stack
         if coverage.count == 0:
             whole = Tile(stack.keys, {}, stack.eligible)
-            found = best_rows(whole, keyed_uniform(stack.keys, tiles[0].shared["seed"]), m)
-            rows, value, bound = found.columns["row"], found.priority, found.bound
+            first = best_rows(whole, keyed_uniform(stack.keys, shard.seed), m)
+            rows, value, bound = first.columns["row"], first.priority, first.bound
         else:
-            lowest = -np.inf if threshold is None else threshold
+            lowest = -np.inf if shard.threshold is None else shard.threshold
             coverage.refresh(lowest, team)
             rows, left = coverage.top(m, lowest)
             value = coverage.upper[rows, None]
@@ -129,7 +165,7 @@ class KCenter(Objective):
         rows = context.get(self.column)
         if rows is None or len(rows) == 0:
             return []
-        progress.state["open"] = True
+        progress.state_as(KCenterRun).open = True
         return [
             self._commit_of(rows[start : start + CONTEXT_ROWS])
             for start in range(0, len(rows), CONTEXT_ROWS)
@@ -139,8 +175,9 @@ class KCenter(Objective):
         """Accept proposals in greedy order while they beat every row that was left out."""
         if len(proposal) == 0 and proposal.bound is None:
             return None
-        if "open" not in progress.state:
-            progress.state["open"] = True
+        run = progress.state_as(KCenterRun)
+        if not run.open:
+            run.open = True
             first = proposal.columns[self.column][:1]
             return self._commit_of(first, proposal.keys[:1], np.array([np.inf]))
         race = _Race(proposal.columns[self.column], proposal.priority[:, 0], proposal.keys)
@@ -152,23 +189,23 @@ class KCenter(Objective):
             scores.append(float(race.upper[best]))
             race.take(best)
         centres = proposal.columns[self.column][race.taken]
-        threshold = self._threshold(proposal, scores, progress)
+        threshold = self._threshold(proposal, scores, run)
         return self._commit_of(centres, proposal.keys[race.taken], np.array(scores), threshold)
 
-    def _threshold(self, proposal: Proposal, scores: list[float], progress: Progress) -> float:
+    def _threshold(self, proposal: Proposal, scores: list[float], run: KCenterRun) -> float:
         """Return how far rows must lie to be looked at in the next step.
 
         As low as serves a block of picks: lower after a step that took all it was offered, higher
         after one that took very few of it, else back towards what serves most data.
         """
-        slack: float = progress.state.get("slack", SLACK)
+        slack = run.slack
         if len(scores) == len(proposal):
             slack = min(0.5, 2.0 * slack)
         elif 32 * len(scores) < len(proposal):
             slack = max(SLACK / 4.0, slack / 2.0)
         else:
             slack = max(SLACK, slack / 2.0) if slack > SLACK else min(SLACK, slack * 1.5)
-        progress.state["slack"] = slack
+        run.slack = slack
         if scores:
             return scores[-1] * (1.0 - slack)
         assert proposal.bound is not None
@@ -178,18 +215,34 @@ class KCenter(Objective):
         """Return distances of squared distances."""
         return np.asarray(np.sqrt(values))
 
-    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
+    def receive(self, shared: Shared, commit: Commit) -> None:
         """Keep the new centres, and the threshold of the next step."""
-        coverage: Coverage = shared["coverage"]
-        coverage.extend(to_tensor(commit.columns["centres"], coverage.stack.device))
-        shared["threshold"] = commit.columns["threshold"]
+        shard = shared.state_as(KCenterShard)
+        device = shard.coverage.stack.device
+        shard.coverage.extend(to_tensor(commit.columns["centres"], device))
+        shard.threshold = commit.columns["threshold"]
 
     def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
         """Make the distances of the shard's m farthest rows exact."""
-        coverage: Coverage = tiles[0].shared["coverage"]
+        coverage = tiles[0].shared.state_as(KCenterShard).coverage
         if coverage.count:
             coverage.refresh(np.inf, team)  # the rows that have met no centre at all
             coverage.top(m)
+
+    def exact(self) -> KCenter:
+        """Return the one-by-one greedy over all rows."""
+        return KCenter(self.column, self.rows)
+
+    def measure(self, finished: Finished) -> Quality | None:
+        """Return the covering radius beside that of the exact greedy."""
+        exact = self.exact()
+
+        def radius(sample: Sequence[Tile], picks: Picks) -> float:
+            rows = picks[1][exact.column]
+            centres = [rows, finished.context.get(exact.column, rows[:0])]
+            return covering_radius(sample, exact.column, np.concatenate(centres))
+
+        return beside_exact(exact, finished, "covering radius", radius, draws=1)
 
     def _commit_of(
         self,

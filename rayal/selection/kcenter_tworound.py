@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,10 +18,10 @@ from rayal.selection.devices import to_host
 from rayal.selection.distances import to_tensor
 from rayal.selection.footprint import Footprint, Shapes, width
 from rayal.selection.greedy import Chosen, LocalShards, Shard, choose
-from rayal.selection.kcenter import KCenter
-from rayal.selection.objective import Commit, Progress
+from rayal.selection.kcenter import KCenter, KCenterRun, KCenterShard
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.threads import Team
-from rayal.selection.tiles import Proposal, Tile, cut_tiles
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile, cut_tiles
 from rayal.types import Keys, part_rows
 
 
@@ -31,6 +31,32 @@ class _Squared(KCenter):
 
     def reported(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return values
+
+
+@dataclass(slots=True)
+class TwoRoundShard(KCenterShard):
+    """What a shard keeps besides.
+
+    Attributes:
+        groups: key of a group to its tiles.
+        known: labeled and pending rows, ``[b, D]`` as they came.
+    """
+
+    groups: dict[int, list[Tile]] = field(default_factory=dict)
+    known: list[npt.NDArray[Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TwoRoundRun(KCenterRun):
+    """What the driver keeps besides.
+
+    Attributes:
+        known: labeled and pending rows, ``[L, D]``.
+        plan: keys, scores and rows of all picks, once the last round has run.
+    """
+
+    known: npt.NDArray[Any] | None = None
+    plan: tuple[Keys, Floats, npt.NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,7 @@ class TwoRoundKCenter(KCenter):
 
     title: ClassVar[str] = "two-round k-center"
     grouped: ClassVar[bool] = True
+    shard_kind: ClassVar[type[KCenterShard]] = TwoRoundShard
 
     def footprint(self, shapes: Shapes, rows: int, k: int) -> Footprint:
         """Return what both rounds take; a part has so many rows as ingest gives it.
@@ -76,21 +103,24 @@ class TwoRoundKCenter(KCenter):
     def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
         """Enter the tiles in their groups."""
         super().prepare(tiles, seed, team)
-        shared = tiles[0].shared
-        shared.update(groups={}, known=[])
+        shard = tiles[0].shared.state_as(TwoRoundShard)
         for tile in tiles:
-            shared["groups"].setdefault(tile.group, []).append(tile)
+            shard.groups.setdefault(tile.group, []).append(tile)
+
+    def driver_state(self) -> TwoRoundRun:
+        """Return the state before the parts have answered."""
+        return TwoRoundRun()
 
     def open(self, context: Mapping[str, npt.NDArray[Any]], progress: Progress) -> list[Commit]:
         """Send labeled and pending rows, and keep them for the last round."""
-        progress.state["known"] = context.get(self.column)
+        progress.state_as(TwoRoundRun).known = context.get(self.column)
         return super().open(context, progress)
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+    def receive(self, shared: Shared, commit: Commit) -> None:
         """Keep labeled and pending rows: a part's greedy starts from them."""
         super().receive(shared, commit)
         if len(commit.keys) == 0:
-            shared["known"].append(commit.columns["centres"])
+            shared.state_as(TwoRoundShard).known.append(commit.columns["centres"])
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Return the centres of the shard's groups."""
@@ -98,15 +128,14 @@ class TwoRoundKCenter(KCenter):
 
     def propose(self, tile: Tile, m: int, step: int) -> Proposal:
         """Return the greedy centres of the tile's group, once; its other tiles offer nothing."""
-        group = tile.shared["groups"][tile.group]
+        shard = tile.shared.state_as(TwoRoundShard)
+        group = shard.groups[tile.group]
         if step > 0 or tile is not group[0]:
             empty = to_host(tile.rows(self.column, slice(0)))
             return Proposal(np.zeros((0, 1)), tile.keys[:0], {self.column: empty})
-        known = tile.shared["known"]
         inner = [Tile(t.keys, t.columns, t.eligible) for t in group]
-        chosen = self._greedy(
-            inner, m, tile.shared["seed"], np.concatenate(known) if known else None
-        )
+        known = np.concatenate(shard.known) if shard.known else None
+        chosen = self._greedy(inner, m, shard.seed, known)
         taken = [np.flatnonzero(np.isin(t.keys, chosen.keys) & t.eligible) for t in inner]
         pairs = list(zip(inner, taken, strict=True))
         keys = np.concatenate([t.keys[rows] for t, rows in pairs])
@@ -123,17 +152,19 @@ class TwoRoundKCenter(KCenter):
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Run the greedy on the union, then hand out its picks a block at a time."""
-        if "plan" not in progress.state:
-            progress.state["plan"] = self._plan(proposal, progress)
-        keys, scores, rows = progress.state["plan"]
+        run = progress.state_as(TwoRoundRun)
+        if run.plan is None:
+            run.plan = self._plan(proposal, progress)
+        keys, scores, rows = run.plan
         done = slice(len(progress.keys), len(progress.keys) + self.rows)
         if len(keys[done]) == 0:
             return None
         return self._commit_of(rows[done], keys[done], scores[done])
 
-    def _plan(self, union: Proposal, progress: Progress) -> tuple[Keys, Any, npt.NDArray[Any]]:
+    def _plan(self, union: Proposal, progress: Progress) -> tuple[Keys, Floats, npt.NDArray[Any]]:
         tiles = cut_tiles(union.keys, {self.column: to_tensor(union.columns[self.column])})
-        chosen = self._greedy(tiles, progress.k, progress.seed, progress.state["known"])
+        known = progress.state_as(TwoRoundRun).known
+        chosen = self._greedy(tiles, progress.k, progress.seed, known)
         rows = union.columns[self.column][np.searchsorted(union.keys, chosen.keys)]
         return chosen.keys, chosen.scores, rows
 

@@ -15,17 +15,64 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from annotated_types import Ge
+from torch import Tensor
 
 from rayal.selection.devices import to_host
 from rayal.selection.distances import between_products, factored, squared_norm, to_tensor
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.objective import Finished, Objective, Quality
+from rayal.selection.progress import Commit, Progress
+from rayal.selection.quality import DRAWS, Picks, beside_exact, potential
 from rayal.selection.threads import Team
-from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile, cut_tiles
 from rayal.types import TILE_ROWS, Keys
 
 First = Literal["norm", "uniform", "largest"]
+
+
+@dataclass(slots=True)
+class KMeansTile:
+    """What a tile keeps.
+
+    Attributes:
+        a: the first factor ``[T, C]``; the second is the embedding's column.
+        norm: squared norms ``[T]`` of the products of both.
+        seed: the query seed.
+        mass: float64 ``[T]``, squared distances to the nearest centre; before there is one, what
+            the first is drawn by.
+        cumulative: float64 ``[T]``, running sums of the eligible rows' masses.
+        largest: the largest mass before there is a centre, where that makes the first one.
+        centred: whether masses are distances.
+    """
+
+    a: Tensor
+    norm: Tensor
+    seed: int
+    mass: Floats
+    cumulative: Floats
+    largest: float | None = None
+    centred: bool = False
+
+
+@dataclass(slots=True)
+class KMeansShard:
+    """What a shard keeps.
+
+    Attributes:
+        flat: whether only copies of centres are left.
+        new: the factors of centres that no row has met yet.
+    """
+
+    flat: bool = False
+    new: Mapping[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class KMeansRun:
+    """What the driver keeps: whether only copies of centres are left."""
+
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +93,8 @@ class KMeansPP(Objective):
     """
 
     title: ClassVar[str] = "k-means++"
+    tile_kind: ClassVar[type[KMeansTile]] = KMeansTile
+    shard_kind: ClassVar[type[KMeansShard]] = KMeansShard
 
     residual: str | None = "residual"
     embedding: str = "embedding"
@@ -91,28 +140,38 @@ class KMeansPP(Objective):
         """Return the draws of the next step: one until there is a centre."""
         return self.rows if progress.keys else 1
 
+    def driver_state(self) -> KMeansRun:
+        """Return the state before there is a centre."""
+        return KMeansRun()
+
+    def prepare(self, tiles: Sequence[Tile], seed: int, team: Team) -> None:
+        """Set up the tiles' masses, and what the shard keeps."""
+        tiles[0].shared.state = self.shard_kind()
+        super().prepare(tiles, seed, team)
+
     def begin(self, tile: Tile, seed: int) -> None:
         """Form the residuals and the squared norms."""
+        a, norm = self._factors(tile)
+        mass = np.ones(len(norm)) if self.first == "uniform" else to_host(norm).copy()
+        state = self.tile_kind(a, norm, seed, mass, np.empty(len(norm)))
+        if self.first == "largest":
+            state.largest = mass[tile.eligible].max(initial=0.0)
+        tile.state = state
+        self._accumulate(tile)
+
+    def _factors(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Return the first factor ``[T, C]``, and the squared norms ``[T]`` of the products."""
         h = tile.columns[self.embedding]
         if self.log_probs is not None:
             a = tile.columns[self.log_probs].exp()
             a[torch.arange(len(a), device=a.device), a.argmax(dim=1)] -= 1.0
         else:
             a = h.new_ones((len(h), 1)) if self.residual is None else tile.columns[self.residual]
-        norm = squared_norm(a) * squared_norm(h)
-        tile.state.update(a=a, norm=norm, seed=seed, cumulative=np.empty(len(h)))
-        if self.first == "uniform":
-            tile.state["mass"] = np.ones(len(h))
-        else:
-            tile.state["mass"] = to_host(norm).copy()
-        if self.first == "largest":
-            eligible = tile.state["mass"][tile.eligible]
-            tile.state["largest"] = eligible.max(initial=0.0)
-        self._accumulate(tile)
+        return a, squared_norm(a) * squared_norm(h)
 
     def gain(self, tile: Tile) -> Floats:
         """Return squared distances (at first: what the first centre is drawn by)."""
-        return np.asarray(tile.state["mass"])
+        return tile.state_as(KMeansTile).mass
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Draw m tiles by the shard's races, and a row of each."""
@@ -126,39 +185,43 @@ class KMeansPP(Objective):
             won = winner == t
             rows[won] = self._rows(tiles[t], draws[won], step)
         at = list(zip(winner.tolist(), rows.tolist(), strict=True))
+        states = [tile.state_as(KMeansTile) for tile in tiles]
         sent = {
             "name": names[winner],
-            "a": to_host(torch.stack([tiles[t].state["a"][r] for t, r in at])),
+            "a": to_host(torch.stack([states[t].a[r] for t, r in at])),
             "h": to_host(torch.stack([tiles[t].rows(self.embedding, r) for t, r in at])),
-            "mass": np.array([tiles[t].state["mass"][r] for t, r in at]),
+            "mass": np.array([states[t].mass[r] for t, r in at]),
         }
         keys = np.array([tiles[t].keys[r] for t, r in at], dtype=np.uint64)
         return Proposal(race[winner, draws.astype(np.int64)][:, None], keys, sent)
 
     def _race(self, tile: Tile, draws: Keys, step: int) -> Floats:
         """Return minus the tile's time in each draw's race: an Exp(total mass)."""
-        total = tile.state["cumulative"][-1]
+        state = tile.state_as(KMeansTile)
+        total = state.cumulative[-1]
         if total <= 0.0:
             return np.full(len(draws), -np.inf)
-        if "largest" in tile.state and step == 0:
-            return np.full(len(draws), tile.state["largest"])
-        chance = keyed_uniform(draws, tile.state["seed"], step, tile.name, 1)
+        if state.largest is not None and step == 0:
+            return np.full(len(draws), state.largest)
+        chance = keyed_uniform(draws, state.seed, step, tile.name, 1)
         return np.asarray(np.log1p(-chance) / total)
 
     def _rows(self, tile: Tile, draws: Keys, step: int) -> npt.NDArray[np.int64]:
         """Return each draw's row, in proportion to the rows' masses."""
-        cumulative = tile.state["cumulative"]
-        target = keyed_uniform(draws, tile.state["seed"], step, tile.name, 2) * cumulative[-1]
+        state = tile.state_as(KMeansTile)
+        cumulative = state.cumulative
+        target = keyed_uniform(draws, state.seed, step, tile.name, 2) * cumulative[-1]
         last = np.searchsorted(cumulative, cumulative[-1])  # the last row that has mass
         rows = np.searchsorted(cumulative, target, side="right")
         return np.asarray(np.minimum(rows, last), dtype=np.int64)
 
     def _accumulate(self, tile: Tile) -> None:
-        mass = np.ones(len(tile.keys)) if tile.shared.get("flat") else tile.state["mass"]
+        state, flat = tile.state_as(KMeansTile), tile.shared.state_as(KMeansShard).flat
+        mass = np.ones(len(tile.keys)) if flat else state.mass
         mass = np.where(tile.eligible, mass, 0.0)
-        if "largest" in tile.state and not (tile.state.get("centred") or tile.shared.get("flat")):
-            mass = np.where(mass == tile.state["largest"], mass, 0.0)
-        np.cumsum(mass, out=tile.state["cumulative"])
+        if state.largest is not None and not (state.centred or flat):
+            mass = np.where(mass == state.largest, mass, 0.0)
+        np.cumsum(mass, out=state.cumulative)
 
     def fold(self, proposals: Sequence[Proposal], m: int) -> Proposal:
         """Let the tiles race in each draw; the smaller key wins a tie."""
@@ -176,17 +239,17 @@ class KMeansPP(Objective):
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Keep each draw with probability true / stale squared distance."""
-        alive = np.isfinite(proposal.priority[:, 0])
+        alive, run = np.isfinite(proposal.priority[:, 0]), progress.state_as(KMeansRun)
         if not alive.any():
-            if progress.state.get("flat"):
+            if run.flat:
                 return None
-            progress.state["flat"] = True  # only copies of centres are left: draw uniformly
+            run.flat = True  # only copies of centres are left: draw uniformly
             return Commit(np.zeros(0, np.uint64), np.zeros(0), {"flat": True})
         accepted: list[int] = []
         scores: list[float] = []
         true = proposal.columns["mass"].astype(np.float64).copy()
         stale = proposal.columns["mass"]
-        flat = bool(progress.state.get("flat"))
+        flat = run.flat
         between = between_products(proposal.columns["a"], proposal.columns["h"])  # [m, m]
         for s in np.flatnonzero(alive).tolist():
             if len(accepted) == progress.left:
@@ -203,27 +266,43 @@ class KMeansPP(Objective):
         chosen["flat"] = np.array(flat)
         return Commit(proposal.keys[accepted], np.array(scores), chosen)
 
-    def receive(self, shared: dict[Any, Any], commit: Commit) -> None:
+    def receive(self, shared: Shared, commit: Commit) -> None:
         """Keep the new centres until the next draws, and learn whether any mass is left."""
-        shared["flat"] = bool(commit.columns["flat"])
-        shared["new"] = commit.columns
+        shard = shared.state_as(KMeansShard)
+        shard.flat, shard.new = bool(commit.columns["flat"]), commit.columns
 
     def settle(self, tiles: Sequence[Tile], m: int, team: Team) -> None:
         """Lower each row's squared distance to that of its nearest new centre."""
-        new = tiles[0].shared.pop("new", None)
+        shard = tiles[0].shared.state_as(KMeansShard)
+        new, shard.new = shard.new, None
         if new is not None:
             team.map(lambda tile: self._lowered(tile, new), tiles)
 
     def _lowered(self, tile: Tile, new: Mapping[str, Any]) -> None:
-        state = tile.state
-        if not tile.shared["flat"]:
+        state = tile.state_as(KMeansTile)
+        if not tile.shared.state_as(KMeansShard).flat:
             # the first centre replaces the norms: the origin is no centre
-            old = state["mass"] if state.get("centred") else np.full(len(tile.keys), np.inf)
-            columns = (state["a"], tile.columns[self.embedding], state["norm"])
+            old = state.mass if state.centred else np.full(len(tile.keys), np.inf)
             a, h = (to_tensor(new[n], tile.device) for n in ("a", "h"))
-            state["mass"][:] = factored(*columns, old, (a, h))
-            state["centred"] = True
+            own = (state.a, tile.columns[self.embedding], state.norm)
+            state.mass[:] = factored(*own, old, (a, h))
+            state.centred = True
         self._accumulate(tile)
+
+    def exact(self) -> KMeansPP:
+        """Return the draws that are exact in law, over all rows."""
+        return KMeansPP(self.residual, self.embedding, self.log_probs, self.first, self.rows)
+
+    def measure(self, finished: Finished) -> Quality | None:
+        """Return the potential beside that of exact draws."""
+        exact = self.exact()
+        return beside_exact(exact, finished, "potential", exact._potential, draws=DRAWS)
+
+    def _potential(self, sample: Sequence[Tile], picks: Picks) -> float:
+        keys, columns = picks
+        chosen = cut_tiles(keys, {n: to_tensor(columns[n]) for n in self.needs})
+        rows, centres = ([(t, *self._factors(t)) for t in tiles] for tiles in (sample, chosen))
+        return potential(rows, centres, self.embedding)
 
 
 def _first_of(race: Floats, names: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

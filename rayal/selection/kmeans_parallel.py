@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -26,15 +26,70 @@ from rayal.selection.distances import (
 )
 from rayal.selection.draws import keyed_uniform, uniform
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.kmeans import KMeansPP
-from rayal.selection.objective import Commit, Progress
+from rayal.selection.kmeans import KMeansPP, KMeansRun, KMeansShard, KMeansTile
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.threads import Team
-from rayal.selection.tiles import Floats, Proposal, Tile
+from rayal.selection.tiles import Floats, Proposal, Shared, Tile
 from rayal.types import TILE_ROWS, Keys
 
 _DRAW = 0xD2A3  # streams of chance apart from those of k-means++
 _PLUS_PLUS = 0xD2A4
 _NO_KEYS: Keys = np.zeros(0, np.uint64)
+
+
+@dataclass(slots=True)
+class ParallelTile(KMeansTile):
+    """What a tile keeps besides: the number of each row's nearest candidate, int64 ``[T]``."""
+
+    nearest: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(slots=True)
+class ParallelShard(KMeansShard):
+    """What a shard keeps besides.
+
+    Attributes:
+        ask: what the phase asks of tiles: exact draws, sum, draw or count.
+        rate: chance of a row to be drawn, per unit of mass.
+    """
+
+    ask: str = "exact"
+    rate: float = 0.0
+
+
+@dataclass(slots=True)
+class Candidates:
+    """The rows that were drawn.
+
+    Attributes:
+        keys: uint64 ``[M]``.
+        a: the first factor ``[M, C]``.
+        h: the second factor ``[M, D]``.
+        norm: squared norms ``[M]`` of their products.
+    """
+
+    keys: Keys
+    a: npt.NDArray[Any]
+    h: npt.NDArray[Any]
+    norm: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True)
+class ParallelRun(KMeansRun):
+    """What the driver keeps besides.
+
+    Attributes:
+        phase: first, sum, draw, count or exact.
+        drawn: passes that have drawn.
+        candidates: the rows drawn so far.
+    """
+
+    phase: str = "first"
+    drawn: int = 0
+    candidates: Candidates = field(init=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +109,8 @@ class KMeansParallel(KMeansPP):
     """
 
     title: ClassVar[str] = "k-means||"
+    tile_kind: ClassVar[type[KMeansTile]] = ParallelTile
+    shard_kind: ClassVar[type[KMeansShard]] = ParallelShard
 
     rows: Annotated[int, Ge(1)] = 128
     rounds: Annotated[int, Ge(1)] = 5
@@ -89,22 +146,27 @@ class KMeansParallel(KMeansPP):
 
     def block(self, progress: Progress) -> int:
         """Return one for the first centre; later the phase decides."""
-        phase = progress.state.get("phase", "first")
+        phase = progress.state_as(ParallelRun).phase
         return {"first": 1, "exact": self.rows}.get(phase, progress.left)
+
+    def driver_state(self) -> ParallelRun:
+        """Return the state of the first phase."""
+        return ParallelRun()
 
     # -- shards -------------------------------------------------------------------------------
 
-    def receive(self, shared: dict[str, Any], commit: Commit) -> None:
+    def receive(self, shared: Shared, commit: Commit) -> None:
         """Learn what is asked next."""
-        shared["flat"] = bool(commit.columns.get("flat", False))
-        shared["ask"] = commit.columns.get("ask", "exact")
-        shared["rate"] = commit.columns.get("rate", 0.0)
+        shard = shared.state_as(ParallelShard)
+        shard.flat = bool(commit.columns.get("flat", False))
+        shard.ask = commit.columns.get("ask", "exact")
+        shard.rate = commit.columns.get("rate", 0.0)
 
     def commit(self, tile: Tile, commit: Commit) -> None:
         """Lower distances to candidates and remember the nearest; start again for the picks."""
         columns = commit.columns
         if columns.get("reset", False):
-            tile.state["centred"] = False
+            tile.state_as(KMeansTile).centred = False
         chosen = () if columns.get("flat", False) else columns.get("a", ())
         for start in range(0, len(chosen), self.rows):
             self._lower(tile, commit, start)
@@ -113,39 +175,40 @@ class KMeansParallel(KMeansPP):
     def _lower(self, tile: Tile, commit: Commit, start: int) -> None:
         stop = start + self.rows
         a, h = (to_tensor(commit.columns[n][start:stop], tile.device) for n in ("a", "h"))
-        own = (tile.state["a"], tile.columns[self.embedding], tile.state["norm"])
-        new = factored_each(*own, (a, h))
+        state = tile.state_as(ParallelTile)
+        new = factored_each(state.a, tile.columns[self.embedding], state.norm, (a, h))
         value, nearest = (to_host(t) for t in new.min(dim=1))
         nearest = nearest + int(commit.columns.get("first", 0)) + start
-        if not tile.state.get("centred"):
-            tile.state.update(mass=value, nearest=nearest, centred=True)
+        if state.nearest is None or not state.centred:
+            state.mass, state.nearest, state.centred = value, nearest, True
             return
-        closer = value < tile.state["mass"]  # the earlier candidate keeps a tie
-        tile.state["nearest"] = np.where(closer, nearest, tile.state["nearest"])
-        tile.state["mass"] = np.minimum(value, tile.state["mass"])
+        closer = value < state.mass  # the earlier candidate keeps a tie
+        state.nearest = np.where(closer, nearest, state.nearest)
+        state.mass = np.minimum(value, state.mass)
 
     def offer(self, tiles: Sequence[Tile], m: int, step: int, team: Team) -> Proposal:
         """Return what the phase asks of all tiles."""
-        if tiles[0].shared.get("ask", "exact") == "exact":
+        if tiles[0].shared.state_as(ParallelShard).ask == "exact":
             return super().offer(tiles, m, step, team)
         return self.fold(team.map(lambda tile: self.propose(tile, m, step), tiles), m)
 
     def propose(self, tile: Tile, m: int, step: int) -> Proposal:
         """Return what the phase asks: the tile's sum, its drawn rows, or its counts."""
-        ask = tile.shared["ask"]
-        mass = np.where(tile.eligible, tile.state["mass"], 0.0)
-        if ask == "sum":
+        shard, state = tile.shared.state_as(ParallelShard), tile.state_as(ParallelTile)
+        mass = np.where(tile.eligible, state.mass, 0.0)
+        if shard.ask == "sum":
             key = np.array([tile.name], dtype=np.uint64)
             return Proposal(np.zeros((1, 1)), key, {"sum": np.array([mass.sum()])})
-        if ask == "count":
-            nearest = tile.state["nearest"][tile.eligible]
+        if shard.ask == "count":
+            assert state.nearest is not None  # a candidate came before
+            nearest = state.nearest[tile.eligible]
             size = int(nearest.max(initial=-1)) + 1
             counts = np.bincount(nearest, minlength=size)
             return Proposal(np.zeros((1, 1)), _NO_KEYS, {"count": counts})
-        drawn = keyed_uniform(tile.keys, tile.state["seed"], step, _DRAW)
-        rows = np.flatnonzero(drawn < tile.shared["rate"] * mass)
+        drawn = keyed_uniform(tile.keys, state.seed, step, _DRAW)
+        rows = np.flatnonzero(drawn < shard.rate * mass)
         index = to_device(rows, tile.device)
-        sent = {n: to_host(tile.state[n][index]) for n in ("a", "norm")}
+        sent = {"a": to_host(state.a[index]), "norm": to_host(state.norm[index])}
         sent["h"] = to_host(tile.rows(self.embedding, rows))
         return Proposal(np.zeros((len(rows), 1)), tile.keys[rows], sent)
 
@@ -169,60 +232,62 @@ class KMeansParallel(KMeansPP):
 
     def merge(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Go one phase further: first centre, then (sum, draw) rounds, counts, picks, the rest."""
-        state = progress.state
-        phase = state.setdefault("phase", "first")
-        if phase == "exact":
+        run = progress.state_as(ParallelRun)
+        if run.phase == "exact":
             return super().merge(proposal, progress)
-        if phase == "first":
+        if run.phase == "first":
             return self._first(proposal, progress)
-        if phase == "sum":
+        if run.phase == "sum":
             total = math.fsum(proposal.columns["sum"].tolist())
-            state["phase"] = "draw" if total > 0.0 else "count"
+            run.phase = "draw" if total > 0.0 else "count"
             rate = self.oversampling * progress.k / total if total > 0.0 else 0.0
-            return _told(ask=state["phase"], rate=rate)
-        if phase == "draw":
-            return self._drawn(proposal, progress)
+            return _message(ask=run.phase, rate=rate)
+        if run.phase == "draw":
+            return self._drawn(proposal, run)
         return self._picks(proposal, progress)
 
     def _first(self, proposal: Proposal, progress: Progress) -> Commit | None:
         """Take the first centre as a candidate; without any mass k-means++ takes over."""
+        run = progress.state_as(ParallelRun)
         if not np.isfinite(proposal.priority[0, 0]):
-            progress.state["phase"] = "exact"
+            run.phase = "exact"
             return super().merge(proposal, progress)
         a, h = proposal.columns["a"][:1], proposal.columns["h"][:1]
         norm = (squared_norm(to_tensor(a)) * squared_norm(to_tensor(h))).numpy()
-        found = {"keys": proposal.keys[:1], "a": a, "h": h, "norm": norm}
-        progress.state.update(found=found, phase="sum", drawn=0)
-        return _told(ask="sum", a=a, h=h, first=0)
+        run.candidates, run.phase = Candidates(proposal.keys[:1], a, h, norm), "sum"
+        return _message(ask="sum", a=a, h=h, first=0)
 
-    def _drawn(self, proposal: Proposal, progress: Progress) -> Commit:
+    def _drawn(self, proposal: Proposal, run: ParallelRun) -> Commit:
         """Take a round's rows in as candidates."""
-        state = progress.state
-        found, first = state["found"], len(state["found"]["keys"])
-        new = {"keys": proposal.keys, **{n: proposal.columns[n] for n in ("a", "h", "norm")}}
-        state["found"] = {n: np.concatenate([found[n], new[n]]) for n in found}
-        state["drawn"] += 1
-        state["phase"] = "sum" if state["drawn"] < self.rounds else "count"
-        return _told(ask=state["phase"], a=new["a"], h=new["h"], first=first)
+        before = run.candidates
+        a, h, norm = (proposal.columns[n] for n in ("a", "h", "norm"))
+        run.candidates = Candidates(
+            np.concatenate([before.keys, proposal.keys]),
+            np.concatenate([before.a, a]),
+            np.concatenate([before.h, h]),
+            np.concatenate([before.norm, norm]),
+        )
+        run.drawn += 1
+        run.phase = "sum" if run.drawn < self.rounds else "count"
+        return _message(ask=run.phase, a=a, h=h, first=len(before))
 
     def _picks(self, proposal: Proposal, progress: Progress) -> Commit:
         """Pick among the weighted candidates."""
-        found = progress.state["found"]
-        weight = np.zeros(len(found["keys"]))
+        run = progress.state_as(ParallelRun)
+        rows, norm = run.candidates, run.candidates.norm
+        weight = np.zeros(len(rows))
         counts = proposal.columns["count"]
         weight[: len(counts)] = counts
-        start = {"norm": found["norm"], "uniform": np.ones(len(weight)), "largest": None}[
-            self.first
-        ]
-        if start is None:
-            start = np.where(found["norm"] == found["norm"].max(), found["norm"], 0.0)
+        if self.first == "uniform":
+            start = np.ones(len(weight))
+        else:
+            start = norm if self.first == "norm" else np.where(norm == norm.max(), norm, 0.0)
         picked, scores = weighted_plus_plus(
-            found["a"], found["h"], weight, progress.left, start=start, seed=progress.seed
+            rows.a, rows.h, weight, progress.left, start=start, seed=progress.seed
         )
-        progress.state["phase"] = "exact"
-        chosen = {n: found[n][picked] for n in ("a", "h")}
-        made = _told(ask="exact", reset=True, first=0, **chosen)
-        return Commit(found["keys"][picked], scores, made.columns)
+        run.phase = "exact"
+        message = _message(ask="exact", reset=True, first=0, a=rows.a[picked], h=rows.h[picked])
+        return Commit(rows.keys[picked], scores, message.columns)
 
 
 def weighted_plus_plus(
@@ -281,6 +346,6 @@ def weighted_plus_plus(
     return picked, np.array(scores)
 
 
-def _told(**columns: Any) -> Commit:
+def _message(**columns: Any) -> Commit:
     """Return a commit without picks."""
     return Commit(_NO_KEYS, np.zeros(0), columns)

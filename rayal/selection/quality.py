@@ -1,9 +1,8 @@
-"""What a choice is worth: covering radius or potential; to judge approximations by."""
+"""Covering radius and potential of a choice, beside those of an exact one on a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,40 +12,16 @@ from torch import Tensor
 
 from rayal.selection.distances import euclidean, factored, origin_of, squared_norm, to_tensor
 from rayal.selection.greedy import LocalShards, Shard, choose
-from rayal.selection.kcenter import KCenter
-from rayal.selection.kmeans import KMeansPP
-from rayal.selection.objective import Objective
-from rayal.selection.tiles import Tile, cut_tiles
+from rayal.selection.objective import Finished, Objective, Quality
+from rayal.selection.tiles import Tile
 from rayal.types import Keys
 
 SAMPLE_ROWS = 20_000  # rows on which a choice is measured, at most about
 DRAWS = 5  # exact draws that a potential is compared with
 _WIDTH = 32  # centres per product
 
-
-@dataclass(frozen=True)
-class Quality:
-    """A choice beside an exact one, both measured on the same uniform sample of the pool.
-
-    Attributes:
-        measure: covering radius (largest distance to the nearest centre, labeled ones included) or
-            potential (mean squared distance to the nearest pick); smaller is better.
-        value: of the choice that was made.
-        reference: of an exact choice of as many rows from the sample alone (a potential: the mean
-            of DRAWS choices, since they are drawn). It sees the rows it is measured on, so it is a
-            strict standard: an exact choice from the whole pool is usually somewhat above it too.
-        rows: rows of the sample.
-    """
-
-    measure: str
-    value: float
-    reference: float
-    rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures with their ratio, None where the reference is 0."""
-        ratio = self.value / self.reference if self.reference > 0.0 else None
-        return {**vars(self), "ratio": ratio}
+Picks = tuple[Keys, Mapping[str, npt.NDArray[Any]]]  # keys [k] and columns [k, …]
+Factored = tuple[Tile, Tensor, Tensor]
 
 
 def covering_radius(tiles: Sequence[Tile], column: str, centres: npt.NDArray[Any]) -> float:
@@ -73,92 +48,62 @@ def covering_radius(tiles: Sequence[Tile], column: str, centres: npt.NDArray[Any
     return float(np.sqrt(max((nearest(t)[t.eligible].max(initial=0.0) for t in tiles), default=0)))
 
 
-def potential(tiles: Sequence[Tile], factors: tuple[str, str], picks: Sequence[Tile]) -> float:
-    """Return the mean squared distance of eligible rows a⊗h to the nearest eligible pick.
+def potential(rows: Sequence[Factored], centres: Sequence[Factored], embedding: str) -> float:
+    """Return the mean squared distance of eligible rows a⊗h to the nearest eligible centre.
 
     Args:
-        tiles: their ``state`` holds the first factor ``[T, C]``, their columns the second.
-        factors: names of the two.
-        picks: tiles of the same form.
+        rows: tiles, each with a ``[T, C]`` and the squared norms ``[T]`` of the products.
+        centres: the same of the picks.
+        embedding: the column h ``[T, D]``.
     """
-    left, right = factors
-    chosen = [torch.from_numpy(t.eligible) for t in picks]
-    a = torch.cat([t.state[left][rows] for t, rows in zip(picks, chosen, strict=True)])
-    h = torch.cat([t.columns[right][rows] for t, rows in zip(picks, chosen, strict=True)])
+    chosen = [torch.from_numpy(tile.eligible) for tile, _, _ in centres]
+    pairs = list(zip(centres, chosen, strict=True))
+    a = torch.cat([left[some] for (_, left, _), some in pairs])
+    h = torch.cat([tile.columns[embedding][some] for (tile, _, _), some in pairs])
     total, count = 0.0, 0
-    for tile in tiles:
-        pairs = zip(_blocks(a), _blocks(h), strict=True)
-        own = (tile.state[left], tile.columns[right], tile.state["norm"])
+    for tile, left, norm in rows:
         nearest = np.full(len(tile.keys), np.inf)
-        for some in pairs:
-            nearest = factored(*own, nearest, some)
+        for some in zip(_blocks(a), _blocks(h), strict=True):
+            nearest = factored(left, tile.columns[embedding], norm, nearest, some)
         total += float(nearest[tile.eligible].sum())
         count += int(tile.eligible.sum())
     return total / max(1, count)
 
 
-def quality(
-    objective: Objective,
-    sample: Sequence[Tile],
-    picks: tuple[Keys, Mapping[str, npt.NDArray[Any]]],
-    context: Mapping[str, npt.NDArray[Any]],
+def beside_exact(
+    exact: Objective,
+    finished: Finished,
+    measure: str,
+    value_of: Callable[[Sequence[Tile], Picks], float],
     *,
-    seed: int,
+    draws: int,
 ) -> Quality | None:
-    """Return how good a choice is beside an exact one on a sample; None where nothing is defined.
+    """Return how good a choice is beside an exact one on a sample; None without rows or picks.
 
     Args:
-        objective: the approximate objective.
-        sample: tiles with a uniform sample of the rows that could be chosen.
-        picks: keys ``[k]`` and columns ``[k, …]`` of what was chosen.
-        context: columns of labeled and pending rows.
-        seed: the query seed.
+        exact: the exact objective.
+        finished: the choice.
+        measure: name of what is measured.
+        value_of: measures picks on a sample.
+        draws: exact choices whose mean is the reference.
     """
-    exact = exact_form(objective)
-    rows = sum(int(tile.eligible.sum()) for tile in sample)
-    if exact is None or rows == 0 or len(picks[0]) == 0:
+    if len(finished.scores) == 0:
         return None
-    value = _measured(exact, sample, *picks, context=context, seed=seed)
+    picks = finished.picks(exact.needs)
+    sample = finished.sample(exact)
+    rows = sum(int(tile.eligible.sum()) for tile in sample)
+    if rows == 0:
+        return None
+    value, seed = value_of(sample, picks), finished.seed
     k = min(len(picks[0]), rows)
-    draws = 1 if isinstance(exact, KCenter) else DRAWS
     references = []
     for draw in range(draws):
         held = [Tile(t.keys, t.columns, t.eligible.copy(), group=t.group) for t in sample]
         shards = LocalShards([Shard(exact, held, seed + draw)])
-        best = choose(exact, shards, k, seed=seed + draw, context=context, runners_up=0)
+        best = choose(exact, shards, k, seed=seed + draw, context=finished.context, runners_up=0)
         columns = _rows_of(sample, best.keys, exact.needs)
-        references.append(_measured(exact, sample, best.keys, columns, context=context, seed=seed))
-    measure = "covering radius" if isinstance(exact, KCenter) else "potential"
+        references.append(value_of(sample, (best.keys, columns)))
     return Quality(measure, value, sum(references) / draws, rows)
-
-
-def exact_form(objective: Objective) -> KCenter | KMeansPP | None:
-    """Return the exact objective that an approximate one stands for, where it can be measured."""
-    if isinstance(objective, KCenter):
-        return KCenter(objective.column, objective.rows)
-    if isinstance(objective, KMeansPP):
-        names = ("residual", "embedding", "log_probs", "first", "rows")
-        return KMeansPP(**{n: getattr(objective, n) for n in names})
-    return None
-
-
-def _measured(
-    exact: KCenter | KMeansPP,
-    sample: Sequence[Tile],
-    keys: Keys,
-    columns: Mapping[str, npt.NDArray[Any]],
-    *,
-    context: Mapping[str, npt.NDArray[Any]],
-    seed: int,
-) -> float:
-    if isinstance(exact, KCenter):
-        centres = [columns[exact.column], context.get(exact.column, columns[exact.column][:0])]
-        return covering_radius(sample, exact.column, np.concatenate(centres))
-    tiles = [replace(t, state={}) for t in sample]
-    picks = cut_tiles(keys, {n: to_tensor(columns[n]) for n in exact.needs})
-    for tile in (*tiles, *picks):
-        exact.begin(tile, seed)
-    return potential(tiles, ("a", exact.embedding), picks)
 
 
 def _rows_of(

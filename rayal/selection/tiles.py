@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +41,51 @@ class Widened(Mapping[str, Tensor]):
         return len(self.stored)
 
 
+StateT = TypeVar("StateT")
+
+
+class Stateful:
+    """A place where an objective keeps running state: one object of a kind of its own."""
+
+    state: object
+
+    def state_as(self, kind: type[StateT]) -> StateT:
+        """Return the state, which is of this kind.
+
+        Raises:
+            TypeError: it is of another kind, or was never set.
+        """
+        if not isinstance(self.state, kind):
+            raise TypeError(
+                f"the state of {type(self).__name__} is {type(self.state).__name__}, "
+                f"{kind.__name__} is asked for; set it where the selection begins"
+            )
+        return self.state
+
+
 @dataclass
-class Tile:
+class Shared(Stateful):
+    """One for all tiles of a shard.
+
+    Attributes:
+        device: where the shard holds its columns.
+        state: what the objective keeps once per shard.
+    """
+
+    device: torch.device | None = None
+    state: object = None
+
+
+@dataclass
+class Tile(Stateful):
     """A fixed run of rows in key order, with the running arrays of one selection.
 
     Attributes:
         keys: uint64 ``[T]``; padding rows have key 0 and are not eligible.
         columns: name to tensor ``[T, …]``, padding rows are zero; bf16 is read as float32.
         eligible: bool ``[T]``, rows that may be picked.
-        state: what the objective keeps per row.
-        shared: what the objective keeps once per shard.
+        state: what the objective keeps of the tile.
+        shared: the shard's, the same object in all its tiles.
         group: key of the first row of the run of tiles (a part) that one shard holds whole.
         stored: the columns as they are held, in float32 or bf16.
     """
@@ -58,8 +93,8 @@ class Tile:
     keys: Keys
     columns: Mapping[str, Tensor]
     eligible: npt.NDArray[np.bool_]
-    state: dict[str, Any] = field(default_factory=dict)
-    shared: dict[Any, Any] = field(default_factory=dict)
+    state: object = None
+    shared: Shared = field(default_factory=Shared)
     group: int = 0
     stored: Mapping[str, Tensor] = field(init=False, repr=False)
 

@@ -11,7 +11,8 @@ import numpy as np
 from rayal.selection.devices import to_host
 from rayal.selection.draws import keyed_uniform
 from rayal.selection.footprint import Footprint, Shapes, width
-from rayal.selection.objective import Commit, Objective, Progress
+from rayal.selection.objective import Objective
+from rayal.selection.progress import Commit, Progress
 from rayal.selection.tiles import Floats, Proposal, Tile
 from rayal.types import TILE_ROWS
 
@@ -50,6 +51,13 @@ class TopK(Objective):
         return Commit(proposal.keys, proposal.priority[:, 0])
 
 
+@dataclass(slots=True)
+class UniformTile:
+    """The draws ``[T]`` of a tile's rows."""
+
+    uniform: Floats
+
+
 @dataclass(frozen=True)
 class UniformDraw(TopK):
     """k items uniformly without replacement: the k largest keyed uniforms."""
@@ -68,14 +76,18 @@ class UniformDraw(TopK):
 
     def begin(self, tile: Tile, seed: int) -> None:
         """Draw one uniform per row, a function of the seed and the row's key."""
-        tile.state["uniform"] = keyed_uniform(tile.keys, seed)
+        tile.state = UniformTile(keyed_uniform(tile.keys, seed))
 
     def gain(self, tile: Tile) -> Floats:
         """Return the drawn uniforms."""
-        return np.asarray(tile.state["uniform"])
+        return tile.state_as(UniformTile).uniform
 
 
-_RANGE = "range"
+@dataclass(slots=True)
+class Ranges:
+    """The largest of (x, -x) of both scores over all candidates, ``[4]``."""
+
+    largest: Floats
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class MinMaxMixture(TopK):
     def summarize(self, tile: Tile, message: Any) -> Any | None:
         """Return the largest of (x, -x) of both scores, ``[4]``; then keep the ranges."""
         if message is not None:
-            tile.state[_RANGE] = message
+            tile.state = Ranges(message)
             return None
         values = self._values(tile)[tile.eligible]
         if len(values) == 0:
@@ -116,16 +128,16 @@ class MinMaxMixture(TopK):
 
     def reduce(self, total: Any, progress: Progress) -> Any | None:
         """Return the ranges, once."""
-        if _RANGE in progress.state:
+        if progress.state is not None:
             return None
-        progress.state[_RANGE] = total
+        progress.state = Ranges(total)
         return total
 
     def gain(self, tile: Tile) -> Floats:
         """Return the mixture; before there are ranges, 0."""
-        if _RANGE not in tile.state:
+        if tile.state is None:
             return np.zeros(len(tile.keys))
-        ranges = tile.state[_RANGE]
+        ranges = tile.state_as(Ranges).largest
         low, width = -ranges[2:], ranges[:2] + ranges[2:]
         width = np.where(width > 0.0, width, np.inf)
         first, second = ((self._values(tile) - low) / width).T

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ from rayal.ray_executor.cluster import connect
 from rayal.ray_executor.scan import map_parts, sent
 from rayal.registry import learners, strategies
 from rayal.selection.greedy import choose
-from rayal.selection.kcenter import KCenter
+from rayal.selection.kcenter import KCenter, KCenterShard
 from rayal.selection.objective import Commit
 from rayal.selection.tiles import Tile
 from rayal.signals import LogProbs, Signal
@@ -385,15 +385,25 @@ def test_a_quorum_goes_on_without_a_member_and_says_so(
 # ---- shards -------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class MortalShard(KCenterShard):
+    """Counts commits besides."""
+
+    commits: int = 0
+
+
 @dataclass(frozen=True)
 class Mortal(KCenter):
     """K-center, of which one shard dies in the middle of a selection."""
 
+    shard_kind: ClassVar[type[KCenterShard]] = MortalShard
+
     killed: str = ""
 
     def commit(self, tile: Tile, commit: Commit) -> None:
-        count = tile.shared["commits"] = tile.shared.get("commits", 0) + 1
-        if self.killed and count == 5 and once(Path(self.killed)):
+        shard = tile.shared.state_as(MortalShard)
+        shard.commits += 1
+        if self.killed and shard.commits == 5 and once(Path(self.killed)):
             os.kill(os.getpid(), signal.SIGKILL)
         super().commit(tile, commit)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,10 @@ from rayal.selection import (
 )
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.kmeans_parallel import weighted_plus_plus
-from rayal.selection.quality import DRAWS, quality
+from rayal.selection.quality import DRAWS
 from rayal.selection.sampling import candidates_of, share_of
 from rayal.selection.tiles import Tile, cut_tiles
-from rayal.types import id_keys
+from rayal.types import Keys, id_keys
 
 Floats = npt.NDArray[Any]
 
@@ -273,12 +275,39 @@ def test_kmeans_parallel_takes_few_round_trips() -> None:
 # -- the measured loss ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A finished choice, measured on all of these tiles."""
+
+    tiles: Sequence[Tile]
+    chosen: tuple[Keys, Mapping[str, Floats]]
+    context: Mapping[str, Floats]
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        return sum(int(tile.eligible.sum()) for tile in self.tiles)
+
+    @property
+    def scores(self) -> Floats:
+        return np.zeros(len(self.chosen[0]))
+
+    def picks(self, names: Sequence[str]) -> tuple[Keys, Mapping[str, Floats]]:
+        return self.chosen
+
+    def sample(self, objective: Objective) -> Sequence[Tile]:
+        return self.tiles
+
+    def best_scores(self) -> Floats | None:
+        return None
+
+
 def test_quality_of_a_cover_is_its_radius_beside_an_exact_one() -> None:
     x = np.random.default_rng(8).normal(size=(900, 3)).astype(np.float32)
     tiles = cut_tiles(np.arange(900, dtype=np.uint64), {"embedding": torch.from_numpy(x)})
     rows, known = np.arange(20, 30), x[:5]
     picks = (rows.astype(np.uint64), {"embedding": x[rows]})
-    made = quality(TwoRoundKCenter(), tiles, picks, {"embedding": known}, seed=2)
+    made = TwoRoundKCenter().measure(Choice(tiles, picks, {"embedding": known}, seed=2))
     assert made is not None and made.measure == "covering radius" and made.rows == 900
     assert made.value == pytest.approx(radius(x, np.concatenate([known, x[rows]])), rel=1e-5)
     best = x[k_center(x, 10, labeled=known, seed=2)]
@@ -296,7 +325,7 @@ def test_quality_of_a_draw_is_its_potential_beside_an_exact_one() -> None:
     rows = np.arange(8)
     picks = (rows.astype(np.uint64), {n: c[rows] for n, c in columns.items()})
     objective = KMeansParallel(log_probs="log_probs")
-    made = quality(objective, tiles, picks, {}, seed=3)
+    made = objective.measure(Choice(tiles, picks, {}, seed=3))
     assert made is not None and made.measure == "potential"
     residual = p - np.eye(4)[p.argmax(axis=1)]
     g = np.einsum("nc,nd->ncd", residual, h).reshape(700, -1)

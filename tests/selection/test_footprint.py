@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -65,7 +66,9 @@ def kept(tile: Tile) -> int:
     """Return the bytes of the arrays in a tile's state, each once, columns apart."""
     columns = {c.data_ptr() for c in tile.columns.values()}
     held: dict[int, int] = {}
-    for value in tile.state.values():
+    state: Any = tile.state
+    names = [] if state is None else [field.name for field in dataclasses.fields(state)]
+    for value in (getattr(state, name) for name in names):
         if isinstance(value, np.ndarray):
             held[value.__array_interface__["data"][0]] = value.nbytes
         elif isinstance(value, torch.Tensor) and value.data_ptr() not in columns:

@@ -188,7 +188,7 @@ class _Switch(Objective):
     objectives: tuple[tuple[Objective, int], ...]
 
     def begin(self, tile: Tile, seed: int) -> None:
-        tile.state["shards"] = [
+        tile.state = [
             Shard(o, [Tile(tile.keys, tile.columns, tile.eligible.copy())], seed)
             for o, _ in self.objectives
         ]
@@ -198,7 +198,7 @@ class _Switch(Objective):
 
     def summarize(self, tile: Tile, message: tuple[int, bytes]) -> list[tuple[int, bytes]]:
         index, request = message
-        return [(tile.name, tile.state["shards"][index].answer(request))]
+        return [(tile.name, tile.state_as(list)[index].answer(request))]
 
     def combine(self, first: Any, second: Any) -> Any:
         return first + second
@@ -241,7 +241,7 @@ class Normalised(TopK):
 
     def summarize(self, tile: Tile, message: Any) -> Any | None:
         if message is not None:
-            tile.shared["range"] = message
+            tile.shared.state = message
             return None
         rows = tile.columns["score"][torch.from_numpy(tile.eligible)].numpy()
         return rows.min(axis=0), rows.max(axis=0)
@@ -253,7 +253,7 @@ class Normalised(TopK):
         return total
 
     def gain(self, tile: Tile) -> npt.NDArray[np.float64]:
-        low, high = tile.shared["range"]
+        low, high = tile.shared.state_as(tuple)
         scaled = (tile.columns["score"].numpy() - low) / (high - low)
         return np.asarray(scaled.sum(axis=1), dtype=np.float64)
 
