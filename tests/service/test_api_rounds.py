@@ -108,6 +108,8 @@ def test_closing_a_round_is_idempotent_while_it_closes(
     birds: Service, client: httpx.Client
 ) -> None:
     problem(client.post(CLOSE, json={}), 409, "conflict")
+    answered(birds, ("ada", "row/30", "cat"))  # which was never offered
+    problem(client.post(CLOSE, json={}), 409, "conflict")
     answered(birds, ("ada", "row/00", "cat"))
     problem(client.post(CLOSE, json={"min_labels": 2}), 409, "conflict")
     one, two = (client.post(CLOSE, json={"reason": "x", "min_labels": 1}) for _ in "ab")

@@ -37,6 +37,7 @@ from rayal.errors import (
 from rayal.ledger import Ledger
 from rayal.registry import learners, strategies
 from rayal.service.creation import create_project
+from rayal.service.settings import ServiceOptions
 from rayal.service.uris import Prefixes
 
 
@@ -74,6 +75,7 @@ def test_a_project_has_what_was_asked_for(ledger: Ledger) -> None:
         "tolerance": 0.0,
     }
     service = row.settings["service"]
+    assert ServiceOptions.of(row).to_json() == service
     assert (service["quorum"], service["ready"], service["start"], service["pushed"]) == (
         5,
         4,
