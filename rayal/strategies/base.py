@@ -1,4 +1,4 @@
-"""What a strategy is: what to ask the model, how to score one item, how to choose k jointly."""
+"""The base of strategies: questions to the model, the score of an item, the joint choice of k."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAXONOMY = ("baseline", "informativeness", "representativeness", "learn to score
 
 @dataclass(frozen=True)
 class Ctx:
-    """What the joint choice may know besides the columns on the shards.
+    """Facts of the round that the joint choice may use besides the columns on the shards.
 
     Attributes:
         round: the round that selects; -1 for the initial choice.
@@ -48,7 +48,7 @@ class Ctx:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a round's picks: what a strategy learns from, in the round after it.
+    """A round's picks with their labels and predictions, from which a strategy learns later.
 
     Attributes:
         round: the round that chose them.
@@ -189,7 +189,8 @@ class Joint(Strategy):
     Args:
         members: committee size that the strategy asks for.
         candidates: None runs the joint choice over all rows. A number runs it over about so many,
-            drawn uniformly by item and seed: only they are held. The record then says what it cost.
+            drawn uniformly by item and seed: only they are kept in memory. The record then states
+            the cost.
     """
 
     candidates: Annotated[int, Ge(1)] | None = None

@@ -49,7 +49,7 @@ class ViewHeads(nn.Module):
         self.names = tuple(names)
         self.heads = nn.ModuleList(nn.Linear(columns, classes) for columns in features)
         self.requires_grad_(False)
-        #: of each head, and last of the network's own, float32 [L]
+        #: accuracy of each head, and last of the network's own, float32 [L]
         self.register_buffer("accuracy", torch.zeros(len(self.names) + 1))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -97,7 +97,7 @@ def held_out_accuracy(x: Tensor, y: Tensor, folds: Sequence[Tensor], *, ridge: f
     Args:
         x: ``[n, D]``.
         y: int64 ``[n]``.
-        folds: positions of each fold; of a single fold nothing is known, so 0.
+        folds: positions of each fold; a single fold gives 0, as nothing is known then.
         ridge: strength of the penalty.
     """
     right = 0
@@ -170,13 +170,13 @@ class HiddenViews(Supervised):
         self, net: TaskNet, names: Sequence[str], ctx: TrainContext, data: TrainData
     ) -> list[Tensor]:
         """Return the pooled layers and the embedding of the labeled rows, ``[n, D]`` each."""
-        made = []
+        batches = []
         everything = torch.arange(len(data.labeled))
         with evaluating(net), torch.no_grad():
             for x in plain_batches(data.labeled.rows, everything, ctx, size=self.batch):
                 _, tapped = net.taps(x, names)
-                made.append([f.cpu() for f in (*pooled(tapped, names), net.embed(x).flatten(1))])
-        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+                batches.append([f.cpu() for f in (*pooled(tapped, names), net.embed(x).flatten(1))])
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     def predictor(self, state: TrainState) -> nn.ModuleDict:
         """Return the network that answers, and the heads."""
