@@ -63,10 +63,10 @@ def copy_sqlite(source: sqlite3.Connection, ledger: Path, path: Path) -> None:
         try:
             with closing(sqlite3.connect(draft)) as target:
                 source.backup(target)
-                found, copied = _summary(source), _summary(target)
+                original, copied = _summary(source), _summary(target)
         except sqlite3.Error as error:
             raise StorageError(f"the backup {path} failed: {error}; nothing was changed") from error
-        if found != copied or copied["integrity"] != "ok":
+        if original != copied or copied["integrity"] != "ok":
             raise StorageError(
                 f"the backup {path} is not whole, or not what the ledger holds "
                 f"({copied['integrity']}); nothing was changed: check the disks, or back up "

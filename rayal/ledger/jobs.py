@@ -31,7 +31,7 @@ class Jobs(Store):
         once: bool = True,
         now: float | None = None,
     ) -> JobRow:
-        """Ask for work.
+        """Queue a job.
 
         Args:
             project: its name.
@@ -114,7 +114,7 @@ class Jobs(Store):
     def beat(
         self, job: str, owner: str, progress: Mapping[str, Any], *, now: float | None = None
     ) -> bool:
-        """Tell how far a job is; False: it was cancelled or is another's now, so stop.
+        """Record a job's progress; False: it was cancelled or has another owner now, so stop.
 
         Beats are no events: the tables can be built again without them.
         """
@@ -122,14 +122,14 @@ class Jobs(Store):
             row = _known(tx.conn, job)
             mine = _is_mine(row, owner)
             if mine:
-                told = plain(dict(progress), f"the progress of job {job!r}")
-                _beat(tx.conn, job, tx.time, told)
+                plain_progress = plain(dict(progress), f"the progress of job {job!r}")
+                _beat(tx.conn, job, tx.time, plain_progress)
             return mine
 
     def finish_job(self, job: str, owner: str, result: Any, *, now: float | None = None) -> bool:
-        """Record what a job gave; False, and nothing is recorded, where ``beat`` would say so."""
-        told = plain(result, f"the result of job {job!r}")
-        return self._end(job, owner, {"state": DONE, "result": told}, now)
+        """Record a job's result; False, and nothing is recorded, where ``beat`` returns False."""
+        plain_result = plain(result, f"the result of job {job!r}")
+        return self._end(job, owner, {"state": DONE, "result": plain_result}, now)
 
     def fail_job(self, job: str, owner: str, error: str, *, now: float | None = None) -> bool:
         """Record why a job failed; False, and nothing is recorded, where ``beat`` would say so."""

@@ -70,7 +70,7 @@ class Ledger(
 
     @contextmanager
     def withdrawn(self) -> Iterator[bool]:
-        """Take the ledger's file away, unless somebody else uses it; nobody opens one meanwhile.
+        """Remove the ledger's file, unless somebody else uses it; nobody can open one meanwhile.
 
         It stays where others have it open, where an event of it was not written through this
         ledger, and where it is in PostgreSQL. This one is closed.

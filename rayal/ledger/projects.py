@@ -22,10 +22,10 @@ _FIXED = ("labels_per_item", "agreement", "max_labels", "tolerance")
 
 
 class Projects(Store):
-    """What the ledger knows of projects."""
+    """The part of the ledger that keeps projects."""
 
     def create_project(self, project: str, pool: str, settings: Mapping[str, Any]) -> None:
-        """Make a project; once more with the same pool and settings, nothing happens.
+        """Make a project; a second call with the same pool and settings changes nothing.
 
         Args:
             project: its name.
@@ -102,7 +102,7 @@ class Projects(Store):
             return version + 1
 
     def delete_project(self, project: str, *, now: float | None = None) -> None:
-        """Let a project be unknown from now on, and cancel its jobs; its name is not free again.
+        """Delete a project and cancel its jobs; its name does not become free again.
 
         Its rows stay, so that the files they name still count.
         """

@@ -56,7 +56,7 @@ class ProjectRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """What a round was begun with: its snapshot, its training set's last label, its seeds."""
+    """A round as it was begun: its snapshot, its training set's last label, its seeds."""
 
     project: str
     round: int
@@ -68,7 +68,7 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """A finished stage of a round; ``seconds`` is what it took."""
+    """A finished stage of a round; ``seconds`` is the time that it took."""
 
     project: str
     round: int
@@ -132,7 +132,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class SelectionRow:
-    """What a round chose, the best it did not choose, and how it came to that."""
+    """The items that a round chose, the best of the others, and the provenance of the choice."""
 
     project: str
     round: int
@@ -220,7 +220,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a version of the model says of an item."""
+    """The label of an item that a version of the model suggests, with its probabilities."""
 
     label: Any
     probs: Any
@@ -349,7 +349,7 @@ class SkipEntry:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What became of an entry.
+    """The result of recording one entry.
 
     Args:
         item: id of the item.

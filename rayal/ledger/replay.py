@@ -36,7 +36,7 @@ def rebuild(events: Iterable[Event], metadata: MetaData = all_tables) -> Tables:
 
 
 def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> None:
-    """Write the tables that events tell, and the events themselves, into an empty database.
+    """Rebuild the tables from events, and write them and the events into an empty database.
 
     Args:
         events: all events of a ledger, in order, whatever version it had when they were written.
@@ -46,19 +46,19 @@ def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> 
     Raises:
         LedgerError: the database holds a ledger.
     """
-    told = list(events)
+    history = list(events)
     with engine.begin() as conn:
         if inspect(conn).has_table("meta"):
             raise LedgerError(f"{engine.url!r} holds a ledger; replay into an empty database")
         schema.create(conn)
-        tables = rebuild(told, schema.metadata)
-        tables[events_table.name] = [vars(event) for event in told]
+        tables = rebuild(history, schema.metadata)
+        tables[events_table.name] = [vars(event) for event in history]
         for table in schema.metadata.sorted_tables:
             _insert(conn, table, tables.get(table.name, []))
-        if conn.dialect.name == "postgresql" and told:
+        if conn.dialect.name == "postgresql" and history:
             conn.execute(  # its sequence does not see the numbers that were given
                 text("SELECT setval(pg_get_serial_sequence('events', 'seq'), :last)"),
-                {"last": told[-1].seq},
+                {"last": history[-1].seq},
             )
 
 

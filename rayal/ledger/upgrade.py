@@ -1,4 +1,4 @@
-"""Bringing an older ledger to the tables of this program: a backup, then one transaction.
+"""Upgrade an older ledger to the tables of this program: a backup, then one transaction.
 
 Only this module and the revisions load Alembic. It orders and runs the revisions; which one a
 ledger has is said by its schema version alone.
@@ -46,7 +46,7 @@ _OTHERS = text(
 
 @dataclass(frozen=True)
 class Upgrade:
-    """An upgrade as it ended.
+    """The result of an upgrade.
 
     Args:
         ledger: a file or a database.
@@ -76,7 +76,7 @@ def upgrade(
     backed_up: bool = False,
     schema: Schema = SCHEMA,
 ) -> Upgrade:
-    """Bring the ledger of a storage root to the tables of this program, if it has older ones.
+    """Upgrade the ledger of a storage root to the tables of this program, if it has older ones.
 
     Whatever stops it, the ledger has its old tables or its new ones. Of two at once, one waits
     and finds nothing to do.
@@ -127,16 +127,16 @@ def _in_file(order: _Order) -> Upgrade:
     if not path.exists():
         raise missing(str(path))
     with held(order.root), as_ledger(str(path), _CANNOT):
-        found = _version(sqlite(path), str(path))
-        if not order.schema.older(found, str(path)):
+        version = _version(sqlite(path), str(path))
+        if not order.schema.older(version, str(path)):
             return Upgrade(str(path), None, order.schema.version, None)
         with _undisturbed(path) as conn:
             copy = _copied(order, ".sqlite", lambda copy: copy_sqlite(_driver(conn), path, copy))
             with conn.begin():
-                migrate(conn, found, order.schema)
+                migrate(conn, version, order.schema)
                 _check_parents(conn, str(path))
                 failpoint("upgrade.commit")
-    return Upgrade(str(path), found, order.schema.version, copy)
+    return Upgrade(str(path), version, order.schema.version, copy)
 
 
 def _in_database(order: _Order, noted: str) -> Upgrade:
@@ -147,20 +147,20 @@ def _in_database(order: _Order, noted: str) -> Upgrade:
             hide_password=False
         )
         engine = postgresql(named)
-        found = _version(engine, where)
-        if not order.schema.older(found, where):
+        version = _version(engine, where)
+        if not order.schema.older(version, where):
             return Upgrade(where, None, order.schema.version, None)
         with _released(engine), engine.begin() as conn:
             lock(conn, "schema")  # another upgrade may have been quicker
-            found = noted_version(conn)
-            if not order.schema.older(found, where):
+            version = noted_version(conn)
+            if not order.schema.older(version, where):
                 return Upgrade(where, None, order.schema.version, None)
             last = _last_event(conn)
             copy = _copied(order, ".dump", lambda copy: dump_postgresql(engine.url, copy))
             _keep_others_out(conn, where, last)
-            migrate(conn, found, order.schema)
+            migrate(conn, version, order.schema)
             failpoint("upgrade.commit")
-    return Upgrade(where, found, order.schema.version, copy)
+    return Upgrade(where, version, order.schema.version, copy)
 
 
 def _version(engine: Engine, where: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Items that come a few at a time: each call adds one snapshot, and tells of every item.
+"""Add items a few at a time: each call adds one snapshot, and reports on every item.
 
 Beside ``ingest``, which takes whole sources and refuses them whole, this takes what it can. Of the
 pool that is there only keys are read, and ids and hashes of items that come again: the cost is a
@@ -40,7 +40,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of pushed items.
+    """The result of a push of items.
 
     Args:
         created: items that are new in the pool.
@@ -81,7 +81,7 @@ def push(
     progress: Progress | None = None,
     seconds: float = 30.0,
 ) -> Pushed:
-    """Add the items of sources to a pool that is there, and tell what became of them.
+    """Add the items of sources to an existing pool, and report the result for each of them.
 
     No transaction is open while payloads are written; it must not be called within one, since a
     second call waits for this one at the pool's folder.
@@ -89,9 +89,9 @@ def push(
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
-        sources: where the items come from, each with its role; all of the pool's kind of row.
+        sources: sources of the items, each with its role; all have the pool's kind of row.
         progress: called with rows read and rows in all, None if not known.
-        seconds: how long to wait for another call that writes to the pool.
+        seconds: longest wait for another call that writes to the pool.
 
     Raises:
         PoolError: another call writes to the pool for too long, or it has too many parts.
@@ -107,9 +107,9 @@ def push(
         unchanged = len(read.index) - len(new) - len(conflicts)
         if not len(new):
             return Pushed(0, unchanged, tuple(conflicts), rejected, before.number)
-        held = {part.part for part in before.parts}
+        committed = {part.part for part in before.parts}
         payload = before.info["payload"]
-        parts = place(new, spill, root=root, pool=name, payload=payload, held=held)
+        parts = place(new, spill, root=root, pool=name, payload=payload, held=committed)
         failpoint("ingest.commit")
         info = {key: before.info[key] for key in _KEPT if key in before.info}
         number = ledger.commit_snapshot(name, parts, {**info, "added": _counts(new)})

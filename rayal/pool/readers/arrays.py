@@ -50,9 +50,9 @@ def array_source(
     count = len(array)
     names = [f"row:{i}" for i in range(count)] if ids is None else list(ids)
     labels = None if y is None else pa.array(np.asarray(y))
-    for what, given in (("ids", names), ("y", labels)):
-        if given is not None and len(given) != count:
-            raise PoolError(f"{what} has {len(given)} entries, x has {count} rows; give one a row")
+    for what, values in (("ids", names), ("y", labels)):
+        if values is not None and len(values) != count:
+            raise PoolError(f"{what} has {len(values)} entries, x has {count} rows; give one a row")
     read = partial(_read_array, array, names, labels, payload, missing)
     return Source(payload, read, role, count)
 

@@ -197,8 +197,8 @@ def _source(
                 known, kind = texts(batch.column(columns.label))
             sure = None
             if columns.confidence is not None:
-                given = batch.column(columns.confidence)
-                sure = confidences_of(given, ids, columns.confidence)
+                column = batch.column(columns.confidence)
+                sure = confidences_of(column, ids, columns.confidence)
             rows = Rows(ids, [], known, kind, confidences=sure)
             start += batch.num_rows
             if columns.text is not None:
