@@ -1,4 +1,4 @@
-"""What a Dirichlet distribution over class probabilities says of a row.
+"""Scores of a row from a Dirichlet distribution over class probabilities.
 
 References:
     Sensoy, Kaplan & Kandemir, NeurIPS 2018, equations 1 and 5 (subjective opinions, KL term).

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class CheckpointStore(Protocol):
-    """Where the checkpoints of one member go, and which of them count."""
+    """A store of one member's checkpoints, which knows the ones that count."""
 
     def latest(self) -> tuple[int, Path] | None:
         """Return the last committed epoch and its file."""
@@ -62,7 +62,7 @@ def write_checkpoint(path: Path, kind: Kind, tree: Mapping[str, Any]) -> None:
 
 
 def checkpoint_kind(path: Path) -> Kind:
-    """Return what a checkpoint file holds, from its header alone."""
+    """Return the kind of a checkpoint file, from its header alone."""
     with _opened(path, "cpu") as (_, metadata):
         return _kind(metadata)
 

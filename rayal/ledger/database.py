@@ -35,7 +35,7 @@ from rayal.ledger.location import (
 from rayal.ledger.schema import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
-OTHERS_SECONDS = 5  # in which what holds a ledger that is to be migrated may still end
+OTHERS_SECONDS = 5  # wait for holders of a ledger that is to be migrated
 MOUNTS = Path("/proc/mounts")
 # Their locks and shared memory are not those of a local disk, on which SQLite relies.
 NETWORK_FILE_SYSTEMS = re.compile(
@@ -219,7 +219,7 @@ def sqlite(path: Path, *, migrating: bool = False) -> Engine:
         "journal_mode = WAL",
         "synchronous = FULL",
         f"foreign_keys = {'OFF' if migrating else 'ON'}",
-        "secure_delete = ON",  # what is purged is overwritten
+        "secure_delete = ON",  # purged content is overwritten
     )
 
     @event.listens_for(engine, "connect")

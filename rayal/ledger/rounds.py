@@ -31,7 +31,7 @@ from rayal.ledger.store import (
     unsigned,
 )
 
-FILES = ("files",)  # projects share what has the same hash, so their writers take turns
+FILES = ("files",)  # projects share files of the same hash, so their writers take turns
 
 
 class Rounds(Store):

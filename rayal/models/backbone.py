@@ -28,11 +28,11 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 
 
 class Backbone(nn.Module):
-    """Maps images ``[N, Ch, H, W]`` in [0, 1] to embeddings ``[N, D]``.
+    """A map from images ``[N, Ch, H, W]`` in [0, 1] to embeddings ``[N, D]``.
 
     Args:
         network: maps normalised RGB images to embeddings.
-        mean: of the pixels of each channel, as the network was trained.
+        mean: mean of the pixels of each channel in the network's training.
         deviation: their standard deviation.
     """
 

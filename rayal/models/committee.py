@@ -21,17 +21,17 @@ Extras = Callable[[nn.ModuleDict, Tensor], Mapping[str, Tensor]]
 
 
 class TaskLike(Protocol):
-    """What a committee's user asks of its task."""
+    """The part of a task that a committee's users need."""
 
     column: ClassVar[str | None]
 
     @property
     def labels(self) -> Labels:
-        """What the answers look like."""
+        """The form of the answers: classes or a number."""
 
     @property
     def target(self) -> str:
-        """What is predicted: class | number."""
+        """The kind of prediction: class | number."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -82,9 +82,9 @@ class Committee:
 
     Args:
         nets: each member's predictor; the key "task" is its TaskNet, others are a learner's heads.
-        task: what a row is.
+        task: the task, which describes a row.
         statistics: constants of the eval transform, fitted on the labeled rows.
-        hash: of everything that the members' weights depend on.
+        hash: hash of everything that the members' weights depend on.
         seed: the model seed.
         round: the round it was trained in.
         extras: (a member's networks, transformed rows) to the learner's own columns ``[N, …]``.

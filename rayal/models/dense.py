@@ -17,7 +17,7 @@ class DenseLayer:
     """A hidden layer: unit(W x + b).
 
     Attributes:
-        name: of its stage.
+        name: name of its stage.
         linear: W ``[H, V]`` and b ``[H]``.
         unit: elementwise nn.ReLU | nn.Sigmoid | nn.Identity.
     """
@@ -43,16 +43,16 @@ def dense_layers(net: nn.Module) -> tuple[DenseLayer, ...]:
     """
     if not isinstance(net, TaskNet) or isinstance(net, HookedNet):
         raise _refused(f"({type(net).__name__}) no stages are known")
-    found = []
+    layers = []
     for place, (name, stage) in enumerate(zip(net.stage_names[:-1], net.stages, strict=False)):
         layer = _layer(name, stage)
         if layer is not None:
-            found.append(layer)
+            layers.append(layer)
         elif not isinstance(stage, nn.Dropout) and not (place == 0 and _flattens(stage)):
             raise _refused(f"stage {name!r} is a {type(stage).__name__}, no dense layer")
-    if not found:
+    if not layers:
         raise _refused("there is no hidden layer")
-    return tuple(found)
+    return tuple(layers)
 
 
 def _layer(name: str, stage: nn.Module) -> DenseLayer | None:

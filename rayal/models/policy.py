@@ -9,7 +9,7 @@ from rayal.models.moments import NormalLinear, log_probit, normal_layers, propag
 
 
 class PolicyNet(nn.Module):
-    """Gives each of M candidates a probability, by Φ(mean / sqrt(1 + variance)) and their sum.
+    """A network that gives M candidates probabilities: Φ(mean / sqrt(1 + variance)) by their sum.
 
     Its input is normal: the means and variances of all candidates, one behind the other. Where
     there are fewer than M, the places of the others are zero, and they are never taken.
@@ -18,7 +18,7 @@ class PolicyNet(nn.Module):
         slots: M.
         classes: C.
         hidden: width of the hidden layer.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, slots: int, classes: int, *, hidden: int, seed: int) -> None:

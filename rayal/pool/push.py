@@ -28,7 +28,12 @@ from rayal.pool.storage import open_random, present
 from rayal.pool.write_parts import place
 
 PARTS = 10_000  # of one pool
-_KEPT = ("payload", "label_kind", "classes", "labels")  # what a snapshot's information hands on
+_KEPT = (
+    "payload",
+    "label_kind",
+    "classes",
+    "labels",
+)  # information that the next snapshot inherits
 
 
 class Refused(NamedTuple):

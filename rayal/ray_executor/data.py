@@ -1,4 +1,4 @@
-"""What both forms of the scan ask of Ray Data, and what their tasks do alike."""
+"""Code that both forms of the scan share: datasets of Ray Data, and their tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rayal.errors import ClusterError, RayalError, WorkerError
 from rayal.pool.reader import Part
 
 _KEPT = 3  # values that a process holds: a committee, and the jobs of its evaluation and scan
-_HELD: dict[str, Any] = {}  # what this process has fetched, the latest one last
+_HELD: dict[str, Any] = {}  # objects that this process has fetched, the latest one last
 _SENT: dict[tuple[str, str], Any] = {}  # the committee that this driver has put, by its hash
 
 
@@ -57,11 +57,11 @@ def tried(work: Callable[[], Any], restarts: int) -> Any:
         return error
 
 
-def raised(made: Any) -> Any:
-    """Return what was made, or raise it if it is an error."""
-    if isinstance(made, RayalError):
-        raise made
-    return made
+def raised(result: Any) -> Any:
+    """Return a result, or raise it if it is an error."""
+    if isinstance(result, RayalError):
+        raise result
+    return result
 
 
 def bounded(restarts: int) -> None:
@@ -76,7 +76,7 @@ def bounded(restarts: int) -> None:
 
 
 def sent(job: Any) -> list[Any]:
-    """Put a job into the object store, its committee apart and once: weights are what weighs.
+    """Put a job into the object store; its committee, the large part, is put once and apart.
 
     So the scan and the evaluation of a round send the weights to a node once between them.
     """

@@ -27,7 +27,7 @@ def train_members(
 
     Args:
         crew: the workers.
-        fit: what the members have in common; it travels once to each node.
+        fit: the training that the members share; it travels once to each node.
         members: those to train.
         stores: member to its checkpoints; recorded here, as the workers write them.
         quorum: members that suffice; the caller counts those that are returned as lost.

@@ -36,8 +36,8 @@ def map_parts(
     """Yield the job's result for each part, as it is done, in any order.
 
     Args:
-        options: how Ray is used.
-        job: what is done with a part; its weights travel once to each node.
+        options: settings of Ray.
+        job: job to be done for each part; its weights travel once to each node.
         parts: the parts; the largest are begun first.
         threads: torch threads of a worker.
         report: called with the rows of each finished part.
@@ -65,10 +65,10 @@ def map_parts(
 
 def warm_up(options: RayOptions) -> None:
     """Start Ray Data's own actors and the scanning processes while the first model trains."""
-    made = ray.data.from_items([{"part": b""}] * 2, override_num_blocks=2).map_batches(
+    loaded = ray.data.from_items([{"part": b""}] * 2, override_num_blocks=2).map_batches(
         _loaded, batch_size=1, batch_format="pyarrow", num_cpus=options.scanner_cpus or 1.0
     )
-    for _ in tables_of(made, options):
+    for _ in tables_of(loaded, options):
         pass
 
 
@@ -85,7 +85,7 @@ def _fused(
 ) -> Iterator[tuple[str, Any]]:
     cpus = options.scanner_cpus or threads
     check_room(options, cpus, "a scanning worker")
-    made = dataset_of(parts).map_batches(
+    results = dataset_of(parts).map_batches(
         _scan,
         batch_size=1,
         batch_format="pyarrow",
@@ -93,7 +93,7 @@ def _fused(
         num_cpus=cpus,
         num_gpus=options.scanner_gpus or None,
     )
-    for table in tables_of(made, options):
+    for table in tables_of(results, options):
         for name, result in zip(table["part"].to_pylist(), table["made"].to_pylist(), strict=True):
             yield name, raised(pickle.loads(result))
 
@@ -102,8 +102,8 @@ def _scan(batch: pa.Table, refs: list[Any], threads: int, restarts: int) -> pa.T
     """Do the job for a part; run by a Ray Data task."""
     parts = [pickle.loads(value) for value in batch["part"].to_pylist()]
     with torch_threads(threads):
-        made = [pickle.dumps(tried(partial(_part, refs, part), restarts)) for part in parts]
-    return pa.table({"part": [part.part for part in parts], "made": pa.array(made, pa.binary())})
+        results = [pickle.dumps(tried(partial(_part, refs, part), restarts)) for part in parts]
+    return pa.table({"part": [part.part for part in parts], "made": pa.array(results, pa.binary())})
 
 
 def _part(refs: list[Any], part: Part) -> Any:

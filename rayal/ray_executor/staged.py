@@ -29,7 +29,7 @@ from rayal.ray_executor.data import (
 )
 
 _DECODED_BYTES = 32 << 20  # decoded rows that travel at once
-_FAILED = -1  # the first row of what is an error
+_FAILED = -1  # first row in place of a result that is an error
 _ANY = 1 << 30  # Ray Data restarts actors as often as they die
 _Arrays = dict[str, npt.NDArray[Any]]
 
@@ -41,7 +41,7 @@ def map_staged(
     cpus = options.scanner_cpus or threads
     decode = min(1.0, cpus)
     actors = _forward_actors(options, cpus, decode)
-    made = (
+    results = (
         dataset_of(parts)
         .map_batches(
             _decode,
@@ -63,7 +63,7 @@ def map_staged(
     by_name = {part.part: part for part in parts}
     pieces: dict[str, dict[int, tuple[int, str]]] = {name: {} for name in by_name}
     joining: dict[Any, str] = {}
-    for table in tables_of(made, options):
+    for table in tables_of(results, options):
         for row in table.to_pylist():
             if row["start"] == _FAILED:
                 raised(pickle.loads(bytes.fromhex(row["part"])))
@@ -120,17 +120,17 @@ class _Forward:
 
     def __call__(self, batch: _Arrays) -> _Arrays:
         name, start, rows = str(batch["part"][0]), int(batch["row"][0]), len(batch["row"])
-        made: Any = name
+        result: Any = name
         if start != _FAILED:
             raw = torch.from_numpy(np.array(batch["raw"], dtype=np.float32))
-            made = tried(lambda: self._job.forward(self._parts[name], start, raw), _ANY)
-            if isinstance(made, RayalError):
-                name, start = pickle.dumps(made).hex(), _FAILED
+            result = tried(lambda: self._job.forward(self._parts[name], start, raw), _ANY)
+            if isinstance(result, RayalError):
+                name, start = pickle.dumps(result).hex(), _FAILED
         return {
             "part": np.array([name]),
             "start": np.array([start]),
             "rows": np.array([rows]),
-            "file": np.array([str(made)]),
+            "file": np.array([str(result)]),
         }
 
 
@@ -141,14 +141,14 @@ def _assemble(refs: list[Any], part: Part, files: dict[int, str]) -> Any:
 
 def _forward_actors(options: RayOptions, cpus: float, decode: float) -> int:
     """Return how many actors run the network, leaving cores for decoding, or it would never end."""
-    held = ray.cluster_resources()
+    resources = ray.cluster_resources()
     check_room(options, cpus, "a forward worker")
-    room = math.floor((held.get("CPU", 0) - decode) / cpus)
+    room = math.floor((resources.get("CPU", 0) - decode) / cpus)
     if options.scanner_gpus:
-        room = min(room, math.floor(held.get("GPU", 0) / options.scanner_gpus))
+        room = min(room, math.floor(resources.get("GPU", 0) / options.scanner_gpus))
     if room < 1:
         raise ClusterError(
             f"decoding needs {decode:g} CPUs beside the {cpus:g} of a forward worker, and the "
-            f"cluster has {held.get('CPU', 0):g}; lower ray.scanner_cpus, or add nodes"
+            f"cluster has {resources.get('CPU', 0):g}; lower ray.scanner_cpus, or add nodes"
         )
     return int(room)

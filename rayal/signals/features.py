@@ -1,4 +1,4 @@
-"""What lies behind the predictions: embeddings, and columns of the learner's own heads."""
+"""Embeddings, and columns of the learner's own heads: signals besides predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Embedding(Signal):
     """The input of a member's last linear layer, ``embedding`` ``[N, D]``.
 
     Args:
-        member: whose.
+        member: the member whose network is asked.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "number")

@@ -1,4 +1,4 @@
-"""What is predicted of a number: its mean, and how far the model and the noise may be off it."""
+"""Predictive moments of a number: its mean, and the variances of model and noise."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Moments(Signal):
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the moments of the members' mixture."""
-        made = torch.stack([f.moments(m) for m in range(f.committee.size)])  # [M, N, 3]
-        mixed = made.mean(dim=0)
-        mixed[:, 1] += made[:, :, 0].var(dim=0, correction=0)
+        moments = torch.stack([f.moments(m) for m in range(f.committee.size)])  # [M, N, 3]
+        mixed = moments.mean(dim=0)
+        mixed[:, 1] += moments[:, :, 0].var(dim=0, correction=0)
         return {"moments": mixed}
 
 

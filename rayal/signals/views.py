@@ -1,4 +1,4 @@
-"""What is predicted of augmented views of a row."""
+"""Predictions for augmented views of a row."""
 
 from __future__ import annotations
 

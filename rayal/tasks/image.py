@@ -160,7 +160,7 @@ def decode_file(data: Any, channels: int, item: str) -> Image.Image:
     Args:
         data: bytes, or an Arrow buffer.
         channels: 1 | 3.
-        item: how a message names it.
+        item: its name in error messages.
 
     Raises:
         PoolError: it does not decode, or has more than 8 bits a channel.

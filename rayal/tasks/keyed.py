@@ -22,7 +22,7 @@ def keyed_uniforms(keys: Keys, count: int, *salt: int | str) -> npt.NDArray[np.f
     Args:
         keys: uint64 ``[N]``.
         count: draws per row.
-        salt: what tells this use from others, such as ("crop", seed, view).
+        salt: mark that separates this use from others, such as ("crop", seed, view).
     """
     text = "/".join(map(str, salt)).encode()
     salted = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), "<u8").astype(np.uint64)
