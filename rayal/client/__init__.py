@@ -136,7 +136,7 @@ class Client(RoundCalls):
         return cast(TokenInfo, self.call("GET", _token(token_id)).json())
 
     def revoke_token(self, token_id: str) -> None:
-        """Let a token be refused from now on."""
+        """Revoke a token; it is refused from now on."""
         self.call("DELETE", _token(token_id))
 
     # -- the service ------------------------------------------------------------------------------

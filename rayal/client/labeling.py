@@ -73,7 +73,7 @@ class LabelingCalls(Connection):
         return cast(Pages[ItemInfo], self.pages(f"{of(project)}/items", "items", query))
 
     def item(self, project: str, item: str) -> ItemInfo:
-        """Return what is known of an item."""
+        """Return the known facts of an item."""
         path = f"{of(project)}/items/{item_key(item)}"
         return cast(ItemInfo, self.call("GET", path).json())
 
@@ -86,7 +86,7 @@ class LabelingCalls(Connection):
         return self.fetch(self.item(project, item)["content"])
 
     def fetch(self, content: str) -> bytes:
-        """Return what the signed path of an item's content leads to."""
+        """Return the content behind an item's signed path."""
         return self.call("GET", content).content
 
     def why(self, project: str, item: str) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class LabelingCalls(Connection):
         reason: str | None = None,
         lease: str | None = None,
     ) -> LabelOutcome:
-        """Say that an annotator cannot label an item, which is not shown to it again."""
+        """Skip an item for an annotator, to whom it is not shown again."""
         more: dict[str, Any] = {"skip": True}
         if reason is not None:
             more["reason"] = reason

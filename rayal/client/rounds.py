@@ -107,7 +107,7 @@ class RoundCalls(LabelingCalls):
         return cast(ModelInfo, self.call("GET", path).json())
 
     def activate(self, project: str, version: str) -> ModelInfo:
-        """Let predictions and suggestions come from this version."""
+        """Make this version the source of predictions and suggestions."""
         path = f"{of(project)}/models/{quote(version, safe='')}:activate"
         return cast(ModelInfo, self.call("POST", path, json={}).json())
 
@@ -185,11 +185,11 @@ class RoundCalls(LabelingCalls):
         return [json.loads(line) for line in text.splitlines()]
 
     def cancel(self, job: str) -> JobInfo:
-        """Let a job not be done, or stop soon; what it has committed stays."""
+        """Cancel a job, which stops soon if it runs; committed results stay."""
         return cast(JobInfo, self.call("DELETE", _job(job)).json())
 
     def retry(self, job: str) -> JobInfo:
-        """Let a failed or cancelled job be done after all."""
+        """Queue a failed or cancelled job again."""
         return cast(JobInfo, self.call("POST", f"{_job(job)}:retry", json={}).json()["job"])
 
     def wait(

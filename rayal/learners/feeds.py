@@ -54,7 +54,7 @@ class Feed:
         return LabeledBatch(ids, id_keys(ids), inputs, y, weight)
 
     def _places(self, step: int, ctx: TrainContext) -> Tensor:
-        """Return which of the chosen rows a step sees, int64 ``[rows_per_step]``."""
+        """Return the places, among the chosen rows, that a step sees, int64 ``[rows_per_step]``."""
         n, size, salt = len(self.chosen), self.rows_per_step, 0
         if self.stream.source == "pseudo":  # its rows are those of this epoch
             salt, step = self.epoch_start, step - self.epoch_start

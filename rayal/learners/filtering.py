@@ -180,7 +180,7 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
 
 
 def usable(mean: Array, variance: Array) -> npt.NDArray[np.bool_]:
-    """Return which weights' means and variances are those of a normal distribution."""
+    """Return true for weights whose mean and variance are those of a normal distribution."""
     return (variance > LEAST) & np.isfinite(mean) & np.isfinite(variance)
 
 

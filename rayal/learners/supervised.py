@@ -355,7 +355,7 @@ class Supervised(Learner):
         return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
 
     def penalty(self, net: nn.Module) -> Tensor | None:
-        """Return what a step adds to the loss for the weights alone; None for nothing."""
+        """Return the term that a step adds to the loss for the weights alone; None for nothing."""
         return None
 
     def average(self, state: TrainState, ctx: TrainContext) -> None:

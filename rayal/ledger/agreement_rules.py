@@ -73,7 +73,7 @@ class Labeling:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Labeling:
-        """Return what a project's settings say; SettingsError names what does not fit."""
+        """Return the rules in a project's settings; SettingsError names a part that does not fit."""
         options = settings.get("labeling", {})
         if not isinstance(options, Mapping):
             raise SettingsError(f"labeling is {options!r}; it must be a mapping")
@@ -87,7 +87,7 @@ class Labeling:
         return cls(**{"max_labels": count + 2, **options})
 
     def judge(self, standing: Sequence[Row], *, offered: bool) -> Verdict:
-        """Return what an item's standing labels make of it.
+        """Return the verdict on an item's standing labels.
 
         Args:
             standing: the current label of each annotator, with value, slot and seq.

@@ -21,13 +21,13 @@ _DRAFT = ".tmp-"  # prefix of names that never count
 
 
 def backup_path(root: Path, wanted: Path | None, version: str, suffix: str) -> Path:
-    """Return where a backup goes, or raise SettingsError unless a file may be made there.
+    """Return the path of a backup, or raise SettingsError unless a file may be made there.
 
     Args:
         root: the storage root, where it goes by default.
         wanted: a file, or a folder for a file of the default name.
         version: the schema version from before which it is.
-        suffix: of the default name.
+        suffix: suffix of the default name.
     """
     path = root if wanted is None else wanted
     if path.is_dir():
@@ -122,7 +122,7 @@ def dump_postgresql(url: URL, path: Path) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a file to write, which gets its name, for good, where nothing is raised."""
+    """Yield a draft file to write, which gets its final name if nothing is raised."""
     draft = path.with_name(f"{_DRAFT}{path.name}")
     draft.unlink(missing_ok=True)
     draft.touch(0o600)

@@ -131,20 +131,20 @@ def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
         yield gone
 
 
-def _used_by_nobody(path: Path, told: int) -> bool:
-    """Return whether a ledger has no open connection and holds exactly ``told`` events."""
+def _used_by_nobody(path: Path, expected: int) -> bool:
+    """Return whether a ledger has no open connection and holds exactly ``expected`` events."""
     with closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as ledger:
         try:  # SQLite refuses to leave the WAL while anybody else has the file open
             ledger.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.OperationalError:
             return False
         (events,) = ledger.execute("SELECT count(*) FROM events").fetchone()
-    return bool(events == told)
+    return bool(events == expected)
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Give a connection whose statements all see the same state of the ledger."""
+    """Yield a connection whose statements all see the same state of the ledger."""
     with engine.connect() as conn:
         if conn.dialect.name == "postgresql":
             conn = conn.execution_options(isolation_level="REPEATABLE READ")
@@ -154,7 +154,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """Give a connection that writes until it commits, or rolls back on an error.
+    """Yield a connection that writes until it commits, or rolls back on an error.
 
     On SQLite it is the only writer: threads of this process wait for each other at a lock, which
     costs less than SQLite's polling, then for other processes. On PostgreSQL writers wait where
@@ -276,7 +276,7 @@ def _checking(engine: Engine, where: str) -> Iterator[None]:
 
 @contextmanager
 def as_ledger(where: str, cannot: str = "be opened as a ledger") -> Iterator[None]:
-    """Tell what the database says against a ledger as StorageError."""
+    """Raise an error of the database within the block as StorageError."""
     try:
         yield
     except DatabaseError as error:

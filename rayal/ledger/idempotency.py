@@ -70,7 +70,7 @@ class Idempotency(Store):
         Args:
             scope: caller and operation within which the key is unique.
             key: the client's idempotency key.
-            fingerprint: of the request; a repetition has the same.
+            fingerprint: digest of the request; a repetition has the same.
             now: seconds since the epoch; None takes the ledger's clock.
             keep: seconds after which the key is free again.
 

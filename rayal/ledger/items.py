@@ -135,7 +135,7 @@ class Items(Store):
             return [ItemRow(**row) for row in rows]
 
     def ready(self, project: str, *, now: float | None = None) -> int:
-        """Return how many offered items have a slot that nobody fills or holds."""
+        """Return the number of offered items with a slot that nobody fills or holds."""
         with self._read(project) as conn:
             return int(conn.scalar(_READY, _at(conn, project, now)) or 0)
 
@@ -147,7 +147,7 @@ class Items(Store):
         limit: int = 1000,
         now: float | None = None,
     ) -> list[OfferedRow]:
-        """Return what may be leased, in the order in which it is handed out.
+        """Return the items that may be leased, in the order in which they are handed out.
 
         Args:
             project: its name.
@@ -170,7 +170,7 @@ class Items(Store):
     def counts(
         self, project: str, round: int | None = None, *, now: float | None = None
     ) -> dict[str, int]:
-        """Return how many touched items are in each state, and ``wanted``: how many were offered.
+        """Return the number of touched items in each state, and ``wanted``, that of offered ones.
 
         Args:
             project: its name.

@@ -141,7 +141,7 @@ class Labels(Store):
             return [LabelRow(**row) for row in rows.mappings()]
 
     def new_labels(self, project: str, since: int) -> int:
-        """Return how many items got a label in a slot, or another one, after row ``since``."""
+        """Return the number of items with a new or changed label in a slot after row ``since``."""
         with self._read(project) as conn:
             later = (labels.c.project == project) & (labels.c.seq > since)
             query = select(func.count(labels.c.item.distinct()))
@@ -214,7 +214,7 @@ class _Clerk:
         return LabelResult(entry.item, "skipped", row["late"], row["seq"])
 
     def _base(self, entry: Entry) -> dict[str, Any]:
-        """Return what every answer has of its entry, or raise LedgerError."""
+        """Return the columns that every answer takes from its entry, or raise LedgerError."""
         check_name("item", entry.item)
         if self._forgotten(entry.item):
             raise LedgerError(f"item {entry.item!r} is forgotten; it takes no answers any more")

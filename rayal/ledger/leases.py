@@ -93,7 +93,7 @@ class Leases(Store):
             project: its name.
             lease: the lease.
             ttl: seconds.
-            annotator: whose lease it must be; anybody's by default.
+            annotator: required holder of the lease; anybody by default.
             now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:

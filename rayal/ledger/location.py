@@ -45,7 +45,7 @@ def held(path: Path, seconds: float = math.inf) -> Iterator[Folder]:
 
     Args:
         path: the folder; its parents are made too.
-        seconds: how long to wait for another holder.
+        seconds: longest wait for another holder.
 
     Raises:
         BlockingIOError: another holds it for longer.

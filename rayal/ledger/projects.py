@@ -63,7 +63,7 @@ class Projects(Store):
         version: int,
         now: float | None = None,
     ) -> int:
-        """Give a project other settings, and return its new version; equal ones change nothing.
+        """Set a project's settings, and return its new version; equal ones change nothing.
 
         Args:
             project: its name.
@@ -123,7 +123,7 @@ class Projects(Store):
 
 
 def _settle_skipped(tx: Transaction, project: str) -> None:
-    """Let another max_skips hold for the items that were skipped by somebody."""
+    """Apply another max_skips to the items that somebody has skipped."""
     skips = (labels.c.project == project) & (labels.c.status == SKIPPED)
     query = select(labels.c.item).where(skips, labels.c.superseded_by.is_(None)).distinct()
     touched = sorted(tx.conn.scalars(query))

@@ -197,7 +197,7 @@ class Files(Store):
         return sorted(stored, key=lambda computed: computed.columns)
 
     def forget_files(self, files: Sequence[str]) -> None:
-        """Let checkpoints and columns of these files no longer count; unknown files are skipped.
+        """Remove the rows of checkpoints and columns in these files; unknown files are skipped.
 
         Raises:
             LedgerError: a file is a part of a pool.

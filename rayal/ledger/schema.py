@@ -371,6 +371,6 @@ def noted_version(conn: Connection) -> str | None:
 
 
 def note_version(conn: Connection, version: str) -> None:
-    """Let a ledger note a version in place of any other."""
+    """Write a version into a ledger in place of any other."""
     conn.execute(meta.delete().where(_WORD))
     conn.execute(meta.insert().values(name="schema_version", value=version))

@@ -46,8 +46,8 @@ class Selections(Store):
             provenance: the basis of the choice: strategy, parameters, seed, model hashes, ….
             stage: the stage that this finishes; None for the initial choice alone, whose
                 ``output`` must then be empty.
-            output: of the stage.
-            seconds: what the stage took.
+            output: output of the stage.
+            seconds: duration of the stage.
 
         Raises:
             LedgerError: the round has a selection, an item stands twice or was offered before.

@@ -91,7 +91,7 @@ class Transaction:
             self._payload.append(["delete", table.name, *rows])
 
     def finish(self) -> None:
-        """Let the event be told; a transaction that wrote nothing tells nothing."""
+        """Record the event; a transaction that wrote nothing records none."""
         if self._payload:
             event = {"time": self.time, "project": self.project, "kind": self._kind}
             self._opened.told.append({**event, "payload": self._payload})
@@ -145,11 +145,11 @@ class Store:
         *,
         locks: Sequence[str] = (),
     ) -> Iterator[Transaction]:
-        """Give a transaction, or a part of the thread's that is undone by itself on an error.
+        """Yield a transaction, or a part of the thread's that is undone by itself on an error.
 
         Args:
             kind: the event's kind.
-            project: whose event it is; its writers take turns.
+            project: project of the event; its writers take turns.
             now: seconds since the epoch; None takes the database host's clock.
             locks: names of further turns to take; by default ``shared`` without a project.
         """
@@ -166,7 +166,7 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[Opened]:
-        """Give the transaction that this thread is in, or one of its own."""
+        """Yield the transaction that this thread is in, or one of its own."""
         opened = self._joined()
         if opened is not None:
             yield opened

@@ -31,7 +31,7 @@ class Tokens(Store):
         """Record a token.
 
         Args:
-            name: what it is for, in people's words.
+            name: its purpose, as text for people.
             scopes: ``admin``, or ``project:NAME:write``, ``:label``, ``:read``.
             hash: SHA-256 of the token's text, 64 hex digits.
             expires: end of its validity in seconds since the epoch; None: it never ends.

@@ -191,7 +191,7 @@ def _copied(order: _Order, suffix: str, copy: Callable[[Path], None]) -> Path | 
 
 @contextmanager
 def _undisturbed(path: Path) -> Iterator[Connection]:
-    """Give the only connection to a file, or raise BusyError; it writes where it begins."""
+    """Yield the only connection to a file, or raise BusyError; it writes where it begins."""
     engine = sqlite(path, migrating=True)
     with _released(engine):
         try:

@@ -131,7 +131,7 @@ class BackboneSpec:
         """Return the columns of the embedding, D.
 
         Args:
-            input_shape: of a row.
+            input_shape: shape of a row.
             tokens: size of the vocabulary, where rows are token ids.
         """
         backbone = self.network(input_shape)
@@ -173,7 +173,7 @@ def _made(
 
 
 def _own(name: str, params: Mapping[str, Any]) -> nn.Module:
-    """Return what a ``module:factory`` makes."""
+    """Return the network that a ``module:factory`` makes."""
     place, _, rest = name.partition(":")
     factory = imported(place, rest)
     network = factory(**checked_parameters(name, factory, params))

@@ -89,7 +89,7 @@ class TaskNet(nn.Module):
         return named.get(ENCODER)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""
+        """Return the output of ``stages[start:stop]`` for ``x``, the output of the stage before."""
         for stage in list(self.stages)[start:stop]:
             x = stage(x)
         ends = slice(start, stop).indices(len(self.stages))[1] == len(self.stages)
@@ -198,7 +198,7 @@ class HookedNet(TaskNet):
         return False
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what ``stages[start:stop]`` make of ``x``; there is one stage."""
+        """Return the output of ``stages[start:stop]`` for ``x``; there is one stage."""
         if stop is not None and stop < 0:
             raise NeedsError(f"{type(self.module).__name__} has no stages to stop between")
         return super().run(x, start, stop)

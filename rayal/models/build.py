@@ -73,7 +73,7 @@ def weights_of(
     n_outputs: int,
     vocabulary: VocabularyLike | None = None,
 ) -> int:
-    """Return how many weights ``build_network`` would make; none is allocated.
+    """Return the number of weights that ``build_network`` would make; none is allocated.
 
     Args are those of ``build_network``, and so are the errors.
     """

@@ -65,7 +65,7 @@ class TaskLike(Protocol):
         """Return a network's moments in units of the number, float64 ``[N, 3]``."""
 
     def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return how good predictions are."""
+        """Return the metrics of predictions."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as JSON."""
@@ -121,7 +121,7 @@ class Committee:
             raise NeedsError("a committee needs at least one member, 0 were given")
 
     def move(self, device: str) -> None:
-        """Have the networks on a device, that of the process which is to run them.
+        """Move the networks to a device, that of the process which is to run them.
 
         Weights of convolutions lie channels-last, as the images do.
         """
@@ -129,7 +129,7 @@ class Committee:
             nets.to(device).to(memory_format=torch.channels_last)
 
     def trunk(self, member: int) -> int:
-        """Return how many of a member's stages run before the first dropout module."""
+        """Return the number of a member's stages before the first dropout module."""
         if member not in self._trunks:
             self._trunks[member] = self.net(member).stochastic_from or 0
         return self._trunks[member]

@@ -99,7 +99,7 @@ class NormalLinear(NormalWeights, nn.Linear):
     """A linear layer with normal weights.
 
     Args:
-        layer: whose weights are the means.
+        layer: layer whose weights are the means.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -117,7 +117,7 @@ class NormalConv2d(NormalWeights, nn.Conv2d):
     """A convolution with normal weights.
 
     Args:
-        layer: whose weights are the means.
+        layer: layer whose weights are the means.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -138,7 +138,7 @@ class MomentNet(TaskNet):
     of the logits, P_c / Σ P, predicts. Dropout is left out: weights vary already.
 
     Args:
-        net: of linear layers, convolutions, ReLU, max-pooling and flattening; it is copied.
+        net: network of linear layers, convolutions, ReLU, max-pooling, flattening; it is copied.
 
     Raises:
         NeedsError: it has another layer.

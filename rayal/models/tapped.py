@@ -16,7 +16,7 @@ def pooled(tapped: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the mean over positions of each tapped layer, ``[N, D]``.
 
     Args:
-        tapped: what ``TaskNet.taps`` gave: feature maps ``[N, D, H, W]``, the vectors of a
+        tapped: result of ``TaskNet.taps``: feature maps ``[N, D, H, W]``, the vectors of a
             sequence ``[N, T, D]`` (of padding too, which word embeddings make 0), or ``[N, D]``.
         names: the layers, in the order of the result.
     """

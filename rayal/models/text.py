@@ -99,7 +99,7 @@ def kim_cnn(
     Args:
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
-        vocabulary: of the task.
+        vocabulary: vocabulary of the task.
         width: width of a word's vector.
         filters: filters of each height.
         heights: numbers of words in a window.
@@ -155,7 +155,7 @@ def tfidf_linear(
     Args:
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
-        vocabulary: of the task.
+        vocabulary: vocabulary of the task.
     """
     features = TfIdf(vocabulary.idf())
     return TaskNet({"features": features, "head": nn.Linear(vocabulary.size, n_outputs)})

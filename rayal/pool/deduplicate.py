@@ -115,7 +115,7 @@ def subset_of(index: Index, count: int, seed: int) -> Index:
 
 
 def known_rows(index: Index, root: Path, parts: Sequence[PoolPart]) -> npt.NDArray[np.bool_]:
-    """Return which rows, in id-key order, are in the parts already, bool ``[N]``.
+    """Return true for the rows, in id-key order, that are in the parts, bool ``[N]``.
 
     Raises:
         PoolError: an item is known with another content or role.

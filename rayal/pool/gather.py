@@ -119,7 +119,7 @@ class Gathered:
 
     Args:
         index: the usable rows, in order of arrival.
-        kinds: what the labels of the sources are.
+        kinds: kinds of the sources' labels.
         quarantined: (id, reason) of the others, sorted.
     """
 

@@ -72,7 +72,7 @@ def ingest(
         sources: where the items come from, each with its role.
         labels: CSV or Parquet file of known labels with columns ``id`` and ``label``; the
             sources give none then.
-        duplicates: what happens to items of equal content and role: ``keep`` them, or keep the
+        duplicates: treatment of items of equal content and role: ``keep`` them, or keep the
             ``first``, which is the one in the pool already, else the one with the smallest id.
         subset: (count, seed); keeps the items of the role pool with the smallest hash of
             their id under the seed.

@@ -70,7 +70,7 @@ def create_empty(
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
-        payload: what the bytes of a row will be.
+        payload: description of the bytes of future rows.
         classes: the names of the labels; None where they are numbers.
     """
     kind = {"label_kind": "number"} if classes is None else {"label_kind": "class"}
@@ -129,7 +129,7 @@ def admit(index: Index, root: Path, parts: Sequence[PoolPart]) -> tuple[Index, l
     Args:
         index: rows in order of arrival.
         root: the storage root.
-        parts: what the pool holds.
+        parts: parts of the pool.
     """
     rows = index.take(np.argsort(index.keys, kind="stable"))
     again = np.concatenate([[False], rows.keys[1:] == rows.keys[:-1]])[: len(rows)]

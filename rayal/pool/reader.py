@@ -59,7 +59,7 @@ class Pool:
         root: the storage root, absolute.
         name: name of the pool.
         snapshot: number of the snapshot.
-        info: what ingest found: payload, classes, counts.
+        info: facts that ingest recorded: payload, classes, counts.
         parts: the files, in commit order.
     """
 

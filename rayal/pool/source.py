@@ -32,9 +32,9 @@ class Rows:
         ids: their ids.
         payloads: the bytes of each row.
         labels: the known label of each row as text, None where there is none.
-        kind: what the labels are; ``integer`` is read as a class or as a number.
+        kind: kind of the labels; ``integer`` is read as a class or as a number.
         quarantined: rows that cannot be used, as (id, reason); they are not among the others.
-        confidences: how sure annotators were of each label, in [0, 1]; None where nobody says.
+        confidences: annotators' confidence in each label, in [0, 1]; None where unknown.
     """
 
     ids: Sequence[str]

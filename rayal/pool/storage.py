@@ -67,7 +67,7 @@ def replace_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> No
 
 
 def write_durably(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` write a file, so that its name always stands for a complete one.
+    """Write a file by ``write``, so that its name always stands for a complete one.
 
     Args:
         path: its name; the folder is made, and what had the name is replaced.

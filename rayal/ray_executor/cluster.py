@@ -198,12 +198,12 @@ def _check_nodes(shared: Path | None) -> None:
 
 
 def _look(root: str | None) -> tuple[str, bool]:
-    """Tell a node's version of rayal, and whether it sees the storage root."""
+    """Return a node's version of rayal, and whether it sees the storage root."""
     return __version__, root is None or Path(root).is_dir()
 
 
 def _warm_up(crew: Crew, scan: Callable[[], None]) -> None:
-    """Let scanning processes start once the first worker is there: they contend for the cores."""
+    """Start scanning processes once the first worker is there: they contend for the cores."""
     crew.wait()
     scan()
 

@@ -103,7 +103,7 @@ class Worker:
         self.answer(request)
 
     def close(self) -> None:
-        """Let go of the tiles."""
+        """Drop the tiles."""
         if self._shard is not None:
             self._shard.close()
         self._shard = None
@@ -128,11 +128,11 @@ class Crew:
         self._slots()
 
     def __len__(self) -> int:
-        """Return how many workers there may be: the slots of all nodes that live."""
+        """Return the largest number of workers: the slots of all nodes that live."""
         return sum(self._slots().values())
 
     def start(self, count: int) -> None:
-        """Have the first ``count`` workers, starting those that are missing."""
+        """Start those of the first ``count`` workers that are missing."""
         for slot in range(count):
             if slot not in self._actors:
                 self.replace(slot)
@@ -181,7 +181,7 @@ class Crew:
             self.end(slot)
 
     def _slots(self) -> Counter[str]:
-        """Return the number of workers that each living node has room for; at least one node has."""
+        """Return the number of workers that each living node has room for; one at least has."""
         slots: Counter[str] = Counter()
         for node in ray.nodes():
             resources = node["Resources"]

@@ -49,7 +49,7 @@ def check_room(options: RayOptions, cpus: float, what: str) -> None:
 
 
 def tried(work: Callable[[], Any], restarts: int) -> Any:
-    """Return what work gives, or rayal's own error as a value: Ray Data would bury its cause."""
+    """Return the result of work, or rayal's own error as a value: Ray Data would hide its cause."""
     try:
         bounded(restarts)
         return work()

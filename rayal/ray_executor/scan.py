@@ -73,7 +73,7 @@ def warm_up(options: RayOptions) -> None:
 
 
 def _loaded(batch: pa.Table) -> pa.Table:
-    """Have what scanning needs loaded in this process."""
+    """Load the modules that scanning needs in this process."""
     return batch
 
 

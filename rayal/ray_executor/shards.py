@@ -80,7 +80,7 @@ class RayShards:
         self._log.append(sent)
 
     def close(self) -> None:
-        """Let the workers drop their tiles."""
+        """Make the workers drop their tiles."""
         for n in range(len(self._openings)):
             self._crew[n].close.remote()
 

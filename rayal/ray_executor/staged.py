@@ -140,7 +140,7 @@ def _assemble(refs: list[Any], part: Part, files: dict[int, str]) -> Any:
 
 
 def _forward_actors(options: RayOptions, cpus: float, decode: float) -> int:
-    """Return how many actors run the network, leaving cores for decoding, or it would never end."""
+    """Return the number of actors that run the network; decoding keeps cores, or all would wait."""
     resources = ray.cluster_resources()
     check_room(options, cpus, "a forward worker")
     room = math.floor((resources.get("CPU", 0) - decode) / cpus)

@@ -86,7 +86,7 @@ def deepfool(
 
 
 def _rounding(x: Tensor, step: Tensor) -> Tensor:
-    """Return how far along a step the rounding of a row reaches, ``[B]``: Σ |w_i| ε |x_i| / |w|.
+    """Return the length of a row's rounding along a step, ``[B]``: Σ |w_i| ε |x_i| / |w|.
 
     It is at most ε |x|, and far less where the large coordinates are not those that move.
     """
@@ -114,8 +114,8 @@ def _nearest(f: Tensor, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     nearest = torch.full_like(value, torch.inf)
     step = torch.zeros_like(x)
     for rank in range(1, order.shape[1]):
-        other, made = gradient(rank)
-        w = made - base
+        other, slope = gradient(rank)
+        w = slope - base
         gap, norm = (other - value).abs(), _norms(w)
         distance = torch.where(norm <= FLAT, torch.inf, gap / norm.clamp_min(FLAT))
         closer = (distance < nearest) | distance.isnan()  # a NaN stays, whatever class comes later

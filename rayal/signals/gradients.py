@@ -152,7 +152,7 @@ def _linear(layer: Any, a: Tensor, g: Tensor) -> Tensor:
 
 
 def _windows(layer: Any, a: Tensor) -> Tensor:
-    """Return what a convolution multiplies at each place, ``[b x G, in x k, L]``."""
+    """Return the windows that a convolution multiplies at each place, ``[b x G, in x k, L]``."""
     flat = layer.weight.ndim == 3  # one dimension is two, of which the first is 1
     a = a.unsqueeze(2) if flat else a
     size, dilation, padding, stride = (

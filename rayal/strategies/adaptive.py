@@ -167,13 +167,13 @@ class RAL(Strategy):
 
     Args:
         members: trained networks; with moments of the network, those are of the first.
-        moments: whose moments are used: network (one with normal weights, by the learner
+        moments: source of the moments: network (one with normal weights, by the learner
             moment_propagation) | members (mean and variance of the logits over members or dropout
             masks, of any learner).
         passes: dropout masks per member, for moments of members.
         ranking: the uncertainty: one_against_all (entropies of each class against the others) |
             entropy.
-        policy: how candidates are chosen: learned | greedy (the first candidate, always).
+        policy: choice among candidates: learned | greedy (the first candidate, always).
         leading: number of the first items of the ranking, among which candidates are.
         stride: step of candidates in the ranking; leading / stride of them are shown to the policy.
         hidden: width of the policy's hidden layer.

@@ -32,7 +32,7 @@ class DFAL(Strategy):
 
     Args:
         members: trained networks; the perturbation is that of the first.
-        classes: of an item's most probable classes, those whose boundaries count.
+        classes: number of an item's most probable classes whose boundaries count.
         steps: most linearisations of an item.
         overshoot: share by which a perturbation is lengthened, so that it changes the class.
         twins: whether each pick's perturbed copy is trained on under the pick's label, from the

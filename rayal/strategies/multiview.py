@@ -117,7 +117,7 @@ class HiddenViews(Supervised):
     Args:
         taps: the hidden layers; null: up to four with weights before the one that feeds the last
             layer; none at all leaves the network's own prediction.
-        folds: of the cross-validation, by id key, that tells how often each head is right.
+        folds: folds of the cross-validation, by id key, which measures each head's accuracy.
         ridge: norm penalty of the heads.
     """
 
@@ -212,9 +212,9 @@ class MultiView(Strategy):
 
     Args:
         members: trained networks; the views are those of the first.
-        weights: how views are weighed: accuracy (a_l = softmax of the held-out accuracies /
+        weights: weights of the views: accuracy (a_l = softmax of the held-out accuracies /
             temperature) | uniform.
-        temperature: how sharply accuracy decides; towards 0 the best view has all the weight.
+        temperature: softness of these weights; towards 0 the best view has all the weight.
         disagreement: weight of the views' Jensen-Shannon divergence / log C, which is added.
     """
 

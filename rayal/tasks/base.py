@@ -241,6 +241,6 @@ def column_of(rows: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def item_of(rows: pa.Table, row: int) -> str:
-    """Return how a message names a row."""
+    """Return the name of a row in error messages."""
     named = "id" in rows.column_names
     return f"item {rows.column('id')[row].as_py()!r}" if named else f"row {row}"

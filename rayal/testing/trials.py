@@ -147,7 +147,7 @@ def columns_of(learner: Learner, trial: Trial, data: TrainData) -> Columns | Non
 
 
 def pretraining_of(learner: Learner, trial: Trial) -> tuple[Learner, TrainContext] | None:
-    """Return what is trained first, with its context; None for a learner that wants nothing."""
+    """Return the pre-training with its context; None for a learner without one."""
     task = task_of(learner)
     first = learner.pretraining(context(learner, trial.network, task))
     return None if first is None else (first, context(first, trial.network, task, seed=1))
@@ -210,7 +210,7 @@ class Files:
 
 @contextmanager
 def store_of(stop: int | None = None) -> Iterator[Files]:
-    """Give a store in a folder of its own."""
+    """Yield a store in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         yield Files(Path(folder), stop)
 

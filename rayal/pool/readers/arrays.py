@@ -39,7 +39,7 @@ def array_source(
         y: N labels: text, whole numbers (classes) or floats.
         ids: N ids; ``row:0``, ``row:1``, … by default.
         features: names of the D columns; ``x0``, ``x1``, … by default.
-        missing: what a NaN or inf does, ``error`` or ``quarantine``.
+        missing: treatment of a NaN or inf: ``error`` or ``quarantine``.
         role: ``pool`` or ``test``.
 
     Raises:

@@ -42,7 +42,7 @@ def dataset_source(
         image: column of images instead: encoded files as bytes, or uint8 arrays ``[H, W]`` or
             ``[H, W, C]`` of one shape.
         text: column of texts instead.
-        missing: what a NaN, inf or null feature or a missing text does, ``error`` or
+        missing: treatment of a NaN, inf or null feature or a missing text: ``error`` or
             ``quarantine``.
         role: ``pool`` or ``test``.
 

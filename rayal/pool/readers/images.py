@@ -58,7 +58,7 @@ def image_source(folder: StrPath, *, role: Role = "pool", labeled: bool = True) 
 
 
 def pixels_of(data: bytes) -> int:
-    """Return how many pixels an encoded image says it has; its header alone is read.
+    """Return the number of pixels that an encoded image's header states; nothing else is read.
 
     Raises:
         PoolError: it is none of the known formats, or says so many that it can only mean harm.

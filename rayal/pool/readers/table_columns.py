@@ -24,7 +24,7 @@ class TableColumns:
         id: column of the ids; None for ``file:row``.
         label: column of the known labels.
         features: numeric columns, in order; None for all but id and label.
-        missing: what a NaN, inf or null feature, or a missing text does, ``error`` or
+        missing: treatment of a NaN, inf or null feature or a missing text: ``error`` or
             ``quarantine``.
         text: column of texts, which are then the items; there are no features beside it.
         confidence: column of the annotators' confidence in their labels, numbers in [0, 1].
@@ -127,8 +127,8 @@ class TableColumns:
         """Return these columns with the features named, or raise PoolError if one does not fit.
 
         Args:
-            schema: of the table.
-            where: how messages call it.
+            schema: schema of the table.
+            where: its name in error messages.
             typed: whether a column's type is known, and not only guessed from some rows of it.
         """
         names = schema.names

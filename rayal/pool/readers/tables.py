@@ -129,7 +129,7 @@ def feature_rows(
         rows: ids and labels.
         features: ``[N, D]``, in C order.
         names: the D columns.
-        missing: what a row with a NaN or inf does, ``error`` or ``quarantine``.
+        missing: treatment of a row with a NaN or inf: ``error`` or ``quarantine``.
         wrong: row to what is wrong with it, where that is known better.
 
     Raises:
