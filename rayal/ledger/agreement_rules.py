@@ -73,7 +73,7 @@ class Labeling:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Labeling:
-        """Return the rules in a project's settings; SettingsError names a part that does not fit."""
+        """Return the rules in project settings; SettingsError names a part that does not fit."""
         options = settings.get("labeling", {})
         if not isinstance(options, Mapping):
             raise SettingsError(f"labeling is {options!r}; it must be a mapping")
