@@ -109,30 +109,30 @@ def images(folder: Path, subset: int, seed: int) -> Iterator[bytes]:
             yield json.dumps({"id": f"{prefix}:{row:05d}", "data": data, "role": role}).encode()
 
 
-def settings(given: argparse.Namespace) -> dict[str, Any]:
+def settings(options: argparse.Namespace) -> dict[str, Any]:
     task: dict[str, Any] = {"kind": "image", "classes": CLASSES}
-    if given.pool is None:  # no image is there yet to tell the size
+    if options.pool is None:  # no image is there yet to tell the size
         task |= {"size": [28, 28], "channels": 1}
     return {
-        "name": given.project,
-        "pool": given.pool,
+        "name": options.project,
+        "pool": options.pool,
         "task": task,
         "model": {"network": "small_cnn"},
-        "learner": {"name": "supervised", "steps": given.steps},
-        "strategy": given.strategy,
-        "initial": {"count": given.initial},
-        "batch_size": given.batch,
-        "rounds": given.rounds,
-        "seeds": given.seed,
+        "learner": {"name": "supervised", "steps": options.steps},
+        "strategy": options.strategy,
+        "initial": {"count": options.initial},
+        "batch_size": options.batch,
+        "rounds": options.rounds,
+        "seeds": options.seed,
     }
 
 
-def prepare(service: Service, given: argparse.Namespace, labels: dict[str, str]) -> None:
+def prepare(service: Service, options: argparse.Namespace, labels: dict[str, str]) -> None:
     """Make the project, push its images unless they are there, and label the test items."""
-    service.call("POST", "/v1/projects", json=settings(given))
-    path = f"/v1/projects/{given.project}"
-    if given.pool is None:
-        body = b"\n".join(images(given.data, given.subset, given.seed))
+    service.call("POST", "/v1/projects", json=settings(options))
+    path = f"/v1/projects/{options.project}"
+    if options.pool is None:
+        body = b"\n".join(images(options.data, options.subset, options.seed))
         headers = {"Content-Type": "application/x-ndjson"}
         pushed = service.call("POST", f"{path}/items", content=body, headers=headers)
         if pushed.status_code == 202:
@@ -144,7 +144,7 @@ def prepare(service: Service, given: argparse.Namespace, labels: dict[str, str])
     ]
     for at in range(0, len(tests), 1000):
         service.call("POST", f"{path}/labels", json={"labels": tests[at : at + 1000]})
-    if given.pool is None:
+    if options.pool is None:
         service.call("POST", f"{path}/rounds:close", json={"reason": "all items are there"})
 
 
@@ -164,7 +164,7 @@ def annotate(service: Service, project: str, labels: dict[str, str]) -> list[dic
                 sys.exit(f"round {failed[0]['n']} failed: {failed[0]['error']}")
             time.sleep(min(float(answer.headers.get("Retry-After", 1)), 2.0))
             continue
-        told = [
+        entries = [
             {
                 "item": lease["item"]["id"],
                 "label": labels[lease["item"]["id"]],
@@ -173,7 +173,7 @@ def annotate(service: Service, project: str, labels: dict[str, str]) -> list[dic
             }
             for lease in leases
         ]
-        service.call("POST", f"{path}/labels", json={"labels": told})
+        service.call("POST", f"{path}/labels", json={"labels": entries})
         picks += [
             {"round": row["round"], "rank": row["rank"], "item": row["item"]["id"]}
             for row in leases
@@ -201,20 +201,20 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
-    if given.token is None:
+    options = arguments()
+    if options.token is None:
         sys.exit("no token: set RAYAL_TOKEN, or say --token")
-    service = Service(given.url, given.token)
-    labels = hidden_labels(given.data)
-    prepare(service, given, labels)
-    picks = annotate(service, given.project, labels)
-    curve = service.call("GET", f"/v1/projects/{given.project}/metrics").json()["curve"]
+    service = Service(options.url, options.token)
+    labels = hidden_labels(options.data)
+    prepare(service, options, labels)
+    picks = annotate(service, options.project, labels)
+    curve = service.call("GET", f"/v1/projects/{options.project}/metrics").json()["curve"]
     for point in curve:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in point["metrics"].items())
         first = [p["item"] for p in picks if p["round"] == point["round"]][:3]
         print(f"round {point['round']}  {point['labels']} labels  {metrics}  picks {first} …")
-    if given.out is not None:
-        given.out.write_text(json.dumps({"picks": picks, "curve": curve}, indent=1))
+    if options.out is not None:
+        options.out.write_text(json.dumps({"picks": picks, "curve": curve}, indent=1))
 
 
 if __name__ == "__main__":

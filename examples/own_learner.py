@@ -36,5 +36,6 @@ if __name__ == "__main__":
     for name, check in LEARNER_CHECKS.items():
         print("contract:", name, check(Mixup()) or "holds")
     for name in ("supervised", "mixup"):
-        given = {"pool": {"source": "digits"}, "rounds": 0, "learner": {"name": name, "steps": 200}}
-        print(name, run(load(given | {"storage": f"runs/{name}"})).points[-1].metrics)
+        learner = {"name": name, "steps": 200}
+        settings = {"pool": {"source": "digits"}, "rounds": 0, "learner": learner}
+        print(name, run(load(settings | {"storage": f"runs/{name}"})).points[-1].metrics)

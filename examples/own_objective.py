@@ -53,5 +53,5 @@ class MarginApart(uncertainty.Margin):
 if __name__ == "__main__":
     for name, check in STRATEGY_CHECKS.items():
         print("contract:", name, check(MarginApart()) or "holds")
-    given = {"pool": {"source": "digits"}, "rounds": 1, "strategies": ["margin_apart"]}
-    print(*((p.strategy, p.labels, p.metrics) for p in run(load(given)).points), sep="\n")
+    settings = {"pool": {"source": "digits"}, "rounds": 1, "strategies": ["margin_apart"]}
+    print(*((p.strategy, p.labels, p.metrics) for p in run(load(settings)).points), sep="\n")

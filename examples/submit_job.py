@@ -27,12 +27,12 @@ def main() -> int:
     parser.add_argument("options", nargs="*", help="further options of rayal run, such as --set")
     parser.add_argument("--dashboard", default=os.environ.get("RAY_API_SERVER_ADDRESS"))
     parser.add_argument("--working-dir", default=str(COPY if COPY.is_dir() else Path.cwd()))
-    given, further = parser.parse_known_args()
-    client = JobSubmissionClient(given.dashboard or "http://127.0.0.1:8265")
-    options = " ".join([*given.options, *further])
+    parsed, further = parser.parse_known_args()
+    client = JobSubmissionClient(parsed.dashboard or "http://127.0.0.1:8265")
+    options = " ".join([*parsed.options, *further])
     job = client.submit_job(
-        entrypoint=f"python -m rayal run {given.config} --address auto {options}".strip(),
-        runtime_env={"working_dir": given.working_dir},
+        entrypoint=f"python -m rayal run {parsed.config} --address auto {options}".strip(),
+        runtime_env={"working_dir": parsed.working_dir},
     )
     shown = 0
     while True:

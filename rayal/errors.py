@@ -22,7 +22,7 @@ class UnknownNameError(SettingsError):
 
 
 class ConflictError(SettingsError):
-    """What is asked for contradicts what is there: a name is taken, a setting is fixed by now."""
+    """A request that contradicts stored data: a name is taken, a setting is fixed by now."""
 
 
 class UriError(RayalError, ValueError):
@@ -66,7 +66,7 @@ class UnknownLeaseError(LeaseError):
 
 
 class PreconditionError(LedgerError):
-    """What was to be changed is not what the caller had seen."""
+    """The state to be changed is not the one that the caller had seen."""
 
 
 class IdempotencyError(RayalError, ValueError):

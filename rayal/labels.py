@@ -13,7 +13,7 @@ Label = Any  # a JSON value whose meaning its kind decides: a class name, a numb
 
 
 class LabelKind(Protocol):
-    """What the answers of a task look like."""
+    """The form of a task's answers: their kind, and the check of a value."""
 
     kind: ClassVar[str]
 
@@ -112,7 +112,7 @@ class NumberLabel:
         return {"kind": self.kind, "low": low, "high": high}
 
 
-Labels = ClassLabel | NumberLabel  # what a task may predict
+Labels = ClassLabel | NumberLabel  # the labels that a task may predict
 
 
 def label_kind(spec: dict[str, Any]) -> Labels:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Table(Generic[T]):
-    """Names of one kind, with what they stand for.
+    """The names of one kind, each with its class or function.
 
     Args:
         kind: the noun used in messages.
@@ -72,7 +72,7 @@ class Table(Generic[T]):
 
 
 def hashed_name(learner: Any, of: Any = None) -> list[str]:
-    """Return what names a learner in the hashes of what it trains: no module, which may move.
+    """Return a learner's name for the hashes of its models: without the module, which may move.
 
     A class whose models are older says itself what their hashes hold: ``hashed_as``. Others go by
     their registered name, or, where they are a part of another learner, by its name and their own.

@@ -64,7 +64,7 @@ def later(default: Any = MISSING, *, default_factory: Callable[[], Any] | Any = 
 
 
 def stated(value: Any) -> Any:
-    """Return what is hashed and stored of a value: of dataclasses a dictionary of their fields.
+    """Return the stored and hashed form of a value: for a dataclass a dictionary of its fields.
 
     It is that of ``dataclasses.asdict``, without later fields that are at their default.
     """
@@ -102,8 +102,8 @@ def _stated_fields(value: Any) -> Iterator[Field[Any]]:
 
 
 def _default(known: Field[Any]) -> Any:
-    made = known.default_factory
-    return known.default if made is MISSING else made()
+    factory = known.default_factory
+    return known.default if factory is MISSING else factory()
 
 
 class Columns(Mapping[str, "torch.Tensor"]):

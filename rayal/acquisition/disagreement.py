@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayal.acquisition.uncertainty import LEAST, probability_entropy
 
-NOISE = 1e-14  # nats; what float64 leaves of equal members
+NOISE = 1e-14  # nats; rounding error of float64 where members are equal
 CHUNK = 1 << 17  # probabilities at once
 
 

@@ -73,7 +73,7 @@ def _two_largest(across: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ranked(log_probs: Tensor) -> _Ranked:
     """Return four tensors ``[N]`` of ``[N, C]``; of one column, its log p twice."""
-    across = log_probs.mT.contiguous()  # what runs over columns is vectorised over rows
+    across = log_probs.mT.contiguous()  # sums over columns are vectorised over rows
     first = across[0]
     others = torch.zeros_like(first, dtype=torch.float64)
     if len(across) == 1:

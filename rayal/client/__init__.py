@@ -38,7 +38,7 @@ class Client(RoundCalls):
         return cast(Pages[ProjectSummary], self.pages("/v1/projects", "projects", {"limit": limit}))
 
     def create_project(self, settings: Mapping[str, Any]) -> ProjectInfo:
-        """Make a project, or find it there with the same settings.
+        """Make a project, or return the existing one with the same settings.
 
         Args:
             settings: name, task, strategy and whatever else is not left at its default.
@@ -60,7 +60,7 @@ class Client(RoundCalls):
         Args:
             project: its name.
             changes: the settings that become others.
-            version: that the changes were made from.
+            version: version from which the changes were made.
 
         Raises:
             ApiError: ``precondition-failed`` where somebody else changed it meanwhile.
@@ -92,7 +92,7 @@ class Client(RoundCalls):
             strategy: registered name.
             columns: name to rows, as lists.
             k: rows to choose.
-            ids: of the rows; they break ties.
+            ids: ids of the rows; they break ties.
             params: hyperparameters of the strategy.
             labeled: the same columns of labeled rows, for strategies that look at them.
             seed: query seed.
@@ -122,7 +122,7 @@ class Client(RoundCalls):
         """Make a token; the answer holds its text, which is shown this once.
 
         Args:
-            name: what it is for.
+            name: purpose of the token.
             scopes: ``admin``, or ``project:NAME:write``, ``:label`` or ``:read``.
             ttl: seconds until it expires; None for never.
         """
@@ -136,7 +136,7 @@ class Client(RoundCalls):
         return cast(TokenInfo, self.call("GET", _token(token_id)).json())
 
     def revoke_token(self, token_id: str) -> None:
-        """Let a token be refused from now on."""
+        """Revoke a token; it is refused from now on."""
         self.call("DELETE", _token(token_id))
 
     # -- the service ------------------------------------------------------------------------------

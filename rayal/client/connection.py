@@ -1,4 +1,4 @@
-"""One connection to a rayal service: tries again until it answers, and says why where it cannot.
+"""One connection to a rayal service, which retries calls and names the cause of a failure.
 
 Every call may safely be made twice. Reads, PUT and DELETE are so by nature; POST and PATCH carry an
 Idempotency-Key that all tries of one call share, so that the service answers a repeated one with
@@ -34,7 +34,7 @@ class ApiError(RayalError, RuntimeError):
     """The service refused a call, or did not answer it.
 
     Args:
-        sentence: what the message says.
+        sentence: text of the message.
         type: the last part of the problem's type, as ``not-found``; ``unreachable`` where no answer
             came, ``late`` and ``failed`` of what was waited for.
         status: HTTP status; None where the error is no answer.
@@ -42,8 +42,8 @@ class ApiError(RayalError, RuntimeError):
 
     Attributes:
         detail: the service's own sentence.
-        errors: what is wrong where in the request, as ``{"pointer": …, "detail": …}``.
-        request_id: by which the service's log names the call.
+        errors: faults of the request with their places, as ``{"pointer": …, "detail": …}``.
+        request_id: name of the call in the service's log.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Pages(Generic[Row]):
 
 
 class Connection:
-    """HTTP calls to one service, each tried until it is answered for good.
+    """HTTP calls to one service, each retried until its answer is final.
 
     Args:
-        url: of the service, as ``http://127.0.0.1:8000``.
+        url: address of the service, as ``http://127.0.0.1:8000``.
         token: bearer token; it appears in no message and no log.
         timeout: seconds that one try may take.
         retries: tries after the first. Their pauses double from half a second to ten, are shortened
             at random by up to a half, and are never shorter than the service's Retry-After; ten
             last at least 32 seconds, longer than a proxy of Ray Serve takes to come back.
-        transport: what carries the requests; by default the network.
+        transport: transport of the requests; by default the network.
 
     Raises:
         SettingsError: the url is not one of http or https.
@@ -145,7 +145,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def call(
@@ -164,7 +164,7 @@ class Connection:
             method: GET, POST, PUT, PATCH or DELETE.
             path: from the service's root, as ``/v1/projects``; its parts are quoted.
             json: body.
-            params: of the query; those that are None are left out.
+            params: query parameters; those that are None are left out.
             headers: further ones.
             content: in place of ``json`` a body as bytes, or the file that holds it.
 
@@ -184,16 +184,16 @@ class Connection:
 
         answer, tries = self._answered(request)
         if answer.is_success or (method == "DELETE" and tries > 1 and answer.status_code == 404):
-            return answer  # what a lost answer deleted is gone
+            return answer  # an earlier try, whose answer was lost, has deleted it
         raise refusal(method, path, answer)
 
-    def _answered(self, made: Callable[[], httpx.Request]) -> tuple[httpx.Response, int]:
+    def _answered(self, request_of: Callable[[], httpx.Request]) -> tuple[httpx.Response, int]:
         """Return the last answer and the number of tries that it took."""
         started, tries = time.monotonic(), 0
         while True:
             tries += 1
             answer: httpx.Response | None = None
-            request = made()
+            request = request_of()
             try:
                 answer = self._http.send(request)
                 fault = f"{answer.status_code} {answer.reason_phrase}".strip()
@@ -219,9 +219,9 @@ class Connection:
         """Return a list's rows, page by page.
 
         Args:
-            path: of the list.
+            path: path of the list.
             rows: member of a page that holds them.
-            params: of the query.
+            params: query parameters.
         """
 
         def fetch(cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:

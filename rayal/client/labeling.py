@@ -1,4 +1,4 @@
-"""What an annotator's tool does: push items, lease, label, skip, correct, read back."""
+"""Calls of an annotator's tool: push items, lease, label, skip, correct, read back."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class LabelingCalls(Connection):
                 bodies of a bounded size.
 
         Returns:
-            How many were created and unchanged, and which were refused and why.
+            The numbers of items created and unchanged, and the refused ones with reasons.
         """
         whole: Pushed = {"created": 0, "unchanged": 0, "conflicts": [], "rejected": []}
         for body in bodies("items", items):
             path = f"{of(project)}/items"
-            made = self.call("POST", path, content=body, headers=_JSON).json()
-            whole["created"] += made["created"]
-            whole["unchanged"] += made["unchanged"]
-            whole["conflicts"] += made["conflicts"]
-            whole["rejected"] += made["rejected"]
+            answer = self.call("POST", path, content=body, headers=_JSON).json()
+            whole["created"] += answer["created"]
+            whole["unchanged"] += answer["unchanged"]
+            whole["conflicts"] += answer["conflicts"]
+            whole["rejected"] += answer["rejected"]
         return whole
 
     def put_item(self, project: str, item: Mapping[str, Any]) -> Pushed:
@@ -73,7 +73,7 @@ class LabelingCalls(Connection):
         return cast(Pages[ItemInfo], self.pages(f"{of(project)}/items", "items", query))
 
     def item(self, project: str, item: str) -> ItemInfo:
-        """Return what is known of an item."""
+        """Return the known facts of an item."""
         path = f"{of(project)}/items/{item_key(item)}"
         return cast(ItemInfo, self.call("GET", path).json())
 
@@ -86,7 +86,7 @@ class LabelingCalls(Connection):
         return self.fetch(self.item(project, item)["content"])
 
     def fetch(self, content: str) -> bytes:
-        """Return what the signed path of an item's content leads to."""
+        """Return the content behind an item's signed path."""
         return self.call("GET", content).content
 
     def why(self, project: str, item: str) -> dict[str, Any]:
@@ -120,12 +120,12 @@ class LabelingCalls(Connection):
         ttl: float | None = None,
         wait: float = 0.0,
     ) -> list[LeaseInfo]:
-        """Hold the next offered items for an annotator; its open leases come back first.
+        """Lease the next offered items to an annotator, whose open leases come back first.
 
         Args:
             project: its name.
-            annotator: who holds them.
-            count: most items to hold, at most 100.
+            annotator: annotator who gets the leases.
+            count: most items to lease, at most 100.
             ttl: seconds until a lease expires; by default the project's.
             wait: seconds to go on asking while nothing is ready, as often as the service says;
                 a project that is finished is not waited for.
@@ -133,10 +133,10 @@ class LabelingCalls(Connection):
         end = time.monotonic() + wait
         while True:
             answer = self._leases(project, annotator, count, ttl)
-            made: LeaseList = answer.json()
+            offered: LeaseList = answer.json()
             left = end - time.monotonic()
-            if made["leases"] or left <= 0.0 or made.get("reason") == "finished":
-                return made["leases"]
+            if offered["leases"] or left <= 0.0 or offered.get("reason") == "finished":
+                return offered["leases"]
             time.sleep(min(max(asked_pause(answer), 0.2), left))
 
     def lease_or_reason(
@@ -154,7 +154,7 @@ class LabelingCalls(Connection):
         return self.call("POST", f"{of(project)}/leases", json=body)
 
     def extend(self, project: str, lease: str, ttl: float) -> LeaseInfo:
-        """Let a lease end only after so many seconds from now.
+        """Extend a lease to a number of seconds from now.
 
         Raises:
             ApiError: ``lease-expired`` where the lease ended and another annotator has the item.
@@ -180,12 +180,12 @@ class LabelingCalls(Connection):
 
         Args:
             project: its name.
-            annotator: who says so.
+            annotator: annotator who gives the labels.
             labels: item id to label.
             leases: item id to the lease under which it was labeled, where there is one.
         """
-        held = leases or {}
-        rows = (_entry(i, annotator, held.get(i), label=value) for i, value in labels.items())
+        lease_ids = leases or {}
+        rows = (_entry(i, annotator, lease_ids.get(i), label=value) for i, value in labels.items())
         return self.label_rows(project, rows)
 
     def label_rows(self, project: str, rows: Iterable[Mapping[str, Any]]) -> list[LabelOutcome]:
@@ -210,7 +210,7 @@ class LabelingCalls(Connection):
         reason: str | None = None,
         lease: str | None = None,
     ) -> LabelOutcome:
-        """Say that an annotator cannot label an item, which is not shown to it again."""
+        """Skip an item for an annotator, to whom it is not shown again."""
         more: dict[str, Any] = {"skip": True}
         if reason is not None:
             more["reason"] = reason
@@ -279,8 +279,8 @@ def _body(member: str, texts: Sequence[bytes]) -> bytes:
 
 
 def _entry(item: str, annotator: str, lease: str | None, **more: Any) -> dict[str, Any]:
-    held = {} if lease is None else {"lease_id": lease}
-    return {"item": item, "annotator": annotator, **held, **more}
+    reference = {} if lease is None else {"lease_id": lease}
+    return {"item": item, "annotator": annotator, **reference, **more}
 
 
 def _label_path(project: str, annotator: str, item: str) -> str:

@@ -36,16 +36,16 @@ class RoundCalls(LabelingCalls):
     def close_round(
         self, project: str, *, reason: str | None = None, min_labels: int | None = None
     ) -> JobInfo:
-        """Ask for the next round with the labels there are; while one is closing it is that one.
+        """Start the next round with the labels there are; while one is closing, return its job.
 
         Args:
             project: its name.
             reason: kept in the history.
-            min_labels: refuse unless so many labels are new.
+            min_labels: least number of new labels; with fewer the call is refused.
         """
         body = {"reason": reason, "min_labels": min_labels}
-        given = {k: v for k, v in body.items() if v is not None}
-        answer = self.call("POST", f"{of(project)}/rounds:close", json=given)
+        fields = {k: v for k, v in body.items() if v is not None}
+        answer = self.call("POST", f"{of(project)}/rounds:close", json=fields)
         return cast(JobInfo, answer.json()["job"])
 
     def wait_for_round(
@@ -61,7 +61,7 @@ class RoundCalls(LabelingCalls):
 
         Args:
             project: its name.
-            number: of the round; it need not have begun.
+            number: number of the round; it need not have begun.
             timeout: seconds to wait.
             progress: called with the round each time it was asked for.
             poll: seconds between two questions.
@@ -107,7 +107,7 @@ class RoundCalls(LabelingCalls):
         return cast(ModelInfo, self.call("GET", path).json())
 
     def activate(self, project: str, version: str) -> ModelInfo:
-        """Let predictions and suggestions come from this version."""
+        """Make this version the source of predictions and suggestions."""
         path = f"{of(project)}/models/{quote(version, safe='')}:activate"
         return cast(ModelInfo, self.call("POST", path, json={}).json())
 
@@ -120,18 +120,18 @@ class RoundCalls(LabelingCalls):
         model: str | None = None,
         timeout: float = 3600.0,
     ) -> list[Prediction]:
-        """Return what a model says of items or inputs; many of them are a job, which is waited for.
+        """Return a model's predictions for items or inputs; for many of them it waits for a job.
 
         Args:
             project: its name.
             items: their ids.
-            inputs: in place of items: what an item is pushed with, one each.
+            inputs: contents as an item is pushed with, one for each input, in place of items.
             model: version; by default the active one.
             timeout: seconds to wait for a job.
         """
         body = {"items": items, "inputs": inputs, "model": model}
-        given = {k: v for k, v in body.items() if v is not None}
-        answer = self.call("POST", f"{of(project)}/predictions", json=given)
+        fields = {k: v for k, v in body.items() if v is not None}
+        answer = self.call("POST", f"{of(project)}/predictions", json=fields)
         if answer.status_code != httpx.codes.ACCEPTED:
             return cast(list[Prediction], answer.json()["predictions"])
         job = self.wait(answer.json()["job"]["job"], timeout=timeout)
@@ -168,7 +168,7 @@ class RoundCalls(LabelingCalls):
         """Return jobs, in the order in which they were asked for.
 
         Args:
-            project: whose; by default of all that the token may see.
+            project: its name; by default all projects that the token may see.
             state: queued, running, done, failed or cancelled.
             limit: rows of a page.
         """
@@ -185,11 +185,11 @@ class RoundCalls(LabelingCalls):
         return [json.loads(line) for line in text.splitlines()]
 
     def cancel(self, job: str) -> JobInfo:
-        """Let a job not be done, or stop soon; what it has committed stays."""
+        """Cancel a job, which stops soon if it runs; committed results stay."""
         return cast(JobInfo, self.call("DELETE", _job(job)).json())
 
     def retry(self, job: str) -> JobInfo:
-        """Let a failed or cancelled job be done after all."""
+        """Queue a failed or cancelled job again."""
         return cast(JobInfo, self.call("POST", f"{_job(job)}:retry", json={}).json()["job"])
 
     def wait(

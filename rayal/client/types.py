@@ -1,4 +1,4 @@
-"""What the service's answers hold: plain dictionaries, as they came, with their members named.
+"""Types of the service's answers: plain dictionaries, as they came, with named members.
 
 Times are seconds since the epoch. An item's ``key`` is what URLs name it by.
 """
@@ -60,7 +60,7 @@ class Refused(TypedDict):
 
 
 class Pushed(TypedDict):
-    """What became of pushed items: conflicts are ids known with another content."""
+    """The result of a push: conflicts are ids known with another content."""
 
     created: int
     unchanged: int
@@ -69,7 +69,7 @@ class Pushed(TypedDict):
 
 
 class Suggestion(TypedDict):
-    """What the active model says of an item; see ``Prediction``."""
+    """The active model's prediction for an item; see ``Prediction``."""
 
     label: Any
     probs: list[float] | None
@@ -107,7 +107,7 @@ class LeaseList(TypedDict):
 
 
 class LabelOutcome(TypedDict):
-    """What became of one answer; ``label_id`` numbers the project's history."""
+    """The result of one answer; ``label_id`` numbers the project's history."""
 
     item: str
     key: str
@@ -180,7 +180,7 @@ class ModelInfo(TypedDict):
 
 
 class Prediction(TypedDict):
-    """What a model says of an item or input.
+    """A model's prediction for an item or input.
 
     ``probs`` are by class, in their order, and None of a number, which has ``mean`` and
     ``variance``; its label is the mean, within the bounds.

@@ -1,4 +1,4 @@
-"""How a member is trained: the base class, the loop, and the learners by name."""
+"""The training of a member: the base class, the loop, and the learners by name."""
 
 from __future__ import annotations
 

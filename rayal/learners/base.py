@@ -1,4 +1,4 @@
-"""What a learner is: how one member is trained, said as frozen hyperparameters and a few hooks.
+"""The base of learners: the training of one member, as frozen hyperparameters and some hooks.
 
 The training loop owns time (steps, epochs, batches, checkpoints); a learner says which batches it
 wants and what one step does with them. What changes while training lives in ``TrainState`` alone.
@@ -57,10 +57,10 @@ ScanRows = Callable[[nn.ModuleDict, "Sequence[Signal]", int | None], Columns]
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What a learner may know about the member it trains.
+    """Facts about the member to be trained that a learner may use.
 
     Attributes:
-        task: what a row is.
+        task: the task, which describes a row.
         statistics: constants of the eval transform and of numbers as targets, from the labeled
             rows.
         n_labeled: labeled rows.
@@ -109,8 +109,8 @@ class TrainState:
 
     Attributes:
         networks: trained networks; ``"task"`` answers the task.
-        optimizers: by name; one optimiser phase each.
-        schedulers: by the name of their optimiser; stepped after it.
+        optimizers: optimisers by name; each has one phase.
+        schedulers: schedulers by the name of their optimiser; stepped after it.
         averages: networks that no optimiser touches: EMA, SWA, the best so far.
         tables: side tables on the CPU: pseudo-labels, row choices.
         scalars: the learner's own numbers.

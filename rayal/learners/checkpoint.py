@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class CheckpointStore(Protocol):
-    """Where the checkpoints of one member go, and which of them count."""
+    """A store of one member's checkpoints, which knows the ones that count."""
 
     def latest(self) -> tuple[int, Path] | None:
         """Return the last committed epoch and its file."""
 
     def save(self, epoch: int, write: Callable[[Path], None], final: bool) -> None:
-        """Let ``write`` write a file, and make it count at once or not at all."""
+        """Write a file by ``write``, and commit it at once or not at all."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_checkpoint(path: Path, kind: Kind, tree: Mapping[str, Any]) -> None:
 
 
 def checkpoint_kind(path: Path) -> Kind:
-    """Return what a checkpoint file holds, from its header alone."""
+    """Return the kind of a checkpoint file, from its header alone."""
     with _opened(path, "cpu") as (_, metadata):
         return _kind(metadata)
 
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
 
 
 def latest_of(store: CheckpointStore, read: Callable[[Path], T]) -> T | None:
-    """Return what ``read`` makes of a store's last committed file; None where there is none.
+    """Return the result of ``read`` for a store's last committed file; None if there is none.
 
     A file that is gone because another process has committed a later epoch meanwhile is no error:
     that one is read.

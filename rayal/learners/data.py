@@ -1,4 +1,4 @@
-"""What a learner is fed: rows, streams, batches; an unlabeled batch cannot hold a label."""
+"""Input of a learner: rows, streams, batches; an unlabeled batch cannot hold a label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sampler = Literal["shuffle", "cyclic"]
 
 
 class Rows(Protocol):
-    """Where the rows of a stream come from; rows are decoded when they are taken."""
+    """The rows behind a stream; they are decoded when they are taken."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -86,7 +86,7 @@ class LabeledRows:
 
 @dataclass(frozen=True)
 class TrainData:
-    """What a member is trained on.
+    """The rows and columns that a member is trained on.
 
     Args:
         labeled: the labeled rows, sorted by id, so that training does not depend on their order.
@@ -114,7 +114,7 @@ class TrainData:
 
 @dataclass(frozen=True)
 class PoolData(TrainData):
-    """What a pre-training is trained on: rows, and no label of any.
+    """The rows that a pre-training is trained on, without any label.
 
     Args:
         labeled: none.

@@ -46,15 +46,15 @@ class Feed:
         ids = names(self.rows, positions)
         raw = self.rows.take(positions).to(ctx.device)
         views = (VIEWS[name](raw, ctx, self.generator) for name in self.stream.views)
-        made = tuple(moved(view, ctx) for view in views)
+        inputs = tuple(moved(view, ctx) for view in views)
         if self.targets is None:
-            return UnlabeledBatch(ids, id_keys(ids), made)
+            return UnlabeledBatch(ids, id_keys(ids), inputs)
         y = moved(ctx.task.standardised(self.targets[here], ctx.statistics), ctx)
         weight = None if self.weights is None else moved(self.weights[here], ctx)
-        return LabeledBatch(ids, id_keys(ids), made, y, weight)
+        return LabeledBatch(ids, id_keys(ids), inputs, y, weight)
 
     def _places(self, step: int, ctx: TrainContext) -> Tensor:
-        """Return which of the chosen rows a step sees, int64 ``[rows_per_step]``."""
+        """Return the places, among the chosen rows, that a step sees, int64 ``[rows_per_step]``."""
         n, size, salt = len(self.chosen), self.rows_per_step, 0
         if self.stream.source == "pseudo":  # its rows are those of this epoch
             salt, step = self.epoch_start, step - self.epoch_start

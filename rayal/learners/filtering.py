@@ -33,8 +33,8 @@ class Posterior:
     """Normal weights, and Gamma distributions of two precisions.
 
     Attributes:
-        means: of the weights of each layer, ``[O, K]``, K its inputs and the bias.
-        variances: of them, likewise.
+        means: means of the weights of each layer, ``[O, K]``, K its inputs and the bias.
+        variances: variances of the weights, likewise.
         noise: shape and rate of the noise's precision, ``[2]``.
         prior: shape and rate of the weights' precision under the prior, ``[2]``.
     """
@@ -46,7 +46,7 @@ class Posterior:
 
 
 class Rectified(NamedTuple):
-    """Moments of max(0, x), x normal, with what their derivatives are made of; each ``[O]``.
+    """Moments of max(0, x), x normal, with the terms of their derivatives; each ``[O]``.
 
     Attributes:
         mean: E[max(0, x)].
@@ -87,18 +87,18 @@ def rectify(mean: Array, variance: Array) -> Rectified:
     if far.any():
         gamma = np.where(far, -alpha - 1.0 / alpha + 2.0 / alpha**3, gamma)
     shifted = mean + deviation * gamma
-    made = above * shifted
-    spread = made * shifted * below + above * variance * (1.0 - gamma * (gamma + alpha))
+    first = above * shifted
+    spread = first * shifted * below + above * variance * (1.0 - gamma * (gamma + alpha))
     if not random.all():
-        made, spread = np.where(random, made, mean), np.where(random, spread, 0.0)
+        first, spread = np.where(random, first, mean), np.where(random, spread, 0.0)
         density = np.where(random, density, 0.0)
     return Rectified(
-        np.maximum(made, 0.0), np.maximum(spread, 0.0), above, below, density / deviation
+        np.maximum(first, 0.0), np.maximum(spread, 0.0), above, below, density / deviation
     )
 
 
 class _Layer(NamedTuple):
-    """What a layer saw, with the bias, ``[K]``, and what its ReLU made; None of the last one."""
+    """Moments of a layer's input and bias, ``[K]``, and of its ReLU's output, None for the last."""
 
     mean: Array
     variance: Array
@@ -106,7 +106,7 @@ class _Layer(NamedTuple):
 
 
 def propagate(posterior: Posterior, x: Array) -> tuple[float, float, list[_Layer]]:
-    """Return mean and variance of the output for a row ``[D]``, and what every layer saw."""
+    """Return mean and variance of the output for a row ``[D]``, and the moments of each layer."""
     mean, variance = x, np.zeros_like(x)
     layers: list[_Layer] = []
     last = len(posterior.means) - 1
@@ -116,10 +116,10 @@ def propagate(posterior: Posterior, x: Array) -> tuple[float, float, list[_Layer
         z, v = np.append(mean, 1.0), np.append(variance, 0.0)
         mean = weight @ z / math.sqrt(len(z))
         variance = (np.square(weight) @ v + spread @ (z * z + v)) / len(z)
-        made = rectify(mean, variance) if layer < last else None
-        layers.append(_Layer(z, v, made))
-        if made is not None:
-            mean, variance = made.mean, made.variance
+        rectified = rectify(mean, variance) if layer < last else None
+        layers.append(_Layer(z, v, rectified))
+        if rectified is not None:
+            mean, variance = rectified.mean, rectified.variance
     return float(mean[0]), float(variance[0]), layers
 
 
@@ -130,11 +130,11 @@ def gradients(
 
     Args:
         posterior: as it was when the row went through.
-        layers: what they saw.
+        layers: moments of each layer for the row, as ``propagate`` returns them.
         at_mean: gradient at the mean of the output.
         at_variance: gradient at its variance.
     """
-    made: list[tuple[Array, Array]] = []
+    of_weights: list[tuple[Array, Array]] = []
     m, v = np.array([at_mean]), np.array([at_variance])
     for layer in range(len(layers) - 1, -1, -1):
         saw, weight = layers[layer], posterior.means[layer]
@@ -143,12 +143,12 @@ def gradients(
         inputs = len(saw.mean)
         m, v = m / math.sqrt(inputs), v / inputs
         of_means = m[:, None] * saw.mean + (2.0 * v)[:, None] * weight * saw.variance
-        made.append((of_means, v[:, None] * (saw.mean * saw.mean + saw.variance)))
+        of_weights.append((of_means, v[:, None] * (saw.mean * saw.mean + saw.variance)))
         if layer:
             spread = v @ posterior.variances[layer]
             back, squares = m @ weight + 2.0 * saw.mean * spread, v @ np.square(weight) + spread
             m, v = back[:-1], squares[:-1]
-    return made[::-1]
+    return of_weights[::-1]
 
 
 def absorb(posterior: Posterior, x: Array, y: float) -> float:
@@ -159,7 +159,7 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
     variance without a mean.
 
     Args:
-        posterior: is changed.
+        posterior: the posterior, which is changed.
         x: the row, ``[D]``.
         y: its standardised number.
     """
@@ -169,8 +169,8 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
     logs = log_normalisers(error, variance, shape, rate)
     total = variance + rate / (shape - 1.0)
     slope = error / total
-    made = gradients(posterior, layers, slope, 0.5 * (slope * slope - 1.0 / total))
-    for m, v, (dm, dv) in zip(posterior.means, posterior.variances, made, strict=True):
+    slopes = gradients(posterior, layers, slope, 0.5 * (slope * slope - 1.0 / total))
+    for m, v, (dm, dv) in zip(posterior.means, posterior.variances, slopes, strict=True):
         new_m, new_v = m + v * dm, v - v * v * (dm * dm - 2.0 * dv)
         good = usable(new_m, new_v)
         np.copyto(m, new_m, where=good)
@@ -180,7 +180,7 @@ def absorb(posterior: Posterior, x: Array, y: float) -> float:
 
 
 def usable(mean: Array, variance: Array) -> npt.NDArray[np.bool_]:
-    """Return which weights' means and variances are those of a normal distribution."""
+    """Return true for weights whose mean and variance are those of a normal distribution."""
     return (variance > LEAST) & np.isfinite(mean) & np.isfinite(variance)
 
 
@@ -192,7 +192,7 @@ def log_normalisers(centre: Any, variance: Any, shape: Any, rate: Any) -> list[A
 
     Args:
         centre: distance from the mean.
-        variance: of the mean.
+        variance: variance of the mean.
         shape: a, of the Gamma distribution of the precision.
         rate: b.
     """
@@ -206,7 +206,7 @@ def matched_gamma(logs: Sequence[Any], shape: Any, rate: Any) -> tuple[Any, Any]
     They are E[γ] = a/b · Z₁/Z and E[γ²] = a(a+1)/b² · Z₂/Z.
 
     Args:
-        logs: of Z, Z₁ and Z₂.
+        logs: logarithms of Z, Z₁ and Z₂.
         shape: a.
         rate: b.
     """
@@ -217,12 +217,12 @@ def matched_gamma(logs: Sequence[Any], shape: Any, rate: Any) -> tuple[Any, Any]
     )
 
 
-def take_gamma(held: Array, made: tuple[float, float] | Array) -> bool:
+def take_gamma(gamma: Array, updated: tuple[float, float] | Array) -> bool:
     """Take shape and rate into ``[2]`` if they are of a distribution with a mean variance."""
-    shape, rate = made
+    shape, rate = updated
     good = math.isfinite(shape) and math.isfinite(rate) and shape > 1.0 and rate > 0.0
     if good:
-        held[:] = made
+        gamma[:] = updated
     return good
 
 
@@ -233,8 +233,8 @@ class PriorFactors:
     Attributes:
         precision: 1/v of the normal factor of each weight, an array ``[O, K]`` a layer.
         shifted: m/v of it.
-        shape: what it adds to the shape of the weights' precision.
-        rate: what it adds to the rate.
+        shape: its addition to the shape of the weights' precision.
+        rate: its addition to the rate.
     """
 
     precision: list[Array]
@@ -256,23 +256,23 @@ class PriorFactors:
         Gamma distribution of their precision is halved until it leaves one: there may be many more
         weights than rows, and none of them knows of the others' changes.
         """
-        before = [held.copy() for held in (*self.shape, *self.rate)]
+        before = [factor.copy() for factor in (*self.shape, *self.rate)]
         layers = range(len(posterior.means))
         added = np.sum([self._refine_layer(posterior, layer) for layer in layers], axis=0)
         share = next(
             (s for s in SHARES if take_gamma(posterior.prior, posterior.prior + s * added)), 0.0
         )
-        for held, old in zip((*self.shape, *self.rate), before, strict=True):
+        for factor, old in zip((*self.shape, *self.rate), before, strict=True):
             if share < 1.0:
-                held[:] = old + share * (held - old)
+                factor[:] = old + share * (factor - old)
 
     def _refine_layer(self, posterior: Posterior, layer: int) -> Array:
-        """Refine one layer's weights; return what they add to the weights' precision, ``[2]``."""
+        """Refine one layer's weights; return their additions to the precision's Gamma, ``[2]``."""
         m, v = posterior.means[layer], posterior.variances[layer]
-        held = (self.precision[layer], self.shifted[layer], self.shape[layer], self.rate[layer])
-        cavity = 1.0 / (1.0 / v - held[0])
-        centre = cavity * (m / v - held[1])
-        shape, rate = posterior.prior[0] - held[2], posterior.prior[1] - held[3]
+        factors = (self.precision[layer], self.shifted[layer], self.shape[layer], self.rate[layer])
+        cavity = 1.0 / (1.0 / v - factors[0])
+        centre = cavity * (m / v - factors[1])
+        shape, rate = posterior.prior[0] - factors[2], posterior.prior[1] - factors[3]
         total = cavity + rate / (shape - 1.0)
         dm = -centre / total
         spread = cavity - cavity * cavity / total
@@ -282,8 +282,8 @@ class PriorFactors:
         good &= np.isfinite(mean) & np.isfinite(spread) & np.isfinite(gamma).all(axis=0)
         good &= (gamma[0] > 1.0) & (gamma[1] > 0.0)
         factor = (1.0 / spread - 1.0 / cavity, mean / spread - centre / cavity)
-        made = (*factor, gamma[0] - shape, gamma[1] - rate)
-        added = [np.where(good, made[i] - held[i], 0.0).sum() for i in (2, 3)]
-        for old, new in zip((*held, m, v), (*made, mean, spread), strict=True):
+        refined = (*factor, gamma[0] - shape, gamma[1] - rate)
+        added = [np.where(good, refined[i] - factors[i], 0.0).sum() for i in (2, 3)]
+        for old, new in zip((*factors, m, v), (*refined, mean, spread), strict=True):
             np.copyto(old, new, where=good)
         return np.array(added)

@@ -42,7 +42,7 @@ class DenseLayer:
     """A hidden layer: unit(W x + b).
 
     Attributes:
-        name: of its stage.
+        name: name of its stage.
         linear: W ``[H, V]`` and b ``[H]``.
         unit: elementwise nn.ReLU | nn.Sigmoid | nn.Identity.
     """
@@ -68,16 +68,16 @@ def dense_layers(net: nn.Module) -> tuple[DenseLayer, ...]:
     """
     if not isinstance(net, TaskNet) or isinstance(net, HookedNet):
         raise _refused(f"({type(net).__name__}) no stages are known")
-    found = []
+    layers = []
     for place, (name, stage) in enumerate(zip(net.stage_names[:-1], net.stages, strict=False)):
         layer = _layer(name, stage)
         if layer is not None:
-            found.append(layer)
+            layers.append(layer)
         elif not isinstance(stage, nn.Dropout) and not (place == 0 and _flattens(stage)):
             raise _refused(f"stage {name!r} is a {type(stage).__name__}, no dense layer")
-    if not found:
+    if not layers:
         raise _refused("there is no hidden layer")
-    return tuple(found)
+    return tuple(layers)
 
 
 def _layer(name: str, stage: nn.Module) -> DenseLayer | None:
@@ -114,7 +114,7 @@ class Machine:
         weight: W ``[H, V]``, in the layout of ``nn.Linear``.
         hidden: b ``[H]``.
         visible: c ``[V]``.
-        units: of the visible side.
+        units: kind of the visible units.
     """
 
     weight: Tensor
@@ -202,7 +202,7 @@ class LayerTraining(Learner):
         layer_steps: steps of each layer.
         inputs: scaling of the rows.
         lr: learning rate; None stands for the default of the kind.
-        momentum: of machines.
+        momentum: momentum of the machines.
         weight_decay: norm penalty of machines' weights.
         corruption: chance of each number of a row to be set to 0 before it is encoded.
         gibbs: Gibbs steps.
@@ -232,8 +232,8 @@ class LayerTraining(Learner):
         biases = [layer.linear.weight.new_zeros(layer.linear.in_features) for layer in layers]
         visible = nn.ParameterList(biases)
         scale = Scale(ctx.task.input_shape)
-        made = nn.ModuleDict({"task": net, "scale": scale, "visible": visible})
-        return made.to(ctx.device, ctx.dtype)
+        networks = nn.ModuleDict({"task": net, "scale": scale, "visible": visible})
+        return networks.to(ctx.device, ctx.dtype)
 
     def begin(self, ctx: TrainContext, data: TrainData) -> TrainState:
         """Return fresh layers, with an optimiser each."""
@@ -310,10 +310,10 @@ class LayerTraining(Learner):
         weight, hidden = layer.linear.weight, layer.linear.bias
         units = self._units(dense_layers(state.networks["task"]), at)
         machine = Machine(weight.detach(), hidden.detach(), bias.detach(), units)
-        made = contrastive_divergence(machine, x, steps=self.gibbs)
-        weight.grad, hidden.grad, bias.grad = -made.weight, -made.hidden, -made.visible
+        ascent = contrastive_divergence(machine, x, steps=self.gibbs)
+        weight.grad, hidden.grad, bias.grad = -ascent.weight, -ascent.hidden, -ascent.visible
         state.optimizers[_name(at)].step()
-        return made.error.item()
+        return ascent.error.item()
 
 
 def checked_layers(net: nn.Module, kind: Kind) -> tuple[DenseLayer, ...]:
@@ -354,7 +354,7 @@ class LayerwisePretrained(Supervised):
     ``activation: sigmoid`` in its parameters.
 
     Args:
-        kind: how a layer is trained: autoencoder (denoising, weights of decoders tied to the
+        kind: training of a layer: autoencoder (denoising, weights of decoders tied to the
             encoders') | rbm (restricted Boltzmann machines by contrastive divergence).
         pretrain_steps: steps of each layer; 0 leaves the pre-training out.
         pretrain_batch: pool rows of a step.
@@ -365,7 +365,7 @@ class LayerwisePretrained(Supervised):
         pretrain_decay: norm penalty of machines' weights (Hinton 2010, section 10: from 1e-4).
         corruption: chance of each number to be set to 0 before an autoencoder encodes it (Vincent
             et al. 2010, section 6, tried 0, 0.1, 0.25 and 0.4); 0 trains plain autoencoders.
-        inputs: how inputs are scaled. unit scales each feature or channel of the pool to [0, 1]:
+        inputs: scaling of the inputs. unit scales each feature or channel of the pool to [0, 1]:
             binary visible units, or the cross-entropy; standard scales it to mean 0 and deviation
             1: Gaussian visible units of unit variance, or the squared error. Behind a sigmoid layer
             inputs are in [0, 1].
@@ -399,11 +399,11 @@ class LayerwisePretrained(Supervised):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, allowed in _CHOICES.items():
-            given = getattr(self, name)
-            if given not in allowed:
+            choice = getattr(self, name)
+            if choice not in allowed:
                 raise SettingsError(
-                    f"layerwise_pretrained.{name}: {given!r} does not exist; "
-                    f"{nearest(str(given), allowed)}"
+                    f"layerwise_pretrained.{name}: {choice!r} does not exist; "
+                    f"{nearest(str(choice), allowed)}"
                 )
 
     def pretraining(self, ctx: TrainContext) -> Learner | None:

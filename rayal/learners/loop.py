@@ -49,7 +49,7 @@ def fit(
     """Train one member, from its last committed epoch on, and leave its predictor in the store.
 
     Args:
-        learner: what a step does.
+        learner: the learner, which defines a step.
         data: the rows.
         ctx: the member.
         checkpoint: committed epochs; each one is saved there, the last one as the predictor.

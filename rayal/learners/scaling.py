@@ -19,7 +19,7 @@ class Scale(nn.Module):
     """Returns (x - shift) / width of raw rows ``[N, …]``, flattened to ``[N, V]``.
 
     Args:
-        input_shape: of one row.
+        input_shape: shape of one row.
     """
 
     shift: Tensor
@@ -95,8 +95,8 @@ def take_in(linear: nn.Linear, scale: Scale, ctx: TrainContext) -> None:
 
     Args:
         linear: it is changed.
-        scale: what it was trained under.
-        ctx: with the task and the constants of its eval transform.
+        scale: scale under which it was trained.
+        ctx: context with the task and the constants of its eval transform.
     """
     shape = (1, *ctx.task.input_shape)
     shift, width = scale.shift.double().cpu(), scale.width.double().cpu()

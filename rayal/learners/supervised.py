@@ -65,10 +65,10 @@ def make_optimizer(
 
     Args:
         name: adam (weight decay as a norm penalty) | adamw (decoupled) | sgd.
-        weights: what ``trained_groups`` gave.
+        weights: groups of weights as ``trained_groups`` returns them.
         lr: learning rate of groups that name none.
         weight_decay: its strength.
-        momentum: of sgd.
+        momentum: momentum of sgd.
     """
     if name == "sgd":
         return SGD(weights, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
@@ -124,8 +124,8 @@ def fit_noise(
 
     Args:
         net: a trained TaskNet.
-        data: with the labeled rows.
-        rows: int64 ``[n]``, positions of those that are judged.
+        data: training data with the labeled rows.
+        rows: int64 ``[n]``, positions of the rows that measure the error.
         ctx: the member.
         size: rows of a batch.
     """
@@ -135,10 +135,10 @@ def fit_noise(
     net.eval()
     y = ctx.task.standardised(data.labeled.targets[rows], ctx.statistics)
     with torch.inference_mode():
-        made = [
+        outputs = [
             net(x)[:, 0].double() for x in plain_batches(data.labeled.rows, rows, ctx, size=size)
         ]
-        error = (torch.cat(made).cpu() - y).square().mean()
+        error = (torch.cat(outputs).cpu() - y).square().mean()
     with torch.no_grad():
         link.variance.fill_(max(LEAST, error.item()))
 
@@ -152,8 +152,8 @@ def check_supervised(
             f"{type(net).__name__} has no weights that descend a gradient; train it by its own "
             "learner (network pbp: learner pbp), or choose another network, such as mlp"
         )
-    given = {"class_weights": class_weights != "none", "label_smoothing": label_smoothing > 0}
-    for name, wrong in given.items():
+    settings = {"class_weights": class_weights != "none", "label_smoothing": label_smoothing > 0}
+    for name, wrong in settings.items():
         if wrong and task.target == "number":
             raise NeedsError(
                 f"learner.{name} is set, and the task predicts a number, which has no classes; "
@@ -172,7 +172,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch": 64,
         "augment": False,
     },
-    # what small labeled sets gain most from; photographs want augment: true as well, whereas
+    # small labeled sets gain most from these; photographs want augment: true as well, whereas
     # centred grey images lose by it (Fashion-MNIST, 1,000 labels: 0.836 without, 0.793 with it)
     "strong": {
         "optimizer": "adamw",
@@ -260,10 +260,10 @@ class Supervised(Learner):
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            given = getattr(self, name)
-            if given not in allowed:
+            choice = getattr(self, name)
+            if choice not in allowed:
                 raise SettingsError(
-                    f"supervised.{name}: {given!r} does not exist; {nearest(str(given), allowed)}"
+                    f"supervised.{name}: {choice!r} does not exist; {nearest(str(choice), allowed)}"
                 )
         if self.swa and self.early_stopping:
             raise SettingsError(
@@ -302,17 +302,17 @@ class Supervised(Learner):
             state.schedulers[name] = LambdaLR(optimizer, lambda step: self.factor(step, ctx.steps))
         for name in self.answers if self.swa else ():
             state.averages[average_of("swa", name)] = AveragedModel(networks[name])
-        train, held = self._split(data)
-        if len(held):
+        train, held_out = self._split(data)
+        if len(held_out):
             for name in self.answers:
                 state.averages[average_of("best", name)] = deepcopy(networks[name])
-            state.tables |= {"rows.labeled": train, "held": held}
+            state.tables |= {"rows.labeled": train, "held": held_out}
             state.scalars |= {"best": math.inf, "waited": 0.0}
         if self.class_weights == "balanced":
             weights = data.labeled.weights
             balanced = balanced_weights(data.labeled.targets[train])
-            given = 1.0 if weights is None else weights[train]
-            state.tables["weights.labeled"] = balanced * given
+            own = 1.0 if weights is None else weights[train]
+            state.tables["weights.labeled"] = balanced * own
         if data.attached is not None:
             self._attach(state, data, data.attached, train)
         return state
@@ -355,7 +355,7 @@ class Supervised(Learner):
         return F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
 
     def penalty(self, net: nn.Module) -> Tensor | None:
-        """Return what a step adds to the loss for the weights alone; None for nothing."""
+        """Return the term that a step adds to the loss for the weights alone; None for nothing."""
         return None
 
     def average(self, state: TrainState, ctx: TrainContext) -> None:
@@ -366,10 +366,10 @@ class Supervised(Learner):
 
     def on_epoch_end(self, state: TrainState, ctx: TrainContext, data: TrainData) -> None:
         """Keep the weights of the best epoch, and stop when it lies ``patience`` epochs back."""
-        held = state.tables.get("held")
-        if held is None:
+        held_out = state.tables.get("held")
+        if held_out is None:
             return
-        loss = self._held_out_loss(state.networks["task"], held, ctx, data)
+        loss = self._held_out_loss(state.networks["task"], held_out, ctx, data)
         check_finite({"held-out loss": loss}, self, state, ctx)
         if loss < state.scalars["best"]:
             for name in self.answers:
@@ -394,8 +394,8 @@ class Supervised(Learner):
         if self.swa:
             return nn.ModuleDict({name: averaged(state, name).module for name in self.answers})
         best = {name: average_of("best", name) for name in self.answers}
-        held = state.averages if best["task"] in state.averages else state.networks
-        return nn.ModuleDict({n: held[b if held is state.averages else n] for n, b in best.items()})
+        nets = state.averages if best["task"] in state.averages else state.networks
+        return nn.ModuleDict({n: nets[b if nets is state.averages else n] for n, b in best.items()})
 
     def factor(self, step: int, steps: int) -> float:
         """Return the share of ``lr`` that holds at a step."""
@@ -422,8 +422,8 @@ class Supervised(Learner):
         n = len(data.labeled)
         wanted = max(1, round(self.early_stopping * n)) if self.early_stopping else 0
         order = torch.from_numpy(id_keys(data.labeled.rows.ids).argsort())
-        held = min(wanted, n - 1)
-        return order[held:].sort().values, order[:held].sort().values
+        count = min(wanted, n - 1)
+        return order[count:].sort().values, order[:count].sort().values
 
     def _losses(
         self, net: nn.Module, batch: LabeledBatch, done: float, smoothing: float = 0.0
@@ -437,14 +437,14 @@ class Supervised(Learner):
         return losses if batch.weight is None else losses * batch.weight
 
     def _held_out_loss(
-        self, net: nn.Module, held: Tensor, ctx: TrainContext, data: TrainData
+        self, net: nn.Module, rows: Tensor, ctx: TrainContext, data: TrainData
     ) -> float:
         net.eval()
         targets = ctx.task.standardised(data.labeled.targets, ctx.statistics)
         total, done = 0.0, 0
         with torch.inference_mode():
-            for x in plain_batches(data.labeled.rows, held, ctx, size=self.batch):
-                y = targets[held[done : done + len(x)]].to(ctx.device)
+            for x in plain_batches(data.labeled.rows, rows, ctx, size=self.batch):
+                y = targets[rows[done : done + len(x)]].to(ctx.device)
                 total += self._losses(net, LabeledBatch((), NO_KEYS, (x,), y), 1.0).sum().item()
                 done += len(x)
         return total / done

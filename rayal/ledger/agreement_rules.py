@@ -1,4 +1,4 @@
-"""How many annotators an item wants, and what their labels make of it.
+"""Agreement rules: the annotators that an item needs, and the value that their labels give.
 
 All of it is a pure function of an item's standing labels, so that it does not matter in which
 order relabels, retractions and re-queues led to them:
@@ -38,17 +38,17 @@ RULES = ("first", "majority", "all")
 
 @dataclass(frozen=True)
 class Labeling:
-    """How a project's items are labeled; the mapping ``labeling`` among its settings.
+    """Rules for labeling a project's items; the mapping ``labeling`` among its settings.
 
     Args:
-        labels_per_item: annotators that an item wants at first.
-        agreement: first, majority or all: what makes a value of their labels.
+        labels_per_item: annotators that an item needs at first.
+        agreement: rule that gives a value from their labels: first, majority or all.
         max_labels: most slots that an item in conflict may come to; in the settings, two more
             than ``labels_per_item`` by default.
         max_skips: annotators whose skips take an item out of the offers.
         lease_ttl: seconds that a lease lasts.
-        tolerance: how far numbers may lie apart that agree, in units of the label; of no account
-            for labels that are no numbers.
+        tolerance: largest difference of two numbers that agree, in units of the label; ignored
+            for labels that are not numbers.
     """
 
     labels_per_item: int = 1
@@ -73,21 +73,21 @@ class Labeling:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Labeling:
-        """Return what a project's settings say; SettingsError names what does not fit."""
-        given = settings.get("labeling", {})
-        if not isinstance(given, Mapping):
-            raise SettingsError(f"labeling is {given!r}; it must be a mapping")
+        """Return the rules in project settings; SettingsError names a part that does not fit."""
+        options = settings.get("labeling", {})
+        if not isinstance(options, Mapping):
+            raise SettingsError(f"labeling is {options!r}; it must be a mapping")
         known = [f.name for f in fields(cls)]
-        for name in given:
+        for name in options:
             if name not in known:
                 raise SettingsError(f"labeling.{name} does not exist; {nearest(name, known)}")
-        if not isinstance(given.get("agreement", "first"), str):
-            raise SettingsError(f"agreement is {given['agreement']!r}; it must be a name")
-        count = _whole("labels_per_item", given.get("labels_per_item", 1), 1)
-        return cls(**{"max_labels": count + 2, **given})
+        if not isinstance(options.get("agreement", "first"), str):
+            raise SettingsError(f"agreement is {options['agreement']!r}; it must be a name")
+        count = _whole("labels_per_item", options.get("labels_per_item", 1), 1)
+        return cls(**{"max_labels": count + 2, **options})
 
     def judge(self, standing: Sequence[Row], *, offered: bool) -> Verdict:
-        """Return what an item's standing labels make of it.
+        """Return the verdict on an item's standing labels.
 
         Args:
             standing: the current label of each annotator, with value, slot and seq.
@@ -139,7 +139,7 @@ class Labeling:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an item's labels make of it: slots, the row that holds its value, disagreement."""
+    """The verdict on an item's labels: slots, the row that holds its value, disagreement."""
 
     need: int
     resolution: int | None
@@ -152,12 +152,12 @@ def value_text(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a label is a number, which true and false are not."""
+    """Return whether a label is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def near(one: float, other: float, tolerance: float) -> bool:
-    """Whether two numbers agree: their difference, as they are written, is within the tolerance."""
+    """Return whether two numbers, as they are written, differ by at most the tolerance."""
     return abs(_written(one) - _written(other)) <= _written(tolerance)
 
 

@@ -35,7 +35,7 @@ from rayal.ledger.location import (
 from rayal.ledger.schema import SCHEMA, Schema, noted_version
 
 BUSY_SECONDS = 30
-OTHERS_SECONDS = 5  # in which what holds a ledger that is to be migrated may still end
+OTHERS_SECONDS = 5  # wait for holders of a ledger that is to be migrated
 MOUNTS = Path("/proc/mounts")
 # Their locks and shared memory are not those of a local disk, on which SQLite relies.
 NETWORK_FILE_SYSTEMS = re.compile(
@@ -55,11 +55,11 @@ def file_system(path: Path, mounts: str) -> str:
     """
     best, kind = -1, ""
     for line in mounts.splitlines():
-        point, found = line.split(" ")[1:3]
+        point, fs_type = line.split(" ")[1:3]
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
             point = point.replace(code, character)
         if path.is_relative_to(point) and len(Path(point).parts) >= best:
-            best, kind = len(Path(point).parts), found
+            best, kind = len(Path(point).parts), fs_type
     return kind
 
 
@@ -93,8 +93,8 @@ def open_database(
     refuse_network(path.parent)
     if not create and not path.exists():
         raise missing(str(path))
-    with held(path.parent):  # the switch to WAL and the first tables bear no second opener
-        if not create and not path.exists():  # taken away meanwhile
+    with held(path.parent):  # only one opener may switch to WAL and make the first tables
+        if not create and not path.exists():  # removed meanwhile
             raise missing(str(path))
         engine = sqlite(path)
         with _checking(engine, str(path)):
@@ -104,7 +104,7 @@ def open_database(
 
 @contextmanager
 def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
-    """Take a ledger away that nobody else uses, and keep others from opening one meanwhile.
+    """Remove a ledger that nobody else uses, and keep others from opening one meanwhile.
 
     It stays where another process or thread has it open, where it holds more events than these,
     and where it is not in a file of the root. The engine is disposed of.
@@ -112,7 +112,7 @@ def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
     Args:
         root: the storage root; it is removed at the end if nothing is left in it.
         engine: on its ledger.
-        told: events that the caller has written itself.
+        told: number of events that the caller has written itself.
 
     Yields:
         Whether the ledger is gone.
@@ -131,20 +131,20 @@ def withdrawn(root: Path, engine: Engine, told: int) -> Iterator[bool]:
         yield gone
 
 
-def _used_by_nobody(path: Path, told: int) -> bool:
-    """Return whether no connection to a ledger is open, and its events are so many."""
+def _used_by_nobody(path: Path, expected: int) -> bool:
+    """Return whether a ledger has no open connection and holds exactly ``expected`` events."""
     with closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as ledger:
         try:  # SQLite refuses to leave the WAL while anybody else has the file open
             ledger.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.OperationalError:
             return False
         (events,) = ledger.execute("SELECT count(*) FROM events").fetchone()
-    return bool(events == told)
+    return bool(events == expected)
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Give a connection whose statements all see the same state of the ledger."""
+    """Yield a connection whose statements all see the same state of the ledger."""
     with engine.connect() as conn:
         if conn.dialect.name == "postgresql":
             conn = conn.execution_options(isolation_level="REPEATABLE READ")
@@ -154,7 +154,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """Give a connection that writes until it commits, or rolls back on an error.
+    """Yield a connection that writes until it commits, or rolls back on an error.
 
     On SQLite it is the only writer: threads of this process wait for each other at a lock, which
     costs less than SQLite's polling, then for other processes. On PostgreSQL writers wait where
@@ -219,7 +219,7 @@ def sqlite(path: Path, *, migrating: bool = False) -> Engine:
         "journal_mode = WAL",
         "synchronous = FULL",
         f"foreign_keys = {'OFF' if migrating else 'ON'}",
-        "secure_delete = ON",  # what is purged is overwritten
+        "secure_delete = ON",  # purged content is overwritten
     )
 
     @event.listens_for(engine, "connect")
@@ -229,7 +229,7 @@ def sqlite(path: Path, *, migrating: bool = False) -> Engine:
             for pragma in pragmas:
                 connection.execute(f"PRAGMA {pragma}").close()
         except BaseException:
-            connection.close()  # or its locks would stay
+            connection.close()  # otherwise its locks would stay
             raise
 
     @event.listens_for(engine, "begin")
@@ -276,7 +276,7 @@ def _checking(engine: Engine, where: str) -> Iterator[None]:
 
 @contextmanager
 def as_ledger(where: str, cannot: str = "be opened as a ledger") -> Iterator[None]:
-    """Tell what the database says against a ledger as StorageError."""
+    """Raise an error of the database within the block as StorageError."""
     try:
         yield
     except DatabaseError as error:

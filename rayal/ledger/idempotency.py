@@ -42,7 +42,7 @@ class Idempotency(Store):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Let every write and read of this thread within the block join one transaction.
+        """Run every write and read of this thread within the block in one transaction.
 
         It commits when the block ends, and rolls back on an exception. A write that raises is
         undone by itself, so its error may be caught within the block. On SQLite nobody else
@@ -62,15 +62,15 @@ class Idempotency(Store):
         now: float | None = None,
         keep: float = 86400.0,
     ) -> Iterator[Once]:
-        """Like ``transaction``, with the answer to the request kept in it under the key.
+        """Run a transaction as ``transaction`` does, and store the answer under the key in it.
 
         A repetition that comes while the first is still at work waits for it. A block that ends
         without ``store`` keeps nothing of the key.
 
         Args:
-            scope: what the key is unique in: who asks, and for what.
+            scope: caller and operation within which the key is unique.
             key: the client's idempotency key.
-            fingerprint: of the request; a repetition has the same.
+            fingerprint: digest of the request; a repetition has the same.
             now: seconds since the epoch; None takes the ledger's clock.
             keep: seconds after which the key is free again.
 

@@ -45,14 +45,14 @@ STATES = ("unlabeled", "offered", "leased", "labeled", "skipped", "conflict", "f
 def _state() -> Label[str]:
     """Return the state of an item at ``moment``."""
     lasts = leases.c.expires > bindparam("moment")
-    held = exists().where(on_item(leases), is_active(), lasts)
+    leased = exists().where(on_item(leases), is_active(), lasts)
     full = items.c.accepted >= items.c.need
     unasked = and_(items.c["round"].is_(None), items.c.accepted > 0)
     return case(
         (items.c.forgotten.is_(True), "forgotten"),
         (items.c.conflict.is_(True), "conflict"),
         (or_(full, unasked), "labeled"),
-        (held.correlate(items), "leased"),
+        (leased.correlate(items), "leased"),
         (items.c.skipped.is_(True), "skipped"),
         (items.c["round"].is_not(None), "offered"),
         else_="unlabeled",
@@ -82,7 +82,7 @@ _COUNTS = select(_STATE, func.count(), func.count(items.c["round"])).where(_ALL)
 
 
 class Items(Store):
-    """Looking at items. Leases that are past their time count as over.
+    """Queries for items. Leases that are past their time count as over.
 
     The state of an item is the first that holds of: ``forgotten``; ``conflict``: its labels
     disagree, whether or not one more annotator is asked; ``labeled``: its slots are filled, or it
@@ -100,13 +100,13 @@ class Items(Store):
         self, project: str, wanted: Sequence[str], *, now: float | None = None
     ) -> dict[str, str]:
         """Return the state of some items; those never touched are unlabeled."""
-        found = dict.fromkeys(wanted, "unlabeled")
+        states = dict.fromkeys(wanted, "unlabeled")
         with self._read(project) as conn:
             asked = _at(conn, project, now)
-            for some in chunks([item for item in found if storable(item)]):
+            for some in chunks([item for item in states if storable(item)]):
                 rows = conn.execute(_SOME, {**asked, "some": some})
-                found |= {item: state for item, state in rows}
-        return found
+                states |= {item: state for item, state in rows}
+        return states
 
     def items_page(
         self,
@@ -127,15 +127,15 @@ class Items(Store):
             now: seconds since the epoch; None takes the ledger's clock.
         """
         with self._read(project) as conn:
-            told = _STATE.not_in(["forgotten"]) if state is None else _STATE.in_([state])
-            query = _PAGE.where(told)
+            in_state = _STATE.not_in(["forgotten"]) if state is None else _STATE.in_([state])
+            query = _PAGE.where(in_state)
             if after is not None:
                 query = query.where(items.c.item > after)
             rows = conn.execute(query.limit(limit), _at(conn, project, now)).mappings()
             return [ItemRow(**row) for row in rows]
 
     def ready(self, project: str, *, now: float | None = None) -> int:
-        """Return how many offered items have a slot that nobody fills or holds."""
+        """Return the number of offered items with a slot that nobody fills or holds."""
         with self._read(project) as conn:
             return int(conn.scalar(_READY, _at(conn, project, now)) or 0)
 
@@ -147,7 +147,7 @@ class Items(Store):
         limit: int = 1000,
         now: float | None = None,
     ) -> list[OfferedRow]:
-        """Return what may be leased, in the order in which it is handed out.
+        """Return the items that may be leased, in the order in which they are handed out.
 
         Args:
             project: its name.
@@ -170,7 +170,7 @@ class Items(Store):
     def counts(
         self, project: str, round: int | None = None, *, now: float | None = None
     ) -> dict[str, int]:
-        """Return how many touched items are in each state, and ``wanted``: how many were offered.
+        """Return the number of touched items in each state, and ``wanted``, that of offered ones.
 
         Args:
             project: its name.
@@ -180,10 +180,10 @@ class Items(Store):
         with self._read(project) as conn:
             query = _COUNTS if round is None else _COUNTS.where(items.c["round"] == round)
             rows = conn.execute(query, _at(conn, project, now))
-            found = {state: (count, offered) for state, count, offered in rows}
-        wanted = sum(offered for state, (_, offered) in found.items() if state != "forgotten")
+            totals = {state: (count, offered) for state, count, offered in rows}
+        wanted = sum(offered for state, (_, offered) in totals.items() if state != "forgotten")
         shown = ("offered", "leased", "labeled", "skipped", "conflict")
-        return {"wanted": wanted} | {state: found.get(state, (0, 0))[0] for state in shown}
+        return {"wanted": wanted} | {state: totals.get(state, (0, 0))[0] for state in shown}
 
 
 def _at(conn: Connection, project: str, now: float | None) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Forgetting(Store):
     """Deleting an item for privacy."""
 
     def forget_item(self, project: str, item: str, *, now: float | None = None) -> None:
-        """Purge an item, and never offer, lease or train on it again; once more, nothing happens.
+        """Purge an item, and never offer, lease or train on it again; repeating it changes nothing.
 
         Its label values, reasons, provenance, scores and suggestions are overwritten in the
         tables and in the events, and kept answers to requests that name it are dropped; that
@@ -238,8 +238,8 @@ class Forgetting(Store):
             names = list(conn.scalars(select(projects.c.project).where(alive)))
             dead = items.c.project.in_(names) & items.c.forgotten.is_(True)
             query = select(items.c.item).where(dead).group_by(items.c.item)
-            found = conn.scalars(query.having(func.count() == len(names)))
-            return sorted(found) if names else []
+            forgotten = conn.scalars(query.having(func.count() == len(names)))
+            return sorted(forgotten) if names else []
 
     def _empty_log(self) -> None:
         """Move SQLite's log into the file, where ``secure_delete`` has overwritten the old rows."""
@@ -263,8 +263,8 @@ def blank_forgotten(tx: Transaction, project: str, rows: Sequence[dict[str, Any]
 
 def _purge_events(tx: Transaction, project: str, item: str) -> None:
     names = {table.name: blank for table, blank in PURGED.items()}
-    told = type_coerce(events.c.payload, Text).contains(to_json(item), autoescape=True)
-    query = select(events.c.seq, events.c.payload).where(events.c.project == project, told)
+    names_item = type_coerce(events.c.payload, Text).contains(to_json(item), autoescape=True)
+    query = select(events.c.seq, events.c.payload).where(events.c.project == project, names_item)
     for seq, payload in tx.conn.execute(query).all():
         clean = [
             [op, name, *(_purged(row, item, names.get(name, {})) for row in rows)]

@@ -31,12 +31,12 @@ class Jobs(Store):
         once: bool = True,
         now: float | None = None,
     ) -> JobRow:
-        """Ask for work.
+        """Queue a job.
 
         Args:
             project: its name.
-            kind: what is to be done.
-            args: of the kind, a JSON object.
+            kind: kind of the work.
+            args: arguments of the kind, a JSON object.
             once: return the project's unfinished job of this kind instead, if there is one.
             now: seconds since the epoch; None takes the ledger's clock.
         """
@@ -76,7 +76,7 @@ class Jobs(Store):
         """Take the oldest job that waits, of a project on which no other job runs.
 
         Args:
-            owner: who will do it, a name of its own for each worker.
+            owner: worker that takes it; each worker has a name of its own.
             kinds: kinds that it can do; all by default.
             stale: a running job whose owner was silent for so many seconds waits again.
             now: seconds since the epoch; None takes the ledger's clock.
@@ -114,7 +114,7 @@ class Jobs(Store):
     def beat(
         self, job: str, owner: str, progress: Mapping[str, Any], *, now: float | None = None
     ) -> bool:
-        """Tell how far a job is; False: it was cancelled or is another's now, so stop.
+        """Record a job's progress; False: it was cancelled or has another owner now, so stop.
 
         Beats are no events: the tables can be built again without them.
         """
@@ -122,21 +122,21 @@ class Jobs(Store):
             row = _known(tx.conn, job)
             mine = _is_mine(row, owner)
             if mine:
-                told = plain(dict(progress), f"the progress of job {job!r}")
-                _beat(tx.conn, job, tx.time, told)
+                plain_progress = plain(dict(progress), f"the progress of job {job!r}")
+                _beat(tx.conn, job, tx.time, plain_progress)
             return mine
 
     def finish_job(self, job: str, owner: str, result: Any, *, now: float | None = None) -> bool:
-        """Record what a job gave; False, and nothing is recorded, where ``beat`` would say so."""
-        told = plain(result, f"the result of job {job!r}")
-        return self._end(job, owner, {"state": DONE, "result": told}, now)
+        """Record a job's result; False, and nothing is recorded, where ``beat`` returns False."""
+        plain_result = plain(result, f"the result of job {job!r}")
+        return self._end(job, owner, {"state": DONE, "result": plain_result}, now)
 
     def fail_job(self, job: str, owner: str, error: str, *, now: float | None = None) -> bool:
         """Record why a job failed; False, and nothing is recorded, where ``beat`` would say so."""
         return self._end(job, owner, {"state": FAILED, "error": str(error)}, now)
 
     def cancel_job(self, job: str, *, now: float | None = None) -> JobRow:
-        """Let a job not be done, or be stopped at its next beat; a finished one stays so."""
+        """Cancel a job, which stops at its next beat if it runs; a finished one stays so."""
         with self._write("job", None, now, locks=("jobs",)) as tx:
             row = _known(tx.conn, job)
             if row["state"] in UNFINISHED:
@@ -144,7 +144,7 @@ class Jobs(Store):
             return _job(_known(tx.conn, job))
 
     def retry_job(self, job: str, *, now: float | None = None) -> JobRow:
-        """Let a failed or cancelled job wait again; one that waits or runs stays so.
+        """Queue a failed or cancelled job again; one that waits or runs stays so.
 
         Raises:
             LedgerError: it is done.
@@ -158,7 +158,7 @@ class Jobs(Store):
             return _job(_known(tx.conn, job))
 
     def release_jobs(self, owner: str, *, now: float | None = None) -> int:
-        """Let the running jobs of an owner that ends wait again; return how many they were."""
+        """Queue the running jobs of an owner that ends again; return their number."""
         with self._write("release", None, now, locks=("jobs",)) as tx:
             mine = _rows().where(jobs.c.state == RUNNING, jobs.c.owner == owner)
             rows = [dict(row) for row in tx.conn.execute(mine.order_by(jobs.c.number)).mappings()]
@@ -181,7 +181,7 @@ class Jobs(Store):
         """Return jobs in the order in which they were asked for.
 
         Args:
-            project: whose; all by default.
+            project: only jobs of this project; all by default.
             state: in which state; all by default.
             after: a job's id: those after it.
             limit: most jobs to return.

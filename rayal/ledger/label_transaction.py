@@ -37,7 +37,7 @@ _LAST = select(func.max(labels.c.seq)).where(labels.c.project == bindparam("proj
 
 
 class Desk:
-    """Touched items with their answers and open leases, and what is to be written of them.
+    """Touched items with their answers and open leases, and the changes to be written.
 
     Args:
         tx: the transaction.
@@ -58,7 +58,7 @@ class Desk:
         # The last answer of each annotator, whatever it was.
         self.answers: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         self.active: dict[str, list[Row]] = defaultdict(list)
-        if self.items:  # what was never touched has neither
+        if self.items:  # an untouched item has neither answers nor leases
             for row in self._rows(_ANSWERS, touched):
                 self.answers[row["item"]][row["annotator"]] = row
             for row in self._rows(_ACTIVE, touched):
@@ -70,11 +70,11 @@ class Desk:
 
     def _rows(self, query: Select[Any], values: Sequence[str]) -> list[dict[str, Any]]:
         """Return the project's rows of a query with one of these values."""
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for some in chunks(sorted({value for value in values if storable(value)})):
             named = {"project": self.project, "values": some}
-            found += map(dict, self.tx.conn.execute(query, named).mappings())
-        return found
+            rows += map(dict, self.tx.conn.execute(query, named).mappings())
+        return rows
 
     def item(self, item: str) -> dict[str, Any]:
         """Return an item's row; one without a row was never touched, and gets one."""
@@ -97,7 +97,7 @@ class Desk:
         return max(slots, default=0) + 1 if len(slots) < self.item(item)["need"] else None
 
     def add(self, answer: Row) -> tuple[dict[str, Any], Verdict]:
-        """Append an answer to the history; return its row and what the item's labels now make.
+        """Append an answer to the history; return its row and the verdict on the item's labels.
 
         Args:
             answer: item, annotator, value, status, slot, late, lease, reason and provenance.
@@ -129,7 +129,7 @@ class Desk:
         self.active[item] = [row for row in self.active[item] if row["annotator"] != annotator]
 
     def settle(self, item: str) -> Verdict:
-        """Let an item be what its answers make of it, and end leases that have no slot left.
+        """Bring an item's row up to date with its answers, and end leases that have no slot left.
 
         The newest leases are ended first. What max_skips hides is not offered; leases on it live.
         """
@@ -141,10 +141,10 @@ class Desk:
         row["accepted"], row["skipped"] = accepted, skips >= self.rules.max_skips
         closed = row["round"] is None or row["skipped"] or row["forgotten"]
         row["open"] = accepted < row["need"] and not closed
-        held = sorted(self.active[item], key=lambda lease: (lease["granted"], lease["lease"]))
+        active = sorted(self.active[item], key=lambda lease: (lease["granted"], lease["lease"]))
         free = 0 if row["forgotten"] else row["need"] - accepted
-        self._ended |= {lease["lease"]: REVOKED for lease in held[free:]}
-        self.active[item] = held[:free]
+        self._ended |= {lease["lease"]: REVOKED for lease in active[free:]}
+        self.active[item] = active[:free]
         return verdict
 
     def write(self) -> None:
@@ -164,7 +164,7 @@ class Desk:
 
 
 def is_label(answer: Row) -> bool:
-    """Whether an answer is a label: neither a skip nor a retraction."""
+    """Return whether an answer is a label: neither a skip nor a retraction."""
     return answer["status"] not in (SKIPPED, RETRACTED)
 
 

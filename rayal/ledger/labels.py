@@ -31,15 +31,15 @@ Entry = LabelEntry | SkipEntry
 
 def _resolved() -> Select[Any]:
     """Select item and value by the last row of each item's history until ``until``."""
-    row, held = labels.alias("row"), labels.alias("held")
+    row, winner = labels.alias("row"), labels.alias("held")
     project = bindparam("project", type_=labels.c.project.type)
-    told = (labels.c.project == project) & (labels.c.seq <= bindparam("until"))
-    last = select(func.max(labels.c.seq)).where(told).group_by(labels.c.item)
+    history = (labels.c.project == project) & (labels.c.seq <= bindparam("until"))
+    last = select(func.max(labels.c.seq)).where(history).group_by(labels.c.item)
     return (
-        select(held.c.item, held.c.value)
-        .join_from(row, held, held.c.seq == row.c.resolution)
-        .join(items, items.c.item == held.c.item)
-        .where(row.c.project == project, held.c.project == project)
+        select(winner.c.item, winner.c.value)
+        .join_from(row, winner, winner.c.seq == row.c.resolution)
+        .join(items, items.c.item == winner.c.item)
+        .where(row.c.project == project, winner.c.project == project)
         .where(items.c.project == project, items.c.forgotten.is_(False))
         .where(row.c.seq.in_(last))
     )
@@ -62,7 +62,7 @@ _NEW = (
 
 
 class Labels(Store):
-    """Taking the annotators' answers.
+    """The part of the ledger that records the annotators' answers.
 
     The last answer of an annotator on an item counts, be it a label, a skip or a retraction; all
     answers are kept.
@@ -90,7 +90,7 @@ class Labels(Store):
         *,
         now: float | None = None,
     ) -> list[LabelResult]:
-        """Record answers in one transaction, and return what became of each, in order.
+        """Record answers in one transaction, and return the result of each, in order.
 
         An entry that names a lease which is not this annotator's lease of the item, a value that
         is no JSON value, or a forgotten item is rejected alone; a late one is kept always.
@@ -107,7 +107,7 @@ class Labels(Store):
     def retract(
         self, project: str, annotator: str, item: str, *, now: float | None = None
     ) -> LabelResult:
-        """Take back the annotator's label or skip of an item; once more, nothing happens.
+        """Take back the annotator's label or skip of an item; a second call changes nothing.
 
         Rejected where the annotator never said anything of it, or the item is forgotten.
         """
@@ -223,7 +223,7 @@ class _Clerk:
         return LabelResult(entry.item, "skipped", row["late"], row["seq"])
 
     def _base(self, entry: Entry) -> dict[str, Any]:
-        """Return what every answer has of its entry, or raise LedgerError."""
+        """Return the columns that every answer takes from its entry, or raise LedgerError."""
         check_name("item", entry.item)
         if self._forgotten(entry.item):
             raise LedgerError(f"item {entry.item!r} is forgotten; it takes no answers any more")

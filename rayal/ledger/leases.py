@@ -1,4 +1,4 @@
-"""Leases: who holds which offered item, until when.
+"""Leases: an annotator's hold on an offered item until a point in time.
 
 At every commit, active leases + accepted labels of an item ≤ its need, and no annotator holds an
 item twice, or one that they labeled or skipped. Every write first expires what is past its time,
@@ -52,8 +52,8 @@ class Leases(Store):
 
         Args:
             project: its name.
-            annotator: who asks.
-            count: how many items, counting those already held.
+            annotator: the annotator who asks.
+            count: number of items, counting those already leased to the annotator.
             ttl: seconds that a new lease lasts; by default what the project's settings say.
             now: seconds since the epoch; None takes the ledger's clock.
         """
@@ -67,14 +67,14 @@ class Leases(Store):
             if ttl is None:
                 ttl = Labeling.of(tx.row["settings"]).lease_ttl
             asked = {"project": project, "annotator": annotator}
-            found = tx.conn.execute(_HELD, asked).mappings()
-            held = [_lease(dict(row)) for row in found][:count]
-            free = {**asked, "count": count - len(held)}
+            active = tx.conn.execute(_HELD, asked).mappings()
+            renewed = [_lease(dict(row)) for row in active][:count]
+            free = {**asked, "count": count - len(renewed)}
             offers = [dict(row) for row in tx.conn.execute(_OFFERS, free).mappings()]
             rows = [_new_lease(offer, annotator, tx.time, ttl) for offer in offers]
             tx.insert(leases, rows)
             new = [_lease({**o, **r}) for o, r in zip(offers, rows, strict=True)]
-        return held + new
+        return renewed + new
 
     def extend(
         self,
@@ -85,7 +85,7 @@ class Leases(Store):
         *,
         now: float | None = None,
     ) -> Lease:
-        """Let a lease last at least ``ttl`` seconds from now, and return it.
+        """Extend a lease to last at least ``ttl`` seconds from now, and return it.
 
         One that expired lives again if the annotator could get the item still.
 
@@ -93,7 +93,7 @@ class Leases(Store):
             project: its name.
             lease: the lease.
             ttl: seconds.
-            annotator: whose lease it must be; anybody's by default.
+            annotator: required holder of the lease; anybody by default.
             now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:
@@ -135,8 +135,8 @@ def is_active() -> ColumnElement[bool]:
 
 def sweep(tx: Transaction, project: str) -> None:
     """Expire the leases of a project that are past their time."""
-    found = sorted(tx.conn.scalars(_OVER, {"project": project, "time": tx.time}))
-    tx.update(leases, [{"lease": lease, "state": EXPIRED} for lease in found])
+    overdue = sorted(tx.conn.scalars(_OVER, {"project": project, "time": tx.time}))
+    tx.update(leases, [{"lease": lease, "state": EXPIRED} for lease in overdue])
 
 
 def on_item(table: Any) -> ColumnElement[bool]:

@@ -76,7 +76,7 @@ class Ledger(
 
     @contextmanager
     def withdrawn(self) -> Iterator[bool]:
-        """Take the ledger's file away, unless somebody else uses it; nobody opens one meanwhile.
+        """Remove the ledger's file, unless somebody else uses it; nobody can open one meanwhile.
 
         It stays where others have it open, where an event of it was not written through this
         ledger, and where it is in PostgreSQL. This one is closed.
@@ -139,7 +139,7 @@ def rebuild(events: Iterable[Event], metadata: MetaData = all_tables) -> Tables:
 
 
 def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> None:
-    """Write the tables that events tell, and the events themselves, into an empty database.
+    """Rebuild the tables from events, and write them and the events into an empty database.
 
     Args:
         events: all events of a ledger, in order, whatever version it had when they were written.
@@ -149,19 +149,19 @@ def replay(events: Iterable[Event], engine: Engine, schema: Schema = SCHEMA) -> 
     Raises:
         LedgerError: the database holds a ledger.
     """
-    told = list(events)
+    history = list(events)
     with engine.begin() as conn:
         if inspect(conn).has_table("meta"):
             raise LedgerError(f"{engine.url!r} holds a ledger; replay into an empty database")
         schema.create(conn)
-        tables = rebuild(told, schema.metadata)
-        tables[events_table.name] = [vars(event) for event in told]
+        tables = rebuild(history, schema.metadata)
+        tables[events_table.name] = [vars(event) for event in history]
         for table in schema.metadata.sorted_tables:
             _insert(conn, table, tables.get(table.name, []))
-        if conn.dialect.name == "postgresql" and told:
+        if conn.dialect.name == "postgresql" and history:
             conn.execute(  # its sequence does not see the numbers that were given
                 text("SELECT setval(pg_get_serial_sequence('events', 'seq'), :last)"),
-                {"last": told[-1].seq},
+                {"last": history[-1].seq},
             )
 
 

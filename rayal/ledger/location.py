@@ -1,4 +1,4 @@
-"""Where a storage root keeps its ledger: in a file of its own, or in a database that it names."""
+"""The place of a storage root's ledger: a file of its own, or a database that the root names."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ def held(path: Path, seconds: float = math.inf) -> Iterator[Folder]:
 
     Args:
         path: the folder; its parents are made too.
-        seconds: how long to wait for another holder.
+        seconds: longest wait for another holder.
 
     Raises:
         BlockingIOError: another holds it for longer.
         FileNotFoundError: it was removed again and again.
     """
     deadline = time.monotonic() + seconds
-    made = False
+    created = False
     for _ in range(_TRIES):
         try:
-            made |= _make(path)
+            created |= _make(path)
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             continue  # removed between the two, or its parent was
         try:
             _lock(descriptor, deadline)
             if _is(descriptor, path):
-                yield Folder(path, made)
+                yield Folder(path, created)
                 return
         finally:
             os.close(descriptor)
-        made = False
+        created = False
     raise FileNotFoundError(f"{path} was removed again and again while it was being opened")
 
 
@@ -108,7 +108,7 @@ POSTGRESQL = 'database="postgresql+psycopg://USER@HOST/NAME"'
 
 
 def has_ledger(root: Path) -> bool:
-    """Whether a storage root has a ledger, without opening it."""
+    """Return whether a storage root has a ledger, without opening it."""
     return (root / FILE).exists() or (root / NOTE).exists()
 
 

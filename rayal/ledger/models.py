@@ -1,4 +1,4 @@
-"""Versions of a project's model, and what the active one says of the offered items."""
+"""Versions of a project's model, and the suggestions of the active one for offered items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def version_name(round: int, model: str) -> str:
 
 
 class Models(Store):
-    """What the ledger knows of models and their suggestions."""
+    """The part of the ledger that keeps model versions and their suggestions."""
 
     def commit_model(
         self,
@@ -32,14 +32,14 @@ class Models(Store):
         *,
         now: float | None = None,
     ) -> ModelRow:
-        """Record a version and make it the active one; once more, nothing happens.
+        """Record a version and make it the active one; a second call changes nothing.
 
         Args:
             project: its name.
             version: its name, never used again (``version_name``).
             round: the round that trained it.
             model: hash of the committee.
-            info: what is to be known of it: metrics, number of labels, ….
+            info: facts about it: metrics, number of labels, ….
             now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:
@@ -75,12 +75,12 @@ class Models(Store):
 
     def versioned(self, hashes: Sequence[str]) -> set[str]:
         """Return those of these models that a version of any project stands for."""
-        found: set[str] = set()
+        versioned: set[str] = set()
         with self._read() as conn:
             for some in chunks(sorted(set(hashes))):
                 query = select(models.c.model).where(models.c.model.in_(some))
-                found |= set(conn.scalars(query))
-        return found
+                versioned |= set(conn.scalars(query))
+        return versioned
 
     def activate_model(self, project: str, version: str, *, now: float | None = None) -> ModelRow:
         """Make a version the active one, and return it.
@@ -101,7 +101,7 @@ class Models(Store):
         *,
         now: float | None = None,
     ) -> None:
-        """Record what a version says of items, instead of what it said of them before.
+        """Record a version's suggestions for items; they replace its earlier ones.
 
         Args:
             project: its name.
@@ -129,8 +129,8 @@ class Models(Store):
             gone = (items.c.project == project) & items.c.forgotten.is_(True)
             of_version = (suggestions.c.project == project) & (suggestions.c.version == version)
             for some in chunks(sorted(rows)):
-                found = suggestions.select().where(of_version, suggestions.c.item.in_(some))
-                known |= {row["item"] for row in tx.conn.execute(found).mappings()}
+                current = suggestions.select().where(of_version, suggestions.c.item.in_(some))
+                known |= {row["item"] for row in tx.conn.execute(current).mappings()}
                 dead = items.select().where(gone, items.c.item.in_(some))
                 for row in tx.conn.execute(dead).mappings():
                     rows.pop(row["item"], None)
@@ -138,18 +138,18 @@ class Models(Store):
             tx.update(suggestions, [row for item, row in rows.items() if item in known])
 
     def suggestions(self, project: str, wanted: Sequence[str]) -> dict[str, Suggestion]:
-        """Return what the active version says of those items that it says anything of."""
-        found: dict[str, Suggestion] = {}
+        """Return the active version's suggestions for those items for which it has one."""
+        by_item: dict[str, Suggestion] = {}
         with self._read(project) as conn:
             version = next((r["version"] for r in _versions(conn, project) if r["active"]), None)
             if version is None:
-                return found
+                return by_item
             of_version = (suggestions.c.project == project) & (suggestions.c.version == version)
             for some in chunks(sorted(set(wanted))):
                 query = suggestions.select().where(of_version, suggestions.c.item.in_(some))
                 for row in conn.execute(query).mappings():
-                    found[row["item"]] = Suggestion(row["label"], row["probs"], version)
-        return found
+                    by_item[row["item"]] = Suggestion(row["label"], row["probs"], version)
+        return by_item
 
 
 def _versions(conn: Connection, project: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rayal.ledger.store import Store, relative_file, unsigned
 
 
 class Pools(Store):
-    """What the ledger knows of pools."""
+    """The part of the ledger that keeps pools and their snapshots."""
 
     def commit_snapshot(self, pool: str, parts: Sequence[PoolPart], info: Mapping[str, Any]) -> int:
         """Add parts to a pool in one transaction and return the new snapshot's number: 1, 2, ….
@@ -42,7 +42,7 @@ class Pools(Store):
         return number
 
     def replace_part(self, pool: str, part: PoolPart) -> None:
-        """Let a part of a pool lie in another file, in every snapshot that holds it.
+        """Record another file for a part of a pool, in every snapshot that holds it.
 
         Args:
             pool: the pool's name.
@@ -97,8 +97,8 @@ def find_snapshot(conn: Connection, pool: str, number: int | None) -> Snapshot:
 def _parts(conn: Connection, pool: str, number: int) -> list[PoolPart]:
     parts = parts_table
     names = [parts.c[f] for f in PoolPart.__dataclass_fields__]
-    held = (parts.c.pool == pool) & (parts.c.number <= number)
-    rows = conn.execute(select(*names).where(held).order_by(parts.c.position)).mappings()
+    up_to = (parts.c.pool == pool) & (parts.c.number <= number)
+    rows = conn.execute(select(*names).where(up_to).order_by(parts.c.position)).mappings()
     return [PoolPart(**row) for row in rows]
 
 

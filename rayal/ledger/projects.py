@@ -22,10 +22,10 @@ _FIXED = ("labels_per_item", "agreement", "max_labels", "tolerance")
 
 
 class Projects(Store):
-    """What the ledger knows of projects."""
+    """The part of the ledger that keeps projects."""
 
     def create_project(self, project: str, pool: str, settings: Mapping[str, Any]) -> None:
-        """Make a project; once more with the same pool and settings, nothing happens.
+        """Make a project; a second call with the same pool and settings changes nothing.
 
         Args:
             project: its name.
@@ -63,7 +63,7 @@ class Projects(Store):
         version: int,
         now: float | None = None,
     ) -> int:
-        """Give a project other settings, and return its new version; equal ones change nothing.
+        """Set a project's settings, and return its new version; equal ones change nothing.
 
         Args:
             project: its name.
@@ -102,7 +102,7 @@ class Projects(Store):
             return version + 1
 
     def delete_project(self, project: str, *, now: float | None = None) -> None:
-        """Let a project be unknown from now on, and cancel its jobs; its name is not free again.
+        """Delete a project and cancel its jobs; its name does not become free again.
 
         Its rows stay, so that the files they name still count.
         """
@@ -123,7 +123,7 @@ class Projects(Store):
 
 
 def _settle_skipped(tx: Transaction, project: str) -> None:
-    """Let another max_skips hold for the items that were skipped by somebody."""
+    """Apply another max_skips to the items that somebody has skipped."""
     skips = (labels.c.project == project) & (labels.c.status == SKIPPED)
     query = select(labels.c.item).where(skips, labels.c.superseded_by.is_(None)).distinct()
     touched = sorted(tx.conn.scalars(query))

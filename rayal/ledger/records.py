@@ -56,7 +56,7 @@ class ProjectRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """What a round was begun with: its snapshot, its training set's last label, its seeds."""
+    """A round as it was begun: its snapshot, its training set's last label, its seeds."""
 
     project: str
     round: int
@@ -68,7 +68,7 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """A finished stage of a round; ``seconds`` is what it took."""
+    """A finished stage of a round; ``seconds`` is the time that it took."""
 
     project: str
     round: int
@@ -132,7 +132,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class SelectionRow:
-    """What a round chose, the best it did not choose, and how it came to that."""
+    """The items that a round chose, the best of the others, and the provenance of the choice."""
 
     project: str
     round: int
@@ -174,19 +174,19 @@ class JobRow:
 
     Args:
         job: its id.
-        project: whose it is.
-        kind: what is to be done.
-        args: of the kind.
+        project: name of its project.
+        kind: kind of the work.
+        args: arguments of the kind.
         state: queued, running, done, failed or cancelled.
-        progress: what its owner told last.
-        result: what it gave, once done.
+        progress: last progress that its owner recorded.
+        result: its result, once done.
         error: why it failed.
-        attempts: how often it was begun.
+        attempts: number of times it was begun.
         created: when it was asked for.
         started: when it was begun last.
         finished: when it ended.
         heartbeat: when its owner was heard of last.
-        owner: who works on it, or did last.
+        owner: worker that has it, or had it last.
     """
 
     job: str
@@ -220,7 +220,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a version of the model says of an item."""
+    """The label of an item that a version of the model suggests, with its probabilities."""
 
     label: Any
     probs: Any
@@ -321,7 +321,7 @@ class LabelEntry:
         item: id of the item.
         value: the label, a JSON value in the form that the task's label kind gave it.
         lease: the lease it was made under; None for imports and for tools that know no leases.
-        provenance: what else is known of it (tool, model version seen, …), a JSON object.
+        provenance: other facts about it (tool, model version seen, …), a JSON object.
     """
 
     item: str
@@ -338,7 +338,7 @@ class SkipEntry:
         item: id of the item.
         reason: why, in the annotator's words.
         lease: the lease that this ends; None where the tool knows no leases.
-        provenance: what else is known of it, a JSON object.
+        provenance: other facts about it, a JSON object.
     """
 
     item: str
@@ -349,7 +349,7 @@ class SkipEntry:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What became of an entry.
+    """The result of recording one entry.
 
     Args:
         item: id of the item.
@@ -374,17 +374,17 @@ class LabelRow:
     """A row of the history of answers.
 
     Args:
-        project: whose history.
+        project: project of the history.
         seq: 1, 2, … within the project.
         item: id of the item.
-        annotator: who says so.
+        annotator: annotator who answered.
         value: the label; None for skips and retractions.
         status: accepted, surplus, updated, skipped or retracted.
         slot: order of acceptance among the item's labels; None for one that is not for training.
         late: the lease had expired.
         lease: the lease it was made under; None for one made without.
-        reason: of a skip.
-        provenance: what the entry told of itself.
+        reason: reason of a skip.
+        provenance: provenance that the entry brought.
         resolution: the row that holds the item's value to train on after this one, None if none.
         superseded_by: the same annotator's next row on the item.
         time: seconds since the epoch.

@@ -31,11 +31,11 @@ from rayal.ledger.store import (
     unsigned,
 )
 
-FILES = ("files",)  # projects share what has the same hash, so their writers take turns
+FILES = ("files",)  # projects share files of the same hash, so their writers take turns
 
 
 class Rounds(Store):
-    """What the ledger knows of rounds."""
+    """The part of the ledger that keeps rounds and their stages."""
 
     def begin_round(
         self,
@@ -46,7 +46,7 @@ class Rounds(Store):
         labels_seq: int,
         seeds: Mapping[str, Any],
     ) -> RoundRow:
-        """Begin a round, or return it unchanged when it was begun before, whatever is given now.
+        """Begin a round, or return it unchanged if it was begun before, even with other arguments.
 
         Args:
             project: its name.
@@ -83,7 +83,7 @@ class Rounds(Store):
     def finish_stage(
         self, project: str, round: int, stage: str, output: Mapping[str, Any], *, seconds: float
     ) -> None:
-        """Record that a stage is done, with what it gave.
+        """Record that a stage is done, with its output.
 
         Raises:
             LedgerError: the stage is finished already, unknown, or its round was not begun.
@@ -102,12 +102,12 @@ class Rounds(Store):
         """Return the finished stages, by round and in the order of a round."""
         with self._read(project) as conn:
             rows = conn.execute(stages.select().where(stages.c.project == project)).mappings()
-            found = [StageRow(**row) for row in rows]
-        return sorted(found, key=lambda s: (s.round, STAGES.index(s.stage)))
+            finished = [StageRow(**row) for row in rows]
+        return sorted(finished, key=lambda s: (s.round, STAGES.index(s.stage)))
 
 
 class Files(Store):
-    """Which files count. What no row names may be removed."""
+    """The checkpoints and columns that count. A file that no row names may be removed."""
 
     def commit_checkpoint(
         self,
@@ -120,7 +120,7 @@ class Files(Store):
         file: str,
         final: bool,
     ) -> Checkpoint:
-        """Make a checkpoint count if it is further than all that do, and return the furthest one.
+        """Record a checkpoint if it is further than all recorded ones, and return the furthest one.
 
         Equal model hashes mean equal weights, so the first file of an epoch stands, and one that
         comes behind a later epoch, or behind the end, is not needed. Only a final one replaces one
@@ -180,12 +180,12 @@ class Files(Store):
         return str(row["file"] if old is None else old["file"])
 
     def columns(self, columns: str) -> dict[str, ColumnsPart]:
-        """Return what is computed of these columns: part name to its row, sorted by name."""
+        """Return the computed parts of these columns: part name to its row, sorted by name."""
         names = [column_parts.c[f] for f in ColumnsPart.__dataclass_fields__]
         query = select(*names).where(column_parts.c["columns"] == columns)
         with self._read() as conn:
-            found = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
-        return {part.part: part for part in sorted(found, key=lambda p: p.part)}
+            stored = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
+        return {part.part: part for part in sorted(stored, key=lambda p: p.part)}
 
     def columns_on(self, pool: str, part: str) -> list[ColumnsPart]:
         """Return the part of that name of all columns that projects of a pool have committed."""
@@ -193,11 +193,11 @@ class Files(Store):
         mine = (column_parts.c.project == projects.c.project) & (projects.c.pool == pool)
         query = select(*names).join(projects, mine).where(column_parts.c.part == part)
         with self._read() as conn:
-            found = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
-        return sorted(found, key=lambda made: made.columns)
+            stored = [ColumnsPart(**row) for row in conn.execute(query).mappings()]
+        return sorted(stored, key=lambda computed: computed.columns)
 
     def forget_files(self, files: Sequence[str]) -> None:
-        """Let checkpoints and columns of these files no longer count; unknown files are skipped.
+        """Remove the rows of checkpoints and columns in these files; unknown files are skipped.
 
         Raises:
             LedgerError: a file is a part of a pool.

@@ -50,7 +50,7 @@ events = Table(
     metadata,
     Column("seq", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True),
     moment("time"),
-    Column("project", NAME),  # null: a pool, or files that no single project owns
+    Column("project", NAME),  # null for a pool, or for files that no single project owns
     text("kind"),
     json_value("payload"),  # [[op, table, row, …], …]
     Index("events_project", "project", "seq"),
@@ -174,10 +174,10 @@ items = Table(
     Column("round", BigInteger),  # round, rank and score are null until the item is offered
     Column("rank", BigInteger),
     Column("score", Double),
-    whole("need"),  # how many annotators are wanted
-    whole("accepted"),  # how many of these slots a label fills
+    whole("need"),  # number of annotators that are needed
+    whole("accepted"),  # number of these slots that a label fills
     flag("conflict"),  # its labels disagree
-    flag("skipped"),  # by so many annotators that it is not offered any more
+    flag("skipped"),  # so many annotators skipped it that it is no longer offered
     flag("forgotten"),  # a tombstone
     flag("open"),  # offered, with a slot that no label fills, and none of the above
     parent("projects", "project"),
@@ -371,6 +371,6 @@ def noted_version(conn: Connection) -> str | None:
 
 
 def note_version(conn: Connection, version: str) -> None:
-    """Let a ledger note a version in place of any other."""
+    """Write a version into a ledger in place of any other."""
     conn.execute(meta.delete().where(_WORD))
     conn.execute(meta.insert().values(name="schema_version", value=version))

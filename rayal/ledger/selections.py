@@ -1,4 +1,4 @@
-"""Selections: what each round picked, the best it did not, and why."""
+"""Selections: the picks of each round, the best items it did not pick, and the reasons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INITIAL = -1  # the round of the initial choice, which has no stages
 
 
 class Selections(Store):
-    """What the ledger knows of selections."""
+    """The part of the ledger that keeps selections."""
 
     def commit_selection(
         self,
@@ -43,11 +43,11 @@ class Selections(Store):
             round: the round; -1 for the initial choice.
             picks: the chosen items, in any order; work is handed out by (round, rank).
             runners_up: the best items not picked.
-            provenance: what the choice rests on: strategy, parameters, seed, model hashes, ….
+            provenance: the basis of the choice: strategy, parameters, seed, model hashes, ….
             stage: the stage that this finishes; None for the initial choice alone, whose
                 ``output`` must then be empty.
-            output: of the stage.
-            seconds: what the stage took.
+            output: output of the stage.
+            seconds: duration of the stage.
 
         Raises:
             LedgerError: the round has a selection, an item stands twice or was offered before.
@@ -76,9 +76,9 @@ class Selections(Store):
             if row is None:
                 return None
             of_round = (picks.c.project == project) & (picks.c["round"] == round)
-            found = conn.execute(picks.select().where(of_round).order_by(picks.c.rank)).mappings()
+            chosen = conn.execute(picks.select().where(of_round).order_by(picks.c.rank)).mappings()
             both: dict[bool, list[Pick]] = {True: [], False: []}
-            for pick in found:
+            for pick in chosen:
                 both[pick["picked"]].append(Pick(**{n: pick[n] for n in _PICK_FIELDS}))
         return SelectionRow(**row, picks=tuple(both[True]), runners_up=tuple(both[False]))
 
@@ -89,13 +89,13 @@ class Selections(Store):
         lease or answer ever named has none.
         """
         with self._read(project) as conn:
-            found: list[Appearance | LeaseRow | LabelRow] = list(_appearances(conn, project, item))
+            story: list[Appearance | LeaseRow | LabelRow] = list(_appearances(conn, project, item))
             work: list[LeaseRow | LabelRow] = []
             for table, cls in ((leases, LeaseRow), (labels, LabelRow)):
                 of_item = (table.c.project == project) & (table.c.item == item)
                 rows = conn.execute(table.select().where(of_item)).mappings()
                 work += [cls(**row) for row in rows]
-        return found + sorted(work, key=_moment)
+        return story + sorted(work, key=_moment)
 
 
 _PICKS = picks  # an argument has the same name

@@ -1,4 +1,4 @@
-"""What every part of the ledger stands on: reads, and writes that tell themselves as events."""
+"""The base of every part of the ledger: reads, and writes that record themselves as events."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Opened:
 
 
 class Transaction:
-    """One write: rows, and the event that tells them, which commit together or not at all.
+    """One write: rows, and the event that records them, which commit together or not at all.
 
     Args:
         opened: the database transaction that it is a part of.
@@ -91,7 +91,7 @@ class Transaction:
             self._payload.append(["delete", table.name, *rows])
 
     def finish(self) -> None:
-        """Let the event be told; a transaction that wrote nothing tells nothing."""
+        """Record the event; a transaction that wrote nothing records none."""
         if self._payload:
             event = {"time": self.time, "project": self.project, "kind": self._kind}
             self._opened.told.append({**event, "payload": self._payload})
@@ -145,11 +145,11 @@ class Store:
         *,
         locks: Sequence[str] = (),
     ) -> Iterator[Transaction]:
-        """Give a transaction, or a part of the thread's that is undone by itself on an error.
+        """Yield a transaction, or a part of the thread's that is undone by itself on an error.
 
         Args:
             kind: the event's kind.
-            project: whose event it is; its writers take turns.
+            project: project of the event; its writers take turns.
             now: seconds since the epoch; None takes the database host's clock.
             locks: names of further turns to take; by default ``shared`` without a project.
         """
@@ -166,7 +166,7 @@ class Store:
 
     @contextmanager
     def _open(self) -> Iterator[Opened]:
-        """Give the transaction that this thread is in, or one of its own."""
+        """Yield the transaction that this thread is in, or one of its own."""
         opened = self._joined()
         if opened is not None:
             yield opened
@@ -193,8 +193,8 @@ def clock(conn: Connection) -> float:
 
 def known_project(conn: Connection, project: str) -> Row:
     """Return a project's row, or raise UnknownNameError with the nearest names."""
-    found = conn.execute(_PROJECT, {"project": project}) if storable(project) else None
-    row = None if found is None else found.mappings().first()
+    result = conn.execute(_PROJECT, {"project": project}) if storable(project) else None
+    row = None if result is None else result.mappings().first()
     if row is None or row["deleted"] is not None:
         known = conn.scalars(select(projects.c.project).where(projects.c.deleted.is_(None)))
         raise UnknownNameError(f"project {project!r} does not exist; {nearest(project, known)}")
@@ -262,7 +262,7 @@ def _bound(row: Row) -> dict[str, Any]:
 
 
 def storable(text: str) -> bool:
-    """Whether both databases can store a text: without NUL and halves of surrogate pairs."""
+    """Return whether both databases can store a text: without NUL and lone surrogates."""
     return _UNSTORABLE.search(text) is None
 
 

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may do what. The ledger knows their hashes alone."""
+"""Bearer tokens and their rights. The ledger stores only the hashes of tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Tokens(Store):
-    """What the ledger knows of tokens."""
+    """The part of the ledger that keeps tokens."""
 
     def add_token(
         self,
@@ -31,10 +31,10 @@ class Tokens(Store):
         """Record a token.
 
         Args:
-            name: what it is for, in people's words.
+            name: its purpose, as text for people.
             scopes: ``admin``, or ``project:NAME:write``, ``:label``, ``:read``.
             hash: SHA-256 of the token's text, 64 hex digits.
-            expires: seconds since the epoch after which it is worth nothing; None: never.
+            expires: end of its validity in seconds since the epoch; None: it never ends.
             now: seconds since the epoch; None takes the ledger's clock.
 
         Raises:
@@ -78,7 +78,7 @@ class Tokens(Store):
             return [_token(dict(row)) for row in conn.execute(query).mappings()]
 
     def revoke_token(self, token_id: str, *, now: float | None = None) -> TokenRow:
-        """Make a token worth nothing from now on; once more, nothing happens.
+        """Make a token invalid from now on; a second call changes nothing.
 
         Raises:
             UnknownNameError: there is no such token.

@@ -1,4 +1,4 @@
-"""Bringing an older ledger to the tables of this program: a backup, then one transaction.
+"""Upgrade an older ledger to the tables of this program: a backup, then one transaction.
 
 Only this module and the revisions load Alembic. It orders and runs the revisions; which one a
 ledger has is said by its schema version alone.
@@ -43,13 +43,13 @@ _DRAFT = ".tmp-"  # prefix of names that never count
 
 
 def backup_path(root: Path, wanted: Path | None, version: str, suffix: str) -> Path:
-    """Return where a backup goes, or raise SettingsError unless a file may be made there.
+    """Return the path of a backup, or raise SettingsError unless a file may be made there.
 
     Args:
         root: the storage root, where it goes by default.
         wanted: a file, or a folder for a file of the default name.
         version: the schema version from before which it is.
-        suffix: of the default name.
+        suffix: suffix of the default name.
     """
     path = root if wanted is None else wanted
     if path.is_dir():
@@ -85,10 +85,10 @@ def copy_sqlite(source: sqlite3.Connection, ledger: Path, path: Path) -> None:
         try:
             with closing(sqlite3.connect(draft)) as target:
                 source.backup(target)
-                found, copied = _summary(source), _summary(target)
+                original, copied = _summary(source), _summary(target)
         except sqlite3.Error as error:
             raise StorageError(f"the backup {path} failed: {error}; nothing was changed") from error
-        if found != copied or copied["integrity"] != "ok":
+        if original != copied or copied["integrity"] != "ok":
             raise StorageError(
                 f"the backup {path} is not whole, or not what the ledger holds "
                 f"({copied['integrity']}); nothing was changed: check the disks, or back up "
@@ -144,7 +144,7 @@ def dump_postgresql(url: URL, path: Path) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a file to write, which gets its name, for good, where nothing is raised."""
+    """Yield a draft file to write, which gets its final name if nothing is raised."""
     draft = path.with_name(f"{_DRAFT}{path.name}")
     draft.unlink(missing_ok=True)
     draft.touch(0o600)
@@ -176,7 +176,7 @@ _OTHERS = text(
 
 @dataclass(frozen=True)
 class Upgrade:
-    """An upgrade as it ended.
+    """The result of an upgrade.
 
     Args:
         ledger: a file or a database.
@@ -206,7 +206,7 @@ def upgrade(
     backed_up: bool = False,
     schema: Schema = SCHEMA,
 ) -> Upgrade:
-    """Bring the ledger of a storage root to the tables of this program, if it has older ones.
+    """Upgrade the ledger of a storage root to the tables of this program, if it has older ones.
 
     Whatever stops it, the ledger has its old tables or its new ones. Of two at once, one waits
     and finds nothing to do.
@@ -257,16 +257,16 @@ def _in_file(order: _Order) -> Upgrade:
     if not path.exists():
         raise missing(str(path))
     with held(order.root), as_ledger(str(path), _CANNOT):
-        found = _version(sqlite(path), str(path))
-        if not order.schema.older(found, str(path)):
+        version = _version(sqlite(path), str(path))
+        if not order.schema.older(version, str(path)):
             return Upgrade(str(path), None, order.schema.version, None)
         with _undisturbed(path) as conn:
             copy = _copied(order, ".sqlite", lambda copy: copy_sqlite(_driver(conn), path, copy))
             with conn.begin():
-                migrate(conn, found, order.schema)
+                migrate(conn, version, order.schema)
                 _check_parents(conn, str(path))
                 failpoint("upgrade.commit")
-    return Upgrade(str(path), found, order.schema.version, copy)
+    return Upgrade(str(path), version, order.schema.version, copy)
 
 
 def _in_database(order: _Order, noted: str) -> Upgrade:
@@ -277,20 +277,20 @@ def _in_database(order: _Order, noted: str) -> Upgrade:
             hide_password=False
         )
         engine = postgresql(named)
-        found = _version(engine, where)
-        if not order.schema.older(found, where):
+        version = _version(engine, where)
+        if not order.schema.older(version, where):
             return Upgrade(where, None, order.schema.version, None)
         with _released(engine), engine.begin() as conn:
             lock(conn, "schema")  # another upgrade may have been quicker
-            found = noted_version(conn)
-            if not order.schema.older(found, where):
+            version = noted_version(conn)
+            if not order.schema.older(version, where):
                 return Upgrade(where, None, order.schema.version, None)
             last = _last_event(conn)
             copy = _copied(order, ".dump", lambda copy: dump_postgresql(engine.url, copy))
             _keep_others_out(conn, where, last)
-            migrate(conn, found, order.schema)
+            migrate(conn, version, order.schema)
             failpoint("upgrade.commit")
-    return Upgrade(where, found, order.schema.version, copy)
+    return Upgrade(where, version, order.schema.version, copy)
 
 
 def _version(engine: Engine, where: str) -> str | None:
@@ -321,7 +321,7 @@ def _copied(order: _Order, suffix: str, copy: Callable[[Path], None]) -> Path | 
 
 @contextmanager
 def _undisturbed(path: Path) -> Iterator[Connection]:
-    """Give the only connection to a file, or raise BusyError; it writes where it begins."""
+    """Yield the only connection to a file, or raise BusyError; it writes where it begins."""
     engine = sqlite(path, migrating=True)
     with _released(engine):
         try:

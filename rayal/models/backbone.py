@@ -28,11 +28,11 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation 
 
 
 class Backbone(nn.Module):
-    """Maps images ``[N, Ch, H, W]`` in [0, 1] to embeddings ``[N, D]``.
+    """A map from images ``[N, Ch, H, W]`` in [0, 1] to embeddings ``[N, D]``.
 
     Args:
         network: maps normalised RGB images to embeddings.
-        mean: of the pixels of each channel, as the network was trained.
+        mean: mean of the pixels of each channel in the network's training.
         deviation: their standard deviation.
     """
 
@@ -131,7 +131,7 @@ class BackboneSpec:
         """Return the columns of the embedding, D.
 
         Args:
-            input_shape: of a row.
+            input_shape: shape of a row.
             tokens: size of the vocabulary, where rows are token ids.
         """
         backbone = self.network(input_shape)
@@ -173,7 +173,7 @@ def _made(
 
 
 def _own(name: str, params: Mapping[str, Any]) -> nn.Module:
-    """Return what a ``module:factory`` makes."""
+    """Return the network that a ``module:factory`` makes."""
     place, _, rest = name.partition(":")
     factory = imported(place, rest)
     network = factory(**checked_parameters(name, factory, params))

@@ -47,7 +47,7 @@ class TaskNet(nn.Module):
 
     @property
     def ends_linear(self) -> bool:
-        """Whether the logits are the last linear layer's output itself."""
+        """True if the logits are the last linear layer's output itself."""
         return self.link is None
 
     @property
@@ -62,7 +62,7 @@ class TaskNet(nn.Module):
 
     @property
     def has_embedding(self) -> bool:
-        """Whether ``embed`` and ``head`` are there."""
+        """True if the network has ``embed`` and ``head``."""
         return True
 
     @property
@@ -73,14 +73,14 @@ class TaskNet(nn.Module):
 
     @property
     def embeds_input(self) -> bool:
-        """Whether the embedding is a flat input itself: a linear model."""
+        """True if the embedding is the flat input itself: a linear model."""
         return all(isinstance(stage, nn.Flatten) for stage in list(self.stages)[:-1])
 
     @property
     def word_embedding(self) -> nn.Embedding | None:
         """The layer that turns token ids into vectors; None unless there is exactly one."""
-        found = [module for module in self.modules() if isinstance(module, nn.Embedding)]
-        return found[0] if len(found) == 1 else None
+        embeddings = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        return embeddings[0] if len(embeddings) == 1 else None
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -89,7 +89,7 @@ class TaskNet(nn.Module):
         return named.get(ENCODER)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what ``stages[start:stop]`` make of ``x``, the output of the stage before."""
+        """Return the output of ``stages[start:stop]`` for ``x``, the output of the stage before."""
         for stage in list(self.stages)[start:stop]:
             x = stage(x)
         ends = slice(start, stop).indices(len(self.stages))[1] == len(self.stages)
@@ -173,9 +173,9 @@ class HookedNet(TaskNet):
         """The linear layer that runs last."""
         if self._head is None:
             raise no_embedding(self)
-        found = self.module.get_submodule(self._head)
-        assert isinstance(found, nn.Linear)
-        return found
+        layer = self.module.get_submodule(self._head)
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     @property
     def module(self) -> nn.Module:
@@ -189,7 +189,7 @@ class HookedNet(TaskNet):
 
     @property
     def has_embedding(self) -> bool:
-        """Whether the network ends in a linear layer."""
+        """True if the network ends in a linear layer."""
         return self._head is not None
 
     @property
@@ -198,7 +198,7 @@ class HookedNet(TaskNet):
         return False
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return what ``stages[start:stop]`` make of ``x``; there is one stage."""
+        """Return the output of ``stages[start:stop]`` for ``x``; there is one stage."""
         if stop is not None and stop < 0:
             raise NeedsError(f"{type(self.module).__name__} has no stages to stop between")
         return super().run(x, start, stop)
@@ -262,8 +262,8 @@ def linear_output(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[str 
             f"{type(module).__name__} gave {getattr(output, 'shape', type(output).__name__)} for "
             "one row; a network must give logits [N, C]"
         )
-    for path, shape, made in reversed(ran):  # the layer whose output is the network's
-        if len(shape) == 2 and made.shape == output.shape and torch.equal(made, output):
+    for path, shape, logits in reversed(ran):  # the layer whose output is the network's
+        if len(shape) == 2 and logits.shape == output.shape and torch.equal(logits, output):
             return path, output.shape[1]
     return None, output.shape[1]
 
@@ -286,7 +286,7 @@ def pooled(tapped: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the mean over positions of each tapped layer, ``[N, D]``.
 
     Args:
-        tapped: what ``TaskNet.taps`` gave: feature maps ``[N, D, H, W]``, the vectors of a
+        tapped: result of ``TaskNet.taps``: feature maps ``[N, D, H, W]``, the vectors of a
             sequence ``[N, T, D]`` (of padding too, which word embeddings make 0), or ``[N, D]``.
         names: the layers, in the order of the result.
     """

@@ -36,7 +36,7 @@ def build_network(
         params: keyword arguments of its factory; lists are taken for tuples.
         input_shape: shape of one row.
         n_outputs: columns of the logits.
-        seed: of the initial weights; the state of torch's generator is left as it was.
+        seed: seed of the initial weights; the state of torch's generator is left as it was.
         vocabulary: the tokeniser, where rows are token ids.
 
     Raises:
@@ -73,7 +73,7 @@ def weights_of(
     n_outputs: int,
     vocabulary: VocabularyLike | None = None,
 ) -> int:
-    """Return how many weights ``build_network`` would make; none is allocated.
+    """Return the number of weights that ``build_network`` would make; none is allocated.
 
     Args are those of ``build_network``, and so are the errors.
     """
@@ -92,7 +92,7 @@ def _reads_texts(
     vocabulary: VocabularyLike | None,
     input_shape: tuple[int, ...],
 ) -> bool:
-    """Whether a factory takes the vocabulary; raise SettingsError where rows are others."""
+    """Return whether a factory takes the vocabulary; raise SettingsError where rows do not fit."""
     reads = "vocabulary" in inspect.signature(factory).parameters
     if reads == (vocabulary is not None):
         return reads
@@ -124,15 +124,15 @@ def find_factory(name: str) -> Callable[..., Any]:
 def imported(module: str, attribute: str) -> Callable[..., Any]:
     """Return a callable of a module, or raise UnknownNameError."""
     try:
-        found = importlib.import_module(module)
+        source = importlib.import_module(module)
     except ImportError as error:
         raise UnknownNameError(
             f"network '{module}:{attribute}': {error}; give an importable module and its factory, "
             f"or a registered network ({', '.join(networks)})"
         ) from error
-    factory: Callable[..., Any] | None = getattr(found, attribute, None)
+    factory: Callable[..., Any] | None = getattr(source, attribute, None)
     if factory is None or not callable(factory):
-        public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        public = [n for n, v in vars(source).items() if callable(v) and not n.startswith("_")]
         raise UnknownNameError(
             f"module {module!r} has no factory {attribute!r}; {nearest(attribute, public)}"
         )

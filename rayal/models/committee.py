@@ -21,17 +21,17 @@ Extras = Callable[[nn.ModuleDict, Tensor], Mapping[str, Tensor]]
 
 
 class TaskLike(Protocol):
-    """What a committee's user asks of its task."""
+    """The part of a task that a committee's users need."""
 
     column: ClassVar[str | None]
 
     @property
     def labels(self) -> Labels:
-        """What the answers look like."""
+        """The form of the answers: classes or a number."""
 
     @property
     def target(self) -> str:
-        """What is predicted: class | number."""
+        """The kind of prediction: class | number."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class TaskLike(Protocol):
         """Return a network's moments in units of the number, float64 ``[N, 3]``."""
 
     def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return how good predictions are."""
+        """Return the metrics of predictions."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as JSON."""
@@ -82,9 +82,9 @@ class Committee:
 
     Args:
         nets: each member's predictor; the key "task" is its TaskNet, others are a learner's heads.
-        task: what a row is.
+        task: the task, which describes a row.
         statistics: constants of the eval transform, fitted on the labeled rows.
-        hash: of everything that the members' weights depend on.
+        hash: hash of everything that the members' weights depend on.
         seed: the model seed.
         round: the round it was trained in.
         extras: (a member's networks, transformed rows) to the learner's own columns ``[N, …]``.
@@ -121,7 +121,7 @@ class Committee:
             raise NeedsError("a committee needs at least one member, 0 were given")
 
     def move(self, device: str) -> None:
-        """Have the networks on a device, that of the process which is to run them.
+        """Move the networks to a device, that of the process which is to run them.
 
         Weights of convolutions lie channels-last, as the images do.
         """
@@ -129,7 +129,7 @@ class Committee:
             nets.to(device).to(memory_format=torch.channels_last)
 
     def trunk(self, member: int) -> int:
-        """Return how many of a member's stages run before the first dropout module."""
+        """Return the number of a member's stages before the first dropout module."""
         if member not in self._trunks:
             self._trunks[member] = self.net(member).stochastic_from or 0
         return self._trunks[member]

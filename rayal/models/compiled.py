@@ -36,11 +36,11 @@ def compiled(net: TaskNet, start: int, stop: int | None) -> Callable[[Tensor], T
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     frozen: dict[str, Any] = {"freezing": True}
-    made = torch.compile(lambda x: net.run(x, start, stop), dynamic=False, options=frozen)
+    optimized = torch.compile(lambda x: net.run(x, start, stop), dynamic=False, options=frozen)
 
     def call(x: Tensor) -> Tensor:
         try:
-            result: Tensor = made(x)
+            result: Tensor = optimized(x)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise SettingsError(
                 f"the network cannot be compiled here: {error}; install a C++ compiler, or take "

@@ -1,4 +1,4 @@
-"""How a network is run without being changed: in eval mode, and with keyed dropout masks.
+"""Run a network without changing it: in eval mode, and with keyed dropout masks.
 
 A mask is a function of (seed, round, member, pass, module path) alone, the same for every item, at
 every batch position and on every worker; so a score does not depend on who computed it.
@@ -54,7 +54,7 @@ def stochastic_modules(net: nn.Module) -> dict[str, nn.Module]:
 def dropout_masks(
     net: nn.Module, *, seed: int, round: int, member: int, pass_: int, passes: int = 1
 ) -> Iterator[None]:
-    """Let every dropout module multiply by one fixed mask, while the network stays in eval mode.
+    """Make every dropout module multiply by one fixed mask, while the network stays in eval mode.
 
     A mask lies over the feature dimensions ``x.shape[1:]`` (over channels for Dropout1d, 2d and
     3d) and is scaled by 1 / (1 - p). The first dimension of what a dropout module sees must be the
@@ -67,7 +67,7 @@ def dropout_masks(
         round: the round.
         member: the member's index.
         pass_: the index of the pass, the first one of several.
-        passes: how many copies of the rows the batch holds, each under the mask of its own pass.
+        passes: number of copies of the rows in the batch, each under the mask of its own pass.
 
     Raises:
         NeedsError: no dropout module with p > 0, or one of a kind that has no fixed mask.

@@ -87,8 +87,8 @@ class _Block(nn.Module):
         """Return ``[N, width, H / stride, W / stride]``."""
         inner = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
         inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
-        made: Tensor = self._bn2(self._project_conv(inner))
-        return made + x if self._skips else made
+        projected: Tensor = self._bn2(self._project_conv(inner))
+        return projected + x if self._skips else projected
 
 
 class _SameConvolution(nn.Conv2d):

@@ -1,7 +1,7 @@
 """Networks with normal weights, through which means and variances go in closed form.
 
 By the central limit theorem a layer's output is nearly normal, so that its first two moments are
-all that the next layer wants; nothing is sampled.
+all that the next layer needs; nothing is sampled.
 
 References:
     Haussmann, Hamprecht & Kandemir, IJCAI 2019, "Deep active learning with adaptive acquisition"
@@ -25,10 +25,10 @@ from rayal.models.base import HookedNet, TaskNet
 
 
 class ConstantNoise(nn.Module):
-    """Makes moments ``[N, 3]`` of means ``[N, 1]``: mean, no variance, the same noise for all rows.
+    """A layer from means ``[N, 1]`` to moments ``[N, 3]``: mean, no variance, constant noise.
 
     Attributes:
-        variance: of the noise, in units of the standardised number; a learner sets it.
+        variance: variance of the noise, in units of the standardised number; a learner sets it.
     """
 
     variance: Tensor
@@ -66,7 +66,7 @@ class NormalWeights(nn.Module):
     log_variance: nn.Parameter
 
     def take(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Have copies of these means and of this bias."""
+        """Take copies of these means and of this bias."""
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.log_variance = nn.Parameter(torch.full_like(self.weight, LOG_VARIANCE))
@@ -82,11 +82,11 @@ class NormalWeights(nn.Module):
 
     def moments(self, mean: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the output: of w·x, Σ M² v + S (v + m²)."""
-        made = self.apply_weights(mean, self.weight, self.bias)
+        output = self.apply_weights(mean, self.weight, self.bias)
         if variance is None:
-            return made, self.apply_weights(mean.square(), self.variance, None)
+            return output, self.apply_weights(mean.square(), self.variance, None)
         second = self.apply_weights(variance + mean.square(), self.variance, None)
-        return made, self.apply_weights(variance, self.weight.square(), None) + second
+        return output, self.apply_weights(variance, self.weight.square(), None) + second
 
     def divergence(self, precision: float) -> Tensor:
         """Return KL(N(M, S) || N(0, 1 / precision)), summed over weights: a number >= 0."""
@@ -99,7 +99,7 @@ class NormalLinear(NormalWeights, nn.Linear):
     """A linear layer with normal weights.
 
     Args:
-        layer: whose weights are the means.
+        layer: layer whose weights are the means.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -117,7 +117,7 @@ class NormalConv2d(NormalWeights, nn.Conv2d):
     """A convolution with normal weights.
 
     Args:
-        layer: whose weights are the means.
+        layer: layer whose weights are the means.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -127,8 +127,8 @@ class NormalConv2d(NormalWeights, nn.Conv2d):
 
     def apply_weights(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output ``[N, out, H, W]`` with other weights."""
-        made: Tensor = self._conv_forward(x, weight, bias)
-        return made
+        output: Tensor = self._conv_forward(x, weight, bias)
+        return output
 
 
 class MomentNet(TaskNet):
@@ -138,7 +138,7 @@ class MomentNet(TaskNet):
     of the logits, P_c / Σ P, predicts. Dropout is left out: weights vary already.
 
     Args:
-        net: of linear layers, convolutions, ReLU, max-pooling and flattening; it is copied.
+        net: network of linear layers, convolutions, ReLU, max-pooling, flattening; it is copied.
 
     Raises:
         NeedsError: it has another layer.
@@ -166,8 +166,8 @@ class MomentNet(TaskNet):
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return the mean of what ``stages[start:stop]`` make of ``x``; at the end, logits."""
         ends = slice(start, stop).indices(len(self.stages))[1] == len(self.stages)
-        made = self._through(x, start, stop)
-        return log_probit(*made) if ends else made[0]
+        moments = self._through(x, start, stop)
+        return log_probit(*moments) if ends else moments[0]
 
     def answer(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """Return logits ``[N, C]`` and the mean of the last layer's input, ``[N, D]``."""
@@ -250,8 +250,8 @@ def rectified(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         mean: any shape.
         variance: the same; 0 gives max(0, mean) and 0.
     """
-    made: tuple[Tensor, Tensor] = _Rectified.apply(mean, variance)
-    return made
+    moments: tuple[Tensor, Tensor] = _Rectified.apply(mean, variance)
+    return moments
 
 
 class _Rectified(torch.autograd.Function):
@@ -287,8 +287,8 @@ def log_probit(mean: Tensor, variance: Tensor | None) -> Tensor:
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
     if variance is not None:
         wide = wide / (1.0 + variance.to(wide.dtype)).sqrt()
-    made: Tensor = torch.special.log_ndtr(wide)
-    return made
+    log_probs: Tensor = torch.special.log_ndtr(wide)
+    return log_probs
 
 
 def one_against_all(mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class ProbabilisticNet(TaskNet):
         sizes: inputs, units of every hidden layer, and 1.
 
     Attributes:
-        means: of the weights of each layer, ``[O, K]``, K its inputs and the bias.
-        variances: of the weights, likewise.
+        means: means of the weights of each layer, ``[O, K]``, K its inputs and the bias.
+        variances: variances of the weights, likewise.
         noise: shape and rate of the Gamma distribution of the noise's precision, ``[2]``.
         prior: shape and rate of that of the weights' precision under the prior, ``[2]``.
     """

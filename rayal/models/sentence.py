@@ -103,7 +103,7 @@ def minilm_classifier(
     Args:
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
-        vocabulary: of the task; published weights want that of the ``tokenizer.json`` beside them.
+        vocabulary: vocabulary of the task; published weights need their own ``tokenizer.json``.
         weights: local file of the published weights; random trains the network from scratch.
         dropout: dropout probability behind the mean.
         encoder_dropout: dropout probability inside the encoder; with 0, passes of MC dropout run it

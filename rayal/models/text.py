@@ -15,7 +15,7 @@ from rayal.registry import networks
 
 
 class VocabularyLike(Protocol):
-    """What a network asks of the tokeniser."""
+    """The part of a tokeniser that networks need."""
 
     @property
     def size(self) -> int:
@@ -58,8 +58,8 @@ class MaxOverTime(nn.Module):
     """Convolutions over windows of words, each rectified and reduced to its largest value.
 
     Args:
-        width: of a word's vector, E.
-        filters: of each window height, F.
+        width: size of a word's vector, E.
+        filters: number of filters of each window height, F.
         heights: numbers of words in a window.
     """
 
@@ -99,7 +99,7 @@ def kim_cnn(
     Args:
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
-        vocabulary: of the task.
+        vocabulary: vocabulary of the task.
         width: width of a word's vector.
         filters: filters of each height.
         heights: numbers of words in a window.
@@ -155,7 +155,7 @@ def tfidf_linear(
     Args:
         input_shape: ``(T,)``, tokens of a row.
         n_outputs: columns of the logits.
-        vocabulary: of the task.
+        vocabulary: vocabulary of the task.
     """
     features = TfIdf(vocabulary.idf())
     return TaskNet({"features": features, "head": nn.Linear(vocabulary.size, n_outputs)})

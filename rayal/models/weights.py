@@ -44,7 +44,7 @@ def load_weights(network: nn.Module, path: Path, without: tuple[str, ...] = ()) 
     """Load weights strictly, without some names, such as those of a classifier that was removed.
 
     Args:
-        network: whose weights they become.
+        network: the network whose weights they become.
         path: ``*.safetensors``, or a state dictionary by ``torch.save``.
         without: beginnings of names that the file may hold beside them.
 
@@ -60,10 +60,10 @@ def load_weights(network: nn.Module, path: Path, without: tuple[str, ...] = ()) 
         if n in stored and stored[n].shape != v.shape
     ]
     wrong = {"missing": missing, "unknown": strange, "of another shape": shapes}
-    told = [f"{len(v)} {n} ({', '.join(v[:_SHOWN])})" for n, v in wrong.items() if v]
-    if told:
+    parts = [f"{len(v)} {n} ({', '.join(v[:_SHOWN])})" for n, v in wrong.items() if v]
+    if parts:
         raise SettingsError(
-            f"the weights {path} do not fit {type(network).__name__}: {'; '.join(told)}; give the "
+            f"the weights {path} do not fit {type(network).__name__}: {'; '.join(parts)}; give the "
             "weights of this very network"
         )
     network.load_state_dict(stored)

@@ -1,4 +1,4 @@
-"""Which of the gathered rows are new: repeats, equal contents, a subset, and what is known."""
+"""Deduplicate gathered rows and compare them with the pool."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Groups = dict[Content, set[str]]  # ids of equal content
 
 @dataclass(frozen=True)
 class Settled:
-    """What an ingest leaves in the pool.
+    """The rows that an ingest leaves in the pool.
 
     Args:
         kept: rows in id-key order that the pool holds afterwards.
-        new: which of them it does not hold yet, bool ``[N]``.
+        new: true for rows that it does not hold yet, bool ``[N]``.
         groups: ids of equal content and role.
     """
 
@@ -51,7 +51,7 @@ def settle(
     Args:
         index: rows in id-key order, each id once.
         root: the storage root.
-        parts: what the pool holds.
+        parts: parts that the pool holds.
         drop: whether only the first of equal contents is kept.
         subset: (count, seed) of the rows that are kept; None for all.
     """
@@ -62,8 +62,8 @@ def settle(
         index = subset_of(index, *subset)
     known = known_rows(index, root, parts)
     twins, ids = known_contents(index.take(~known), root, parts)
-    for content, held in twins.items():
-        groups[content] = groups.get(content, set()) | held
+    for content, items in twins.items():
+        groups[content] = groups.get(content, set()) | items
     if drop and ids:
         index = without(index, ids)
         known = known_rows(index, root, parts)
@@ -115,7 +115,7 @@ def subset_of(index: Index, count: int, seed: int) -> Index:
 
 
 def known_rows(index: Index, root: Path, parts: Sequence[PoolPart]) -> npt.NDArray[np.bool_]:
-    """Return which rows, in id-key order, are in the parts already, bool ``[N]``.
+    """Return true for the rows, in id-key order, that are in the parts, bool ``[N]``.
 
     Raises:
         PoolError: an item is known with another content or role.
@@ -136,25 +136,25 @@ def known_rows(index: Index, root: Path, parts: Sequence[PoolPart]) -> npt.NDArr
 def known_contents(index: Index, root: Path, parts: Sequence[PoolPart]) -> tuple[Groups, set[str]]:
     """Return the contents that rows share with items of the parts, and the ids of those rows."""
     mine = np.unique(index.words()[:, 0])
-    held: Groups = {}
+    holders: Groups = {}
     for part in parts if len(mine) else ():
         for item, digest in _holders(root / part.file, mine):
-            held.setdefault((part.role, digest), set()).add(item)
-    firsts = np.array([_words(digest)[0] for _, digest in held], np.uint64)
+            holders.setdefault((part.role, digest), set()).add(item)
+    firsts = np.array([_words(digest)[0] for _, digest in holders], np.uint64)
     twins: Groups = {}
     for row in np.flatnonzero(np.isin(index.words()[:, 0], firsts)).tolist():
         content = _content(index, row)
-        if content in held:
+        if content in holders:
             twins.setdefault(content, set()).add(index.ids[row].as_py())
-    return {c: held[c] | ids for c, ids in twins.items()}, set().union(*twins.values())
+    return {c: holders[c] | ids for c, ids in twins.items()}, set().union(*twins.values())
 
 
 def _holders(file: Path, wanted: Keys) -> Iterator[tuple[str, str]]:
     """Yield id and content hash of the rows whose hash begins with one of the wanted words."""
     table = read_mapped(file).select(["id", "content_hash"])
     words = _words("".join(table.column("content_hash").to_pylist()))[::2]
-    found = table.take(pa.array(np.flatnonzero(np.isin(words, wanted))))
-    yield from zip(*(c.to_pylist() for c in found.columns), strict=True)
+    matches = table.take(pa.array(np.flatnonzero(np.isin(words, wanted))))
+    yield from zip(*(c.to_pylist() for c in matches.columns), strict=True)
 
 
 def _words(digests: str) -> Keys:

@@ -64,7 +64,7 @@ def drop_files(ledger: Ledger, project: str, *, keep: str, dry_run: bool = False
 
 @dataclass(frozen=True)
 class _Others:
-    """What the other projects of a root need of columns that they may share.
+    """Needs of a root's other projects for columns that they may share.
 
     Args:
         present: hashes of the columns of their last rounds.
@@ -99,14 +99,14 @@ class _Others:
 
 def _spent_pretraining(ledger: Ledger, stages: Sequence[StageRow]) -> list[str]:
     """Return the weights of pre-trainings on a pool that has grown since."""
-    made = {s.round: str(s.output["model"]) for s in stages if s.stage == "pretrain"}
-    spent = set(made.values()) - {made[max(made)]} if made else ()
+    models = {s.round: str(s.output["model"]) for s in stages if s.stage == "pretrain"}
+    spent = set(models.values()) - {models[max(models)]} if models else ()
     rows = [ledger.checkpoint(model, 0) for model in sorted(spent)]
     return [row.file for row in rows if row is not None]
 
 
 def collect_files(ledger: Ledger, *, dry_run: bool, age: float = YOUNG) -> dict[str, int]:
-    """Remove what no ledger row commits and what each project's ``keep`` lets go.
+    """Remove files that no ledger row commits, or that a project's ``keep`` no longer keeps.
 
     A pool that is being ingested is left alone.
 
@@ -131,11 +131,11 @@ def collect_files(ledger: Ledger, *, dry_run: bool, age: float = YOUNG) -> dict[
         except PoolError:  # an ingest writes to it now
             continue
         removed |= {path.relative_to(root).as_posix(): sizes.get(path, 0) for path in gone}
-    held = ledger.files()
+    stored = ledger.files()
     for folder in (root / name for name in FOLDERS):
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and name not in held and time.time() - path.stat().st_mtime > age:
+            if path.is_file() and name not in stored and time.time() - path.stat().st_mtime > age:
                 removed[name] = path.stat().st_size
                 if not dry_run:
                     path.unlink()

@@ -85,10 +85,10 @@ def pool_there(settings: PoolSettings, root: Path) -> Pool | None:
     with Ledger(root, create=False) as ledger:
         if settings.source not in ledger.pools():
             return None
-    given = [k for k in settings.model_fields_set if k != "source"]
-    if given:
+    overrides = [k for k in settings.model_fields_set if k != "source"]
+    if overrides:
         raise PoolError(
-            f"pool {settings.source!r} is ingested already, so pool.{given[0]} cannot apply; "
+            f"pool {settings.source!r} is ingested already, so pool.{overrides[0]} cannot apply; "
             "leave it out, or name the files as the source"
         )
     return Pool.open(root, settings.source)
@@ -101,15 +101,15 @@ def sources_of(settings: PoolSettings, seed: int = 0) -> list[Source]:
         settings: the ``pool`` section.
         seed: the pool seed, which draws the test where ``test_by_seed`` says so.
     """
-    made = _made(settings)
+    make = _made(settings)
     if not settings.test_share:
-        return made()
-    if any(source.role == "test" for source in made()):
+        return make()
+    if any(source.role == "test" for source in make()):
         raise PoolError(
             f"pool.test_share is {settings.test_share}, but {settings.source!r} has test items "
             "already; leave test_share at 0"
         )
-    kept, tested = made()[0], made()[0]  # each source is read once
+    kept, tested = make()[0], make()[0]  # each source is read once
     share, key = settings.test_share, _TEST
     key += b"/%d" % seed if settings.test_by_seed else b""
     return [
@@ -132,11 +132,11 @@ def _made(settings: PoolSettings) -> Callable[[], list[Source]]:
 
 def _of_paths(paths: Sequence[tuple[str, Role]], settings: PoolSettings) -> list[Source]:
     """Return the sources; the first one's categories are those of all."""
-    columns, made = TableColumns.of(settings.model_dump()), list[Source]()
+    columns, sources = TableColumns.of(settings.model_dump()), list[Source]()
     for path, role in paths:
-        made.append(_source(Path(path), role, settings, columns))
-        columns = columns.like(made[0].payload)
-    return made
+        sources.append(_source(Path(path), role, settings, columns))
+        columns = columns.like(sources[0].payload)
+    return sources
 
 
 def _source(path: Path, role: Role, settings: PoolSettings, columns: TableColumns) -> Source:
@@ -164,16 +164,18 @@ def _arrays(path: Path, role: Role, settings: PoolSettings) -> Source:
     """Read x, and where they are there y and ids, of an .npz file; or x of an .npy file."""
     try:
         loaded = np.load(path, allow_pickle=False)
-        held = {"x": loaded} if path.suffix == ".npy" else dict(loaded)
+        named = {"x": loaded} if path.suffix == ".npy" else dict(loaded)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise PoolError(f"{path} cannot be read as arrays ({error}); write it with numpy") from None
-    if "x" not in held:
-        raise PoolError(f"{path} holds {sorted(held)}; an array named x is needed (y, ids: may be)")
+    if "x" not in named:
+        raise PoolError(
+            f"{path} holds {sorted(named)}; an array named x is needed (y, ids: may be)"
+        )
     label = settings.label or "y"
-    ids = held.get(settings.id or "ids")
+    ids = named.get(settings.id or "ids")
     return array_source(
-        held["x"],
-        held.get(label),
+        named["x"],
+        named.get(label),
         ids=None if ids is None else [str(i) for i in ids.tolist()],
         features=settings.features,
         missing=settings.missing,
@@ -219,8 +221,8 @@ def read_columns(path: Path, id: str) -> tuple[dict[str, npt.NDArray[Any]], list
         raise PoolError(f"columns file {str(path)!r} does not exist; give a .parquet or .npz file")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as held:
-                columns = {name: held[name] for name in held.files}
+            with np.load(path, allow_pickle=False) as archive:
+                columns = {name: archive[name] for name in archive.files}
         elif path.suffix == ".parquet":
             table = pa.parquet.read_table(path)
             columns = {n: _array(table.column(n), n) for n in table.column_names}

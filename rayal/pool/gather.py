@@ -72,7 +72,7 @@ class Spill:
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of N rows, without their payloads.
+    """Ids, digests, places and labels of N rows, without their payloads.
 
     Args:
         ids: large_string ``[N]``.
@@ -82,7 +82,7 @@ class Index:
         offsets: int64 ``[N]``, bytes into the spill.
         sizes: int64 ``[N]``, bytes.
         labels: large_string ``[N]``, null where none is known.
-        confidences: float64 ``[N]``, how sure annotators were of the labels; NaN where none says.
+        confidences: float64 ``[N]``, annotators' confidence in the labels; NaN where unknown.
     """
 
     ids: pa.Array
@@ -119,7 +119,7 @@ class Gathered:
 
     Args:
         index: the usable rows, in order of arrival.
-        kinds: what the labels of the sources are.
+        kinds: kinds of the sources' labels.
         quarantined: (id, reason) of the others, sorted.
     """
 

@@ -30,13 +30,13 @@ from rayal.pool.source import ROLES, Kind, Role, Source, StrPath
 from rayal.pool.storage import TEMPORARY
 from rayal.pool.write_parts import place
 
-_LISTED = 1000  # quarantined rows and groups of duplicates that a snapshot names
-_IDS = 20  # ids that are named of each group
+_LISTED = 1000  # most quarantined rows and groups of duplicates that a snapshot names
+_IDS = 20  # most ids named of each group
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class PlainOptions(TypedDict, total=False):
-    """What every way of ingest takes; ``ingest`` describes it."""
+    """Options of every way of ingest; ``ingest`` describes them."""
 
     duplicates: Literal["keep", "first"]
     subset: tuple[int, int] | None
@@ -44,7 +44,7 @@ class PlainOptions(TypedDict, total=False):
 
 
 class IngestOptions(PlainOptions, total=False):
-    """What ingest takes where the labels may be in a file of their own."""
+    """Options of ingest where the labels may be in a file of their own."""
 
     labels: StrPath | None
 
@@ -72,7 +72,7 @@ def ingest(
         sources: where the items come from, each with its role.
         labels: CSV or Parquet file of known labels with columns ``id`` and ``label``; the
             sources give none then.
-        duplicates: what happens to items of equal content and role: ``keep`` them, or keep the
+        duplicates: treatment of items of equal content and role: ``keep`` them, or keep the
             ``first``, which is the one in the pool already, else the one with the smallest id.
         subset: (count, seed); keeps the items of the role pool with the smallest hash of
             their id under the seed.
@@ -117,14 +117,14 @@ def ingest(
 def stray_files(ledger: Ledger, name: str) -> list[Path]:
     """Return the files in a pool's folder that no snapshot holds: a killed ingest left them."""
     folder = ledger.root / "pools" / name
-    held: set[str] = set()
+    committed: set[str] = set()
     if name in ledger.pools():
         latest = ledger.snapshot(name)
-        held = {part.file for part in latest.parts}
+        committed = {part.file for part in latest.parts}
         infos = [ledger.snapshot(name, n).info for n in range(1, latest.number + 1)]
-        held |= {info["labels"] for info in infos if "labels" in info}
+        committed |= {info["labels"] for info in infos if "labels" in info}
     files = [*folder.glob("*.arrow"), *folder.glob(f"{TEMPORARY}*")]
-    return sorted(f for f in files if f.relative_to(ledger.root).as_posix() not in held)
+    return sorted(f for f in files if f.relative_to(ledger.root).as_posix() not in committed)
 
 
 def remove_stray_files(ledger: Ledger, name: str) -> list[Path]:
@@ -211,13 +211,13 @@ def _counts(quarantined: Sequence[tuple[str, str]], settled: Settled) -> dict[st
 
 @contextmanager
 def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
-    """Make a pool's folder and hold it against a second ingest.
+    """Make a pool's folder and lock it against a second ingest.
 
     One that was made here, and that nothing was put into, is removed again.
 
     Args:
-        folder: the pool's.
-        seconds: how long to wait for another ingest to end.
+        folder: the pool's folder.
+        seconds: longest wait for another ingest to end.
 
     Raises:
         PoolError: another ingest goes on.
@@ -235,7 +235,7 @@ def locked(folder: Path, seconds: float = 0.0) -> Iterator[Path]:
 
 
 class TableOptions(IngestOptions, total=False):
-    """What ingest of tables takes besides.
+    """Further options for ingest of tables.
 
     ``id``, ``label`` and ``features`` name columns, ``text`` one of texts, ``categorical`` those
     of categories, with the values that ``categories`` gives or the source has; ``missing`` is what
@@ -254,10 +254,10 @@ class TableOptions(IngestOptions, total=False):
 
 
 class FileOptions(TableOptions, total=False):
-    """What ingest of files of tables takes besides.
+    """Further options for ingest of files of tables.
 
-    ``test`` is a path of items for the test; ``confidence`` names a column of how sure the
-    annotators of the labels were, in [0, 1].
+    ``test`` is a path of items for the test; ``confidence`` names the column of the
+    annotators' confidence in their labels, in [0, 1].
     """
 
     test: StrPath | None
@@ -265,6 +265,6 @@ class FileOptions(TableOptions, total=False):
 
 
 class DatasetOptions(TableOptions, total=False):
-    """What ingest of a Ray Dataset takes besides: ``image``, the column of images."""
+    """Further options for ingest of a Ray Dataset: ``image``, the column of images."""
 
     image: str | None

@@ -44,9 +44,9 @@ def read_known(path: StrPath) -> KnownLabels:
         )
     table, texts = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     labels, kind = texts(table.column("label").combine_chunks())
-    given = pa.array(labels, pa.large_string())
+    values = pa.array(labels, pa.large_string())
     ids = table.column("id").cast(pa.large_string()).combine_chunks()
-    pairs = pa.table({"id": ids, "label": given}).drop_null().group_by(_COLUMNS).aggregate([])
+    pairs = pa.table({"id": ids, "label": values}).drop_null().group_by(_COLUMNS).aggregate([])
     ids = pairs.column("id").combine_chunks()
     counts = pc.value_counts(ids)
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -73,25 +73,25 @@ def labeled(index: Index, known: KnownLabels) -> Index:
 def label_info(
     labels: pa.Array, kinds: Iterable[Kind], before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a snapshot says of its labels: their kind, and for classes their names.
+    """Return the facts that a snapshot records of its labels: their kind, and class names.
 
     Args:
         labels: the labels of the added rows.
-        kinds: what their sources say they are.
+        kinds: kinds that their sources declare.
         before: the information of the snapshot before.
 
     Raises:
         PoolError: classes and numbers are mixed.
     """
-    found = {*kinds, *({before["label_kind"]} if "label_kind" in before else ())}
-    if {"class", "number"} <= found:
+    all_kinds = {*kinds, *({before["label_kind"]} if "label_kind" in before else ())}
+    if {"class", "number"} <= all_kinds:
         raise PoolError(
             "labels are class names in part and numbers in part; the labels of a pool are "
             "either text and whole numbers (classes), or numbers"
         )
-    if not found:
+    if not all_kinds:
         return {}
-    if "number" in found:
+    if "number" in all_kinds:
         return {"label_kind": "number"}
     names = {*before.get("classes", ()), *pc.unique(labels.drop_null()).to_pylist()}
     return {"label_kind": "class", "classes": sorted(names, key=_class_order)}

@@ -1,4 +1,4 @@
-"""Items by id: from the key of an id to its part, tile and row, touching no other row.
+"""Find items by id: from the key of an id to its part, tile and row, touching no other row.
 
 A part's keys ascend, so a binary search in the key column of each part is the whole index:
 8 bytes an item, read at the first use.
@@ -44,11 +44,11 @@ class Lookup:
     def contains(self, ids: Sequence[str]) -> list[bool]:
         """Return for each id whether a part holds it."""
         places = self._find(ids)
-        found = np.flatnonzero(places[:, 0] >= 0)
-        if not len(found):
+        candidates = np.flatnonzero(places[:, 0] >= 0)
+        if not len(candidates):
             return [False] * len(ids)
-        there = self._rows(places[found], ["id"]).column("id").to_pylist()
-        named = dict(zip(found.tolist(), there, strict=True))
+        there = self._rows(places[candidates], ["id"]).column("id").to_pylist()
+        named = dict(zip(candidates.tolist(), there, strict=True))
         return [named.get(row) == item for row, item in enumerate(ids)]
 
     def take(self, ids: Sequence[str]) -> pa.Table:
@@ -76,14 +76,14 @@ class Lookup:
 
     @cached_property
     def _starts(self) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """The parts of each role, and the position of the first row of each."""
-        found = {}
+        """The numbers of the parts of each role, and the position of the first row of each."""
+        by_role = {}
         for role in {part.role for part in self._parts}:
             numbers = [i for i, part in enumerate(self._parts) if part.role == role]
             rows = [self._parts[i].rows for i in numbers]
             starts = np.concatenate([[0], np.cumsum(rows)])[:-1].astype(np.int64)
-            found[role] = (np.array(numbers, np.int64), starts)
-        return found
+            by_role[role] = (np.array(numbers, np.int64), starts)
+        return by_role
 
     def id_of(self, key: int) -> str | None:
         """Return the id of the item with a key, None if no part holds it."""
@@ -109,9 +109,9 @@ class Lookup:
 
     def _places(self, keys: Keys) -> _Places:
         places = np.full((len(keys), 2), -1, np.int64)
-        for number, (_, held) in enumerate(self._mapped):
-            at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
-            here = held[at] == keys
+        for number, (_, part_keys) in enumerate(self._mapped):
+            at = np.minimum(np.searchsorted(part_keys, keys), len(part_keys) - 1)
+            here = part_keys[at] == keys
             places[here, 0] = number
             places[here, 1] = at[here]
         return places
@@ -138,9 +138,9 @@ class Lookup:
 
 def verify(part: PoolPart, path: Path, keys: Keys) -> None:
     """Raise StorageError unless a file's keys are those that the ledger holds."""
-    found = (len(keys), key_sum(keys))
-    if found != (part.rows, part.key_sum):
+    stored = (len(keys), key_sum(keys))
+    if stored != (part.rows, part.key_sum):
         raise StorageError(
-            f"{path} has {found[0]} rows with key sum {found[1]}, the ledger holds {part.rows} "
+            f"{path} has {stored[0]} rows with key sum {stored[1]}, the ledger holds {part.rows} "
             f"with {part.key_sum}; restore the file from a backup"
         )

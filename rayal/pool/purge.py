@@ -1,4 +1,4 @@
-"""Taking the content of forgotten items out of the files of a pool.
+"""Remove the content of forgotten items from the files of a pool.
 
 A part is written anew under a name of its own, with neutral content in the place of what is to be
 gone; the ledger then names the new file, and the old one is removed. Killed anywhere, it is done
@@ -42,14 +42,14 @@ TEXT = b"-"  # in the place of a text
 
 
 def purge(ledger: Ledger, name: str, *, seconds: float = 30.0) -> int:
-    """Take the content of forgotten items out of a pool's files; return how many items it was.
+    """Remove the content of forgotten items from a pool's files; return the number of items.
 
     Items are those which every project that works on the pool has forgotten. It may be repeated.
 
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
-        seconds: how long to wait for another call that writes to the pool.
+        seconds: longest wait for another call that writes to the pool.
 
     Raises:
         PoolError: another call writes to the pool for too long.
@@ -62,8 +62,8 @@ def purge(ledger: Ledger, name: str, *, seconds: float = 30.0) -> int:
         keys = id_keys(items)
         for part in record.parts:
             count += _purge_part(ledger, root, part, pool=name, keys=keys)
-        for made in ledger.columns_on(name, ATTACHED):
-            _blank(root / made.file, made.columns, items)
+        for columns in ledger.columns_on(name, ATTACHED):
+            _blank(root / columns.file, columns.columns, items)
     return count
 
 
@@ -71,16 +71,16 @@ def _purge_part(ledger: Ledger, root: Path, part: PoolPart, *, pool: str, keys: 
     path = root / part.file
     _drop_others(path, part)
     table = read_mapped(path)
-    held = table.column("key").to_numpy()
-    verify(part, path, held)
+    stored = table.column("key").to_numpy()
+    verify(part, path, stored)
     payload = ledger.snapshot(pool).info["payload"]
-    rows = [row for row in np.flatnonzero(np.isin(held, keys)).tolist() if _is_there(table, row)]
+    rows = [row for row in np.flatnonzero(np.isin(stored, keys)).tolist() if _is_there(table, row)]
     if not rows:
         return 0
-    made = pa.concat_tables(_pieces(table, rows, payload))
+    purged = pa.concat_tables(_pieces(table, rows, payload))
     file = f"pools/{pool}/{part.part}.purged-{uuid4().hex[:12]}.arrow"
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    write_part(root / file, made, metadata)
+    write_part(root / file, purged, metadata)
     failpoint("purge.write")
     new = replace(part, file=file, bytes=(root / file).stat().st_size)
     ledger.replace_part(pool, new)
@@ -95,9 +95,9 @@ def _blank(path: Path, columns: str, items: Sequence[str]) -> None:
     ids = table.column("id").to_numpy()
     rows = np.flatnonzero(np.isin(ids, np.array(items, dtype=object)))
     names = [name for name in table.column_names if name != "id"]
-    made = {name: _zeroed(table.column(name).chunk(0), rows) for name in names}
-    if any(made[name] != table.column(name).chunk(0) for name in names):
-        replace_part(path, pa.table({"id": table.column("id"), **made}), {"columns": columns})
+    blanked = {name: _zeroed(table.column(name).chunk(0), rows) for name in names}
+    if any(blanked[name] != table.column(name).chunk(0) for name in names):
+        replace_part(path, pa.table({"id": table.column("id"), **blanked}), {"columns": columns})
 
 
 def _zeroed(array: pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
@@ -108,10 +108,10 @@ def _zeroed(array: pa.Array, rows: npt.NDArray[np.int64]) -> pa.Array:
         array = array.flatten()
     values = array.to_numpy(zero_copy_only=False).reshape(count, -1).copy()
     values[rows] = 0
-    made = pa.array(values.reshape(-1), array.type)
+    blanked = pa.array(values.reshape(-1), array.type)
     for size in reversed(sizes):
-        made = pa.FixedSizeListArray.from_arrays(made, size)
-    return made
+        blanked = pa.FixedSizeListArray.from_arrays(blanked, size)
+    return blanked
 
 
 def _drop_others(path: Path, part: PoolPart) -> None:

@@ -1,4 +1,4 @@
-"""Items that come a few at a time: each call adds one snapshot, and tells of every item.
+"""Add items a few at a time: each call adds one snapshot, and reports on every item.
 
 Beside ``ingest``, which takes whole sources and refuses them whole, this takes what it can. Of the
 pool that is there only keys are read, and ids and hashes of items that come again: the cost is a
@@ -28,7 +28,12 @@ from rayal.pool.storage import open_random, present
 from rayal.pool.write_parts import place
 
 PARTS = 10_000  # of one pool
-_KEPT = ("payload", "label_kind", "classes", "labels")  # what a snapshot's information hands on
+_KEPT = (
+    "payload",
+    "label_kind",
+    "classes",
+    "labels",
+)  # information that the next snapshot inherits
 
 
 class Refused(NamedTuple):
@@ -40,7 +45,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of pushed items.
+    """The result of a push of items.
 
     Args:
         created: items that are new in the pool.
@@ -65,7 +70,7 @@ def create_empty(
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
-        payload: what the bytes of a row will be.
+        payload: description of the bytes of future rows.
         classes: the names of the labels; None where they are numbers.
     """
     kind = {"label_kind": "number"} if classes is None else {"label_kind": "class"}
@@ -81,7 +86,7 @@ def push(
     progress: Progress | None = None,
     seconds: float = 30.0,
 ) -> Pushed:
-    """Add the items of sources to a pool that is there, and tell what became of them.
+    """Add the items of sources to an existing pool, and report the result for each of them.
 
     No transaction is open while payloads are written; it must not be called within one, since a
     second call waits for this one at the pool's folder.
@@ -89,9 +94,9 @@ def push(
     Args:
         ledger: the storage root's ledger.
         name: the pool's name.
-        sources: where the items come from, each with its role; all of the pool's kind of row.
+        sources: sources of the items, each with its role; all have the pool's kind of row.
         progress: called with rows read and rows in all, None if not known.
-        seconds: how long to wait for another call that writes to the pool.
+        seconds: longest wait for another call that writes to the pool.
 
     Raises:
         PoolError: another call writes to the pool for too long, or it has too many parts.
@@ -107,9 +112,9 @@ def push(
         unchanged = len(read.index) - len(new) - len(conflicts)
         if not len(new):
             return Pushed(0, unchanged, tuple(conflicts), rejected, before.number)
-        held = {part.part for part in before.parts}
+        committed = {part.part for part in before.parts}
         payload = before.info["payload"]
-        parts = place(new, spill, root=root, pool=name, payload=payload, held=held)
+        parts = place(new, spill, root=root, pool=name, payload=payload, held=committed)
         failpoint("ingest.commit")
         info = {key: before.info[key] for key in _KEPT if key in before.info}
         number = ledger.commit_snapshot(name, parts, {**info, "added": _counts(new)})
@@ -124,7 +129,7 @@ def admit(index: Index, root: Path, parts: Sequence[PoolPart]) -> tuple[Index, l
     Args:
         index: rows in order of arrival.
         root: the storage root.
-        parts: what the pool holds.
+        parts: parts of the pool.
     """
     rows = index.take(np.argsort(index.keys, kind="stable"))
     again = np.concatenate([[False], rows.keys[1:] == rows.keys[:-1]])[: len(rows)]

@@ -59,7 +59,7 @@ class Pool:
         root: the storage root, absolute.
         name: name of the pool.
         snapshot: number of the snapshot.
-        info: what ingest found: payload, classes, counts.
+        info: facts that ingest recorded: payload, classes, counts.
         parts: the files, in commit order.
     """
 
@@ -91,7 +91,7 @@ class Pool:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What the bytes of a row are."""
+        """The description of a row's bytes, such as their kind and shape."""
         return dict(self.info["payload"])
 
     @property
@@ -242,9 +242,9 @@ class Pool:
     ) -> Self:
         """Ingest a Ray Dataset of numbers or images; ``id`` must name its column of ids."""
         own = set(DatasetOptions.__annotations__) - set(IngestOptions.__annotations__)
-        made = {key: value for key, value in options.items() if key in own}
+        columns = {key: value for key, value in options.items() if key in own}
         rest = {key: value for key, value in options.items() if key not in own}
-        source = dataset_source(dataset, **cast(Any, made))
+        source = dataset_source(dataset, **cast(Any, columns))
         return cls.ingest(root, name, [source], **cast(IngestOptions, rest))
 
     @classmethod
@@ -285,11 +285,11 @@ class Pool:
         make: _Maker,
         root: StrPath,
         name: str,
-        given: Any,
+        table: Any,
         options: FileOptions,
     ) -> Self:
         columns = TableColumns.of(options)
-        sources = [make(given, columns, role=options.get("role", "pool"))]
+        sources = [make(table, columns, role=options.get("role", "pool"))]
         test = options.get("test")
         if test is not None:
             alike = columns.like(sources[0].payload)

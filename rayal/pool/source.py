@@ -1,4 +1,4 @@
-"""What every reader of items gives to ingest: a source, which yields rows as bytes."""
+"""Sources of items: every reader gives one to ingest, and it yields rows as bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Rows:
         ids: their ids.
         payloads: the bytes of each row.
         labels: the known label of each row as text, None where there is none.
-        kind: what the labels are; ``integer`` is read as a class or as a number.
+        kind: kind of the labels; ``integer`` is read as a class or as a number.
         quarantined: rows that cannot be used, as (id, reason); they are not among the others.
-        confidences: how sure annotators were of each label, in [0, 1]; None where nobody says.
+        confidences: annotators' confidence in each label, in [0, 1]; None where unknown.
     """
 
     ids: Sequence[str]
@@ -56,10 +56,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """Where items come from.
+    """A source of items, all of one role.
 
     Args:
-        payload: what the bytes of a row are, the same for all rows.
+        payload: description of a row's bytes, the same for all rows.
         read: called once; yields the rows in any order.
         role: ``pool`` for items to choose from, ``test`` for items to measure on.
         total: number of rows, None where it is not known beforehand.
@@ -92,33 +92,33 @@ def confidences_of(values: pa.Array, ids: Sequence[str], column: str) -> Confide
 
     Args:
         values: numeric, ``[N]``.
-        ids: of the rows, for the message.
-        column: whose values they are.
+        ids: ids of the rows, for the error message.
+        column: name of the column, for the error message.
 
     Raises:
         PoolError: one lies outside of [0, 1].
     """
     numbers = values.cast(pa.float64()).to_pylist()
-    made = [None if v is None or v != v else float(v) for v in numbers]
-    for item, value in zip(ids, made, strict=True):
+    confidences = [None if v is None or v != v else float(v) for v in numbers]
+    for item, value in zip(ids, confidences, strict=True):
         if value is not None and not 0.0 <= value <= 1.0:
             raise PoolError(
                 f"item {item!r} has {column} {value}; confidences are shares in [0, 1]: divide "
                 "percentages by 100"
             )
-    return made
+    return confidences
 
 
 def written_labels(values: pa.Array) -> tuple[Texts, Kind | None]:
     """Return labels of a text file as they are written, with the kind that all of them fit."""
     texts = [text or None for text in values.to_pylist()]
-    given = pa.array([text for text in texts if text is not None], pa.string())
-    if not len(given):
+    written = pa.array([text for text in texts if text is not None], pa.string())
+    if not len(written):
         return texts, None
-    if pc.all(pc.match_substring_regex(given, r"^[+-]?[0-9]+$")).as_py():
+    if pc.all(pc.match_substring_regex(written, r"^[+-]?[0-9]+$")).as_py():
         return texts, "integer"
     try:
-        given.cast(pa.float64())
+        written.cast(pa.float64())
     except pa.ArrowInvalid:
         return texts, "class"
     return texts, "number"
@@ -141,9 +141,9 @@ def files_of(path: StrPath, suffixes: Sequence[str], what: str) -> Iterator[tupl
     if path.is_file():
         yield path.name, path
     elif path.is_dir():
-        found = sorted(f for s in suffixes for f in path.rglob(f"*{s}") if f.is_file())
-        if not found:
+        files = sorted(f for s in suffixes for f in path.rglob(f"*{s}") if f.is_file())
+        if not files:
             raise PoolError(f"the folder {path} has none; {accepted}")
-        yield from ((f.relative_to(path).as_posix(), f) for f in found)
+        yield from ((f.relative_to(path).as_posix(), f) for f in files)
     else:
         raise PoolError(f"{path} does not exist; {accepted}")

@@ -67,7 +67,7 @@ def replace_part(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> No
 
 
 def write_durably(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` write a file, so that its name always stands for a complete one.
+    """Write a file by ``write``, so that its name always stands for a complete one.
 
     Args:
         path: its name; the folder is made, and what had the name is replaced.
@@ -90,8 +90,8 @@ def successors(path: Path) -> list[Path]:
 
     They have the name of the part, and are told apart by a suffix of their own.
     """
-    found = path.parent.glob(f"{path.name.partition('.')[0]}.purged-*.arrow")
-    return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    files = path.parent.glob(f"{path.name.partition('.')[0]}.purged-*.arrow")
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
 
 def present(path: Path) -> Path:
@@ -179,9 +179,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_format(path: Path, schema: pa.Schema) -> None:
-    found = (schema.metadata or {}).get(b"version", b"none").decode()
-    if found != FORMAT_VERSION:
+    version = (schema.metadata or {}).get(b"version", b"none").decode()
+    if version != FORMAT_VERSION:
         raise StorageError(
-            f"{path} has format version {found}, this rayal reads {FORMAT_VERSION}; "
+            f"{path} has format version {version}, this rayal reads {FORMAT_VERSION}; "
             "read it with the version of rayal that wrote it"
         )

@@ -35,9 +35,9 @@ def place(
         spill: their payloads.
         root: the storage root.
         pool: name of the pool.
-        payload: what the bytes of a row are.
-        held: the parts that count; a file of another name was left by a killed run and is
-            written again. None: there are no such files.
+        payload: description of a row's bytes.
+        held: parts that the ledger holds; a file of another name was left by a killed run and
+            is written again. None: there are no such files.
     """
     parts = []
     for number, role in enumerate(ROLES):

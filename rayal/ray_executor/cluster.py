@@ -40,12 +40,12 @@ def connect(
     members: int = 1,
     shared: Path | None = None,
 ) -> Iterator[Executor]:
-    """Give an executor on Ray; on leaving, its workers end, and the cluster if it was started here.
+    """Yield an executor on Ray; on leaving, its workers end, and the cluster if it started here.
 
     Args:
         options: address and resources.
         threads: torch threads of a model, by which cores are counted.
-        members: of a committee: so many workers are started at once, further ones when needed; 0
+        members: size of a committee: as many workers start at once, others when needed; 0
             where nothing is to be trained.
         shared: the storage root, which every node of a running cluster must see.
 
@@ -58,7 +58,7 @@ def connect(
         from rayal.ray_executor import shards as ray_shards
         from rayal.ray_executor.crew import Crew, train_members
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every pass
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs every pass
         if options.address != "local":
             _check_nodes(shared)
         crew = Crew(options, threads)
@@ -197,12 +197,12 @@ def _check_nodes(shared: Path | None) -> None:
 
 
 def _look(root: str | None) -> tuple[str, bool]:
-    """Tell a node's version of rayal, and whether it sees the storage root."""
+    """Return a node's version of rayal, and whether it sees the storage root."""
     return __version__, root is None or Path(root).is_dir()
 
 
 def _warm_up(crew: Crew, scan: Callable[[], None]) -> None:
-    """Let scanning processes start once the first worker is there: they contend for the cores."""
+    """Start scanning processes once the first worker is there: they contend for the cores."""
     crew.wait()
     scan()
 

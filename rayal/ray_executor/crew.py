@@ -29,12 +29,12 @@ from rayal.selection.greedy import Shard
 from rayal.selection.objective import Objective
 from rayal.types import Keys
 
-Lost = RayActorError  # what a call gives when its worker, or the worker's node, is gone
+Lost = RayActorError  # the error of a call whose worker, or the worker's node, is gone
 _STEPS_EVERY = 10  # training steps between two reports
 
 
 class Worker:
-    """What one process of the crew can do."""
+    """One process of the crew, which trains members and opens shards."""
 
     def __init__(self) -> None:
         self._shard: Shard | None = None
@@ -55,10 +55,10 @@ class Worker:
         The ledger is the driver's: a file counts once the driver has recorded it.
         """
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        held = [resume]
+        latest = [resume]
 
         def commit(epoch: int, file: str, final: bool) -> None:
-            held[0] = (epoch, file)
+            latest[0] = (epoch, file)
             events.put(("epoch", epoch, file, final))
 
         def report(stage: str, done: int, total: int) -> None:
@@ -67,7 +67,7 @@ class Worker:
 
         def run() -> None:
             try:
-                fit.train(store.member, store.recorded_by(lambda: held[0], commit), report)
+                fit.train(store.member, store.recorded_by(lambda: latest[0], commit), report)
                 events.put(None)
             except BaseException as error:
                 events.put(error)
@@ -104,7 +104,7 @@ class Worker:
         self.answer(request)
 
     def close(self) -> None:
-        """Let go of the tiles."""
+        """Drop the tiles."""
         if self._shard is not None:
             self._shard.close()
         self._shard = None
@@ -114,8 +114,8 @@ class Crew:
     """The workers of a run, by slot.
 
     Args:
-        options: how Ray is used.
-        threads: torch threads of a model: the cores of a slot, unless ``member_cpus`` says other.
+        options: settings of Ray.
+        threads: torch threads of a model; a slot has as many cores unless ``member_cpus`` is set.
 
     Raises:
         ClusterError: no node has room for one worker.
@@ -129,11 +129,11 @@ class Crew:
         self._slots()
 
     def __len__(self) -> int:
-        """Return how many workers there may be: the slots of all nodes that live."""
+        """Return the largest number of workers: the slots of all nodes that live."""
         return sum(self._slots().values())
 
     def start(self, count: int) -> None:
-        """Have the first ``count`` workers, starting those that are missing."""
+        """Start those of the first ``count`` workers that are missing."""
         for slot in range(count):
             if slot not in self._actors:
                 self.replace(slot)
@@ -182,13 +182,13 @@ class Crew:
             self.end(slot)
 
     def _slots(self) -> Counter[str]:
-        """Return how many workers each living node has room for; at least one has."""
+        """Return the number of workers that each living node has room for; one at least has."""
         slots: Counter[str] = Counter()
         for node in ray.nodes():
-            held = node["Resources"]
-            room = math.floor(held.get("CPU", 0.0) / self._cpus)
+            resources = node["Resources"]
+            room = math.floor(resources.get("CPU", 0.0) / self._cpus)
             if self.options.member_gpus:
-                room = min(room, math.floor(held.get("GPU", 0.0) / self.options.member_gpus))
+                room = min(room, math.floor(resources.get("GPU", 0.0) / self.options.member_gpus))
             if node["Alive"] and room:
                 slots[node["NodeID"]] = room
         if not slots:
@@ -210,8 +210,8 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def _resources() -> str:
-    held = ray.cluster_resources()
-    return f"{held.get('CPU', 0):g} CPUs and {held.get('GPU', 0):g} GPUs in all"
+    resources = ray.cluster_resources()
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs in all"
 
 
 def train_members(

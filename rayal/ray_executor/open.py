@@ -20,9 +20,9 @@ def open_executor(
 
     Args:
         name: which one.
-        options: how Ray is used.
+        options: settings of Ray.
         threads: torch threads of a model.
-        members: of the largest committee; 0 where nothing is to be trained.
+        members: size of the largest committee; 0 where nothing is to be trained.
         shared: the storage root, which every node of a cluster must see.
     """
     if name == "local":

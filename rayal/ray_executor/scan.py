@@ -30,7 +30,7 @@ from rayal.ray_executor.crew import cause_of
 from rayal.selection.threads import torch_threads
 
 _KEPT = 3  # values that a process holds: a committee, and the jobs of its evaluation and scan
-_HELD: dict[str, Any] = {}  # what this process has fetched, the latest one last
+_HELD: dict[str, Any] = {}  # objects that this process has fetched, the latest one last
 _SENT: dict[tuple[str, str], Any] = {}  # the committee that this driver has put, by its hash
 
 
@@ -62,7 +62,7 @@ def check_room(options: RayOptions, cpus: float, what: str) -> None:
 
 
 def tried(work: Callable[[], Any], restarts: int) -> Any:
-    """Return what work gives, or rayal's own error as a value: Ray Data would bury its cause."""
+    """Return the result of work, or rayal's own error as a value: Ray Data would hide its cause."""
     try:
         bounded(restarts)
         return work()
@@ -70,11 +70,11 @@ def tried(work: Callable[[], Any], restarts: int) -> Any:
         return error
 
 
-def raised(made: Any) -> Any:
-    """Return what was made, or raise it if it is an error."""
-    if isinstance(made, RayalError):
-        raise made
-    return made
+def raised(result: Any) -> Any:
+    """Return a result, or raise it if it is an error."""
+    if isinstance(result, RayalError):
+        raise result
+    return result
 
 
 def bounded(restarts: int) -> None:
@@ -89,7 +89,7 @@ def bounded(restarts: int) -> None:
 
 
 def sent(job: Any) -> list[Any]:
-    """Put a job into the object store, its committee apart and once: weights are what weighs.
+    """Put a job into the object store; its committee, the large part, is put once and apart.
 
     So the scan and the evaluation of a round send the weights to a node once between them.
     """
@@ -119,7 +119,7 @@ def _fetched(ref: Any) -> Any:
 
 
 _DECODED_BYTES = 32 << 20  # decoded rows that travel at once
-_FAILED = -1  # the first row of what is an error
+_FAILED = -1  # first row in place of a result that is an error
 _ANY = 1 << 30  # Ray Data restarts actors as often as they die
 _Arrays = dict[str, npt.NDArray[Any]]
 
@@ -131,7 +131,7 @@ def map_staged(
     cpus = options.scanner_cpus or threads
     decode = min(1.0, cpus)
     actors = _forward_actors(options, cpus, decode)
-    made = (
+    results = (
         dataset_of(parts)
         .map_batches(
             _decode,
@@ -153,7 +153,7 @@ def map_staged(
     by_name = {part.part: part for part in parts}
     pieces: dict[str, dict[int, tuple[int, str]]] = {name: {} for name in by_name}
     joining: dict[Any, str] = {}
-    for table in tables_of(made, options):
+    for table in tables_of(results, options):
         for row in table.to_pylist():
             if row["start"] == _FAILED:
                 raised(pickle.loads(bytes.fromhex(row["part"])))
@@ -210,17 +210,17 @@ class _Forward:
 
     def __call__(self, batch: _Arrays) -> _Arrays:
         name, start, rows = str(batch["part"][0]), int(batch["row"][0]), len(batch["row"])
-        made: Any = name
+        result: Any = name
         if start != _FAILED:
             raw = torch.from_numpy(np.array(batch["raw"], dtype=np.float32))
-            made = tried(lambda: self._job.forward(self._parts[name], start, raw), _ANY)
-            if isinstance(made, RayalError):
-                name, start = pickle.dumps(made).hex(), _FAILED
+            result = tried(lambda: self._job.forward(self._parts[name], start, raw), _ANY)
+            if isinstance(result, RayalError):
+                name, start = pickle.dumps(result).hex(), _FAILED
         return {
             "part": np.array([name]),
             "start": np.array([start]),
             "rows": np.array([rows]),
-            "file": np.array([str(made)]),
+            "file": np.array([str(result)]),
         }
 
 
@@ -230,16 +230,16 @@ def _assemble(refs: list[Any], part: Part, files: dict[int, str]) -> Any:
 
 
 def _forward_actors(options: RayOptions, cpus: float, decode: float) -> int:
-    """Return how many actors run the network, leaving cores for decoding, or it would never end."""
-    held = ray.cluster_resources()
+    """Return the number of actors that run the network; decoding keeps cores, or all would wait."""
+    resources = ray.cluster_resources()
     check_room(options, cpus, "a forward worker")
-    room = math.floor((held.get("CPU", 0) - decode) / cpus)
+    room = math.floor((resources.get("CPU", 0) - decode) / cpus)
     if options.scanner_gpus:
-        room = min(room, math.floor(held.get("GPU", 0) / options.scanner_gpus))
+        room = min(room, math.floor(resources.get("GPU", 0) / options.scanner_gpus))
     if room < 1:
         raise ClusterError(
             f"decoding needs {decode:g} CPUs beside the {cpus:g} of a forward worker, and the "
-            f"cluster has {held.get('CPU', 0):g}; lower ray.scanner_cpus, or add nodes"
+            f"cluster has {resources.get('CPU', 0):g}; lower ray.scanner_cpus, or add nodes"
         )
     return int(room)
 
@@ -255,8 +255,8 @@ def map_parts(
     """Yield the job's result for each part, as it is done, in any order.
 
     Args:
-        options: how Ray is used.
-        job: what is done with a part; its weights travel once to each node.
+        options: settings of Ray.
+        job: job to be done for each part; its weights travel once to each node.
         parts: the parts; the largest are begun first.
         threads: torch threads of a worker.
         report: called with the rows of each finished part.
@@ -284,15 +284,15 @@ def map_parts(
 
 def warm_up(options: RayOptions) -> None:
     """Start Ray Data's own actors and the scanning processes while the first model trains."""
-    made = ray.data.from_items([{"part": b""}] * 2, override_num_blocks=2).map_batches(
+    loaded = ray.data.from_items([{"part": b""}] * 2, override_num_blocks=2).map_batches(
         _loaded, batch_size=1, batch_format="pyarrow", num_cpus=options.scanner_cpus or 1.0
     )
-    for _ in tables_of(made, options):
+    for _ in tables_of(loaded, options):
         pass
 
 
 def _loaded(batch: pa.Table) -> pa.Table:
-    """Have what scanning needs loaded in this process."""
+    """Load the modules that scanning needs in this process."""
     return batch
 
 
@@ -304,7 +304,7 @@ def _fused(
 ) -> Iterator[tuple[str, Any]]:
     cpus = options.scanner_cpus or threads
     check_room(options, cpus, "a scanning worker")
-    made = dataset_of(parts).map_batches(
+    results = dataset_of(parts).map_batches(
         _scan,
         batch_size=1,
         batch_format="pyarrow",
@@ -312,7 +312,7 @@ def _fused(
         num_cpus=cpus,
         num_gpus=options.scanner_gpus or None,
     )
-    for table in tables_of(made, options):
+    for table in tables_of(results, options):
         for name, result in zip(table["part"].to_pylist(), table["made"].to_pylist(), strict=True):
             yield name, raised(pickle.loads(result))
 
@@ -321,8 +321,8 @@ def _scan(batch: pa.Table, refs: list[Any], threads: int, restarts: int) -> pa.T
     """Do the job for a part; run by a Ray Data task."""
     parts = [pickle.loads(value) for value in batch["part"].to_pylist()]
     with torch_threads(threads):
-        made = [pickle.dumps(tried(partial(_part, refs, part), restarts)) for part in parts]
-    return pa.table({"part": [part.part for part in parts], "made": pa.array(made, pa.binary())})
+        results = [pickle.dumps(tried(partial(_part, refs, part), restarts)) for part in parts]
+    return pa.table({"part": [part.part for part in parts], "made": pa.array(results, pa.binary())})
 
 
 def _part(refs: list[Any], part: Part) -> Any:

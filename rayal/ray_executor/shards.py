@@ -35,7 +35,7 @@ def start_shards(
 
     Args:
         crew: the workers.
-        objective: how rows are chosen together.
+        objective: the joint choice of rows.
         paths: committed column parts.
         excluded: uint64, keys of items that may not be chosen.
         seed: the query seed.
@@ -55,7 +55,7 @@ class RayShards:
 
     Args:
         crew: the workers; the first ones hold the shards.
-        openings: what each shard is opened with.
+        openings: arguments with which each shard is opened.
     """
 
     def __init__(self, crew: Crew, openings: Sequence[tuple[Any, ...]]) -> None:
@@ -80,7 +80,7 @@ class RayShards:
         self._log.append(sent)
 
     def close(self) -> None:
-        """Let the workers drop their tiles."""
+        """Make the workers drop their tiles."""
         for n in range(len(self._openings)):
             self._crew[n].close.remote()
 

@@ -1,4 +1,4 @@
-"""How far an item is from the nearest class boundary, by the DeepFool perturbation.
+"""Distance of an item from the nearest class boundary, by the DeepFool perturbation.
 
 References:
     Moosavi-Dezfooli, Fawzi & Frossard, CVPR 2016, "DeepFool", algorithm 2.
@@ -24,7 +24,7 @@ FLAT = 1e-18  # norm of a gradient that shows no direction: its square is still 
 
 
 class Perturbed(NamedTuple):
-    """What DeepFool found for B rows.
+    """The perturbations that DeepFool finds for B rows.
 
     Attributes:
         r: the perturbation without overshoot, ``[B, …]``.
@@ -55,9 +55,9 @@ def deepfool(
     Args:
         logits: rows ``[B, …]`` to logits ``[B, C]``, differentiable.
         x: rows.
-        classes: of those that are most probable at the start, the ones whose boundaries count.
+        classes: number of classes, the most probable at the start, whose boundaries count.
         steps: most linearisations of a row.
-        overshoot: by which the perturbation is lengthened, > 0, so that the class changes.
+        overshoot: share by which the perturbation is lengthened, > 0, so that the class changes.
     """
     x = x.detach()
     r = torch.zeros_like(x)
@@ -86,7 +86,7 @@ def deepfool(
 
 
 def _rounding(x: Tensor, step: Tensor) -> Tensor:
-    """Return how far along a step the rounding of a row reaches, ``[B]``: Σ |w_i| ε |x_i| / |w|.
+    """Return the length of a row's rounding along a step, ``[B]``: Σ |w_i| ε |x_i| / |w|.
 
     It is at most ε |x|, and far less where the large coordinates are not those that move.
     """
@@ -101,24 +101,24 @@ def _nearest(f: Tensor, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         f: logits ``[B, C]`` with their graph.
-        x: rows ``[B, …]``, of which they are.
+        x: rows ``[B, …]`` that gave the logits.
         order: classes ``[B, m]``, the row's own first.
     """
 
     def gradient(rank: int) -> tuple[Tensor, Tensor]:
         own = f.gather(1, order[:, rank : rank + 1])[:, 0]  # [B]
-        (made,) = torch.autograd.grad(own.sum(), x, retain_graph=True)
-        return own.detach(), made
+        (slope,) = torch.autograd.grad(own.sum(), x, retain_graph=True)
+        return own.detach(), slope
 
     value, base = gradient(0)
     nearest = torch.full_like(value, torch.inf)
     step = torch.zeros_like(x)
     for rank in range(1, order.shape[1]):
-        other, made = gradient(rank)
-        w = made - base
+        other, slope = gradient(rank)
+        w = slope - base
         gap, norm = (other - value).abs(), _norms(w)
         distance = torch.where(norm <= FLAT, torch.inf, gap / norm.clamp_min(FLAT))
-        closer = (distance < nearest) | distance.isnan()  # which no later class takes away
+        closer = (distance < nearest) | distance.isnan()  # a NaN stays, whatever class comes later
         nearest = torch.where(closer, distance, nearest)
         step = torch.where(_wide(closer, w), w * _wide(gap / norm.clamp_min(FLAT) ** 2, w), step)
     return nearest, step.detach()
@@ -168,10 +168,10 @@ class AdversarialDistance(Signal):
     decoded rows: those of a table's columns, whatever their scales.
 
     Args:
-        classes: of the most probable, those whose boundaries count.
+        classes: number of classes, the most probable ones, whose boundaries count.
         steps: most linearisations of a row.
-        overshoot: by which the perturbation is lengthened to change the class.
-        member: whose.
+        overshoot: share by which the perturbation is lengthened to change the class.
+        member: the member whose network is asked.
     """
 
     classes: int = 10
@@ -205,7 +205,7 @@ class AdversarialDistance(Signal):
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the distances; padding rows are left out, and have 0."""
         raw = f.x if f.raw is None else f.raw
-        made = perturbed_rows(
+        perturbed = perturbed_rows(
             f.committee,
             raw[: f.rows],
             self.member,
@@ -213,6 +213,6 @@ class AdversarialDistance(Signal):
             steps=self.steps,
             overshoot=self.overshoot,
         )
-        distance = made.distance.new_zeros(len(f.x), dtype=torch.float32)
-        distance[: f.rows] = made.distance
+        distance = perturbed.distance.new_zeros(len(f.x), dtype=torch.float32)
+        distance[: f.rows] = perturbed.distance
         return {"adversarial_distance": distance}

@@ -1,4 +1,4 @@
-"""What can be asked of a committee, and one batch of rows of which it is asked."""
+"""Signals: questions to a committee, and one batch of rows with its answers."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ class Forward:
         return self.committee.stages(member, start, stop)(x)
 
     def _view(self, view: int) -> Tensor:
-        made = self.committee.task.view(self.x, self.keys, seed=self.committee.seed, view=view)
-        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+        rows = self.committee.task.view(self.x, self.keys, seed=self.committee.seed, view=view)
+        return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        # what inference mode made cannot be differentiated, so the mode is part of the key
+        # tensors made in inference mode have no gradients, so the mode is part of the key
         key = (*key, torch.is_grad_enabled())
         if key not in self._known:
             self._known[key] = make()
@@ -202,16 +202,16 @@ def compute(signals: Sequence[Signal], f: Forward) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
     for signal in signals:
         with evaluating(*f.committee.nets), _gradients(signal.differentiates):
-            made = {name: column.detach() for name, column in signal.compute(f).items()}
-        doubled = sorted(set(made) & set(columns))
-        if doubled or set(made) != set(signal.names()):
+            own = {name: column.detach() for name, column in signal.compute(f).items()}
+        doubled = sorted(set(own) & set(columns))
+        if doubled or set(own) != set(signal.names()):
             raise NeedsError(
-                f"{signal} yields columns {sorted(made)}; it must yield {sorted(signal.names())}, "
+                f"{signal} yields columns {sorted(own)}; it must yield {sorted(signal.names())}, "
                 f"and other signals yield {sorted(columns)} already; ask for each column once"
             )
-        for name, column in made.items():
+        for name, column in own.items():
             _check_column(name, column, f)
-        columns |= made
+        columns |= own
     return columns
 
 

@@ -19,7 +19,7 @@ class Embedding(Signal):
     """The input of a member's last linear layer, ``embedding`` ``[N, D]``.
 
     Args:
-        member: whose.
+        member: the member whose network is asked.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "number")
@@ -91,9 +91,9 @@ class Moments(Signal):
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the moments of the members' mixture."""
-        made = torch.stack([f.moments(m) for m in range(f.committee.size)])  # [M, N, 3]
-        mixed = made.mean(dim=0)
-        mixed[:, 1] += made[:, :, 0].var(dim=0, correction=0)
+        moments = torch.stack([f.moments(m) for m in range(f.committee.size)])  # [M, N, 3]
+        mixed = moments.mean(dim=0)
+        mixed[:, 1] += moments[:, :, 0].var(dim=0, correction=0)
         return {"moments": mixed}
 
 

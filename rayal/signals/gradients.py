@@ -34,8 +34,8 @@ class Recorded:
 
     Attributes:
         layer: the module that owns parameters.
-        inputs: what it was given, ``[b, …]``, detached.
-        output: what it made, ``[b, …]``, with its graph.
+        inputs: input of the layer, ``[b, …]``, detached.
+        output: output of the layer, ``[b, …]``, with its graph.
     """
 
     layer: nn.Module
@@ -71,7 +71,7 @@ def recording(net: nn.Module, layers: list[Recorded]) -> Iterator[None]:
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         layers.append(Recorded(layer, inputs[0].detach().clone(), output))
-        return output.clone()  # what follows may work in place
+        return output.clone()  # the next layer may work in place
 
     hooks = [layer.register_forward_hook(note) for layer in _owners(net)]
     try:
@@ -106,18 +106,18 @@ def check_layers(net: TaskNet) -> None:
     """
     owned: set[int] = set()
     for layer in _owners(net):
-        held = list(layer.parameters(recurse=False))
-        if not all(p.requires_grad for p in held):
+        parameters = list(layer.parameters(recurse=False))
+        if not all(p.requires_grad for p in parameters):
             raise NeedsError(
                 f"of {layer} some parameters are trained and some are frozen, and lengths are of "
                 "whole layers; train or freeze all of them, or use egl_sm"
             )
-        if owned & {id(p) for p in held}:
+        if owned & {id(p) for p in parameters}:
             raise NeedsError(
                 f"{layer} shares a parameter with another layer, whose gradients add up before "
                 "their length is taken; give each layer its own, or use egl_sm"
             )
-        owned |= {id(p) for p in held}
+        owned |= {id(p) for p in parameters}
         padded = getattr(layer, "padding_mode", "zeros") != "zeros"
         named = isinstance(getattr(layer, "padding", 0), str)
         unknown = getattr(layer, "running_mean", 0) is None
@@ -152,12 +152,12 @@ def _linear(layer: Any, a: Tensor, g: Tensor) -> Tensor:
 
 
 def _windows(layer: Any, a: Tensor) -> Tensor:
-    """Return what a convolution multiplies at each place, ``[b x G, in x k, L]``."""
+    """Return the windows that a convolution multiplies at each place, ``[b x G, in x k, L]``."""
     flat = layer.weight.ndim == 3  # one dimension is two, of which the first is 1
     a = a.unsqueeze(2) if flat else a
     size, dilation, padding, stride = (
-        ((neutral, *given) if flat else given)
-        for neutral, given in (
+        ((neutral, *value) if flat else value)
+        for neutral, value in (
             (1, layer.kernel_size),
             (1, layer.dilation),
             (0, layer.padding),
@@ -184,11 +184,11 @@ def _convolution(layer: Any, a: Tensor, g: Tensor) -> Tensor:
     bias = 0.0 if layer.bias is None else _total(g.sum(dim=2))
     g = g.reshape(rows * groups, -1, g.shape[2])
     at_once = max(1, FORMED // layer.weight.numel()) * groups
-    made = [
+    parts = [
         _total(torch.bmm(few, inputs.transpose(1, 2)).view(len(few) // groups, -1))
         for few, inputs in zip(torch.split(g, at_once), torch.split(windows, at_once), strict=True)
     ]
-    return torch.cat(made) + bias
+    return torch.cat(parts) + bias
 
 
 def _embedding(layer: Any, a: Tensor, g: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ def _batch_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
 def _layer_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
     normed = F.layer_norm(a, layer.normalized_shape, None, None, layer.eps)
     between = tuple(range(1, a.ndim - len(layer.normalized_shape)))
-    made = 0.0 if layer.bias is None else _total(g.sum(dim=between) if between else g)
+    bias = 0.0 if layer.bias is None else _total(g.sum(dim=between) if between else g)
     weight = g * normed
-    return _total(weight.sum(dim=between) if between else weight) + made
+    return _total(weight.sum(dim=between) if between else weight) + bias
 
 
 _SQUARES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
@@ -271,8 +271,8 @@ class WordGradientLength(Signal):
         assert vocabulary is not None
         ids = as_weights(f.x, net)
         specials = ids.new_tensor(vocabulary.specials)
-        made = [_word_lengths(net, x, specials) for x in torch.split(ids, PAD)]
-        return {"word_gradient_length": torch.cat(made)}
+        parts = [_word_lengths(net, x, specials) for x in torch.split(ids, PAD)]
+        return {"word_gradient_length": torch.cat(parts)}
 
 
 @dataclass(frozen=True)
@@ -308,8 +308,8 @@ class GradientLength(Signal):
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the lengths, 64 rows at a time."""
         net = f.committee.net(self.member)
-        made = [_lengths(net, x) for x in torch.split(as_weights(f.x, net), PAD)]
-        return {"gradient_length": torch.cat(made)}
+        parts = [_lengths(net, x) for x in torch.split(as_weights(f.x, net), PAD)]
+        return {"gradient_length": torch.cat(parts)}
 
 
 def _word_lengths(net: TaskNet, x: Tensor, specials: Tensor) -> Tensor:
@@ -335,8 +335,8 @@ def _word_lengths(net: TaskNet, x: Tensor, specials: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(gradients[0], dim=2)
         return norms
 
-    made = map(summed, _loss_gradients(log_probs, (vectors[0],)))
-    expected = _expected(made, lengths)  # [b, T]
+    weighted = map(summed, _loss_gradients(log_probs, (vectors[0],)))
+    expected = _expected(weighted, lengths)  # [b, T]
     no_word = (x[:, :, None] == specials).any(dim=2)
     return expected.masked_fill(no_word, 0.0).amax(dim=1)
 
@@ -353,21 +353,21 @@ def _lengths(net: TaskNet, x: Tensor) -> Tensor:
         ]
         return torch.stack(squares).sum(dim=0).sqrt()
 
-    made = _loss_gradients(log_probs, tuple(layer.output for layer in layers))
-    return _expected(made, lengths)
+    weighted = _loss_gradients(log_probs, tuple(layer.output for layer in layers))
+    return _expected(weighted, lengths)
 
 
 def _expected(
-    made: Iterable[tuple[Tensor, ...]], lengths: Callable[[tuple[Tensor, ...]], Tensor]
+    weighted: Iterable[tuple[Tensor, ...]], lengths: Callable[[tuple[Tensor, ...]], Tensor]
 ) -> Tensor:
     """Return Σ_k p_k |g_k|, where ``lengths`` gives |g| of gradients g, and is homogeneous.
 
     Args:
-        made: p_k g_k of all labels but the last, or anything linear in them.
+        weighted: p_k g_k of all labels but the last, or anything linear in them.
         lengths: gradients to ``[b, …]``.
     """
     total, rest = None, None
-    for gradients in made:
+    for gradients in weighted:
         here = lengths(gradients)
         total = here if total is None else total + here
         rest = gradients if rest is None else tuple(map(torch.add, rest, gradients))

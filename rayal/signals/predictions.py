@@ -1,4 +1,4 @@
-"""What the members predict: log-probabilities, and statistics over members and dropout masks."""
+"""Predictions of members: log-probabilities, and statistics over members and dropout masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LogProbs(Signal):
     """Log-probabilities ``[N, C]``: of one member, or the log of the members' mean.
 
     Args:
-        member: whose; None for the mean over all members.
+        member: the member that predicts; None for the mean over all members.
     """
 
     member: int | None = None
@@ -87,8 +87,8 @@ class MemberStats(Signal):
                 first, base = probs[0].clone(), entropy[0].clone()
             votes = F.one_hot(probs.argmax(dim=-1), probs.shape[-1])
             shift = probs.sub_(first)
-            made = (shift, shift * shift, entropy - base, votes)
-            sums = [total + new.sum(dim=0) for total, new in zip(sums, made, strict=True)]
+            terms = (shift, shift * shift, entropy - base, votes)
+            sums = [total + new.sum(dim=0) for total, new in zip(sums, terms, strict=True)]
             count += len(probs)
         assert first is not None
         shift, squares, change, votes = (torch.as_tensor(total) / count for total in sums)
@@ -117,8 +117,8 @@ class MemberLogProbs(Signal):
 
     def compute(self, f: Forward) -> dict[str, Tensor]:
         """Return the passes of member 0, then those of member 1, and so on."""
-        made = torch.cat(list(members(f, self.passes)))  # [M, N, C]
-        return {self.names()[0]: made.transpose(0, 1).float().contiguous()}
+        log_probs = torch.cat(list(members(f, self.passes)))  # [M, N, C]
+        return {self.names()[0]: log_probs.transpose(0, 1).float().contiguous()}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from rayal.types import Columns
 
 
 class PolicyNet(nn.Module):
-    """Gives each of M candidates a probability, by Φ(mean / sqrt(1 + variance)) and their sum.
+    """A network that gives M candidates probabilities: Φ(mean / sqrt(1 + variance)) by their sum.
 
     Its input is normal: the means and variances of all candidates, one behind the other. Where
     there are fewer than M, the places of the others are zero, and they are never taken.
@@ -48,7 +48,7 @@ class PolicyNet(nn.Module):
         slots: M.
         classes: C.
         hidden: width of the hidden layer.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, slots: int, classes: int, *, hidden: int, seed: int) -> None:
@@ -103,7 +103,8 @@ class MomentPropagation(Supervised):
 
     Args:
         prior: precision of the weights' prior.
-        divergence: weight of the Kullback-Leibler term / labeled rows; 1 is the evidence bound.
+        divergence: weight of the Kullback-Leibler term, which is divided by the number of labeled
+            rows; 1 is the evidence bound.
     """
 
     prior: Annotated[float, Gt(0)] = 10.0
@@ -146,8 +147,8 @@ class MomentPropagation(Supervised):
         classes = mean.shape[1]
         hot = F.one_hot(batch.y, classes).to(mean.dtype)
         targets = hot * (1.0 - smoothing) + smoothing / classes
-        made = one_against_all(mean, variance, targets).to(mean.dtype)
-        return made if batch.weight is None else made * batch.weight
+        losses = one_against_all(mean, variance, targets).to(mean.dtype)
+        return losses if batch.weight is None else losses * batch.weight
 
     def penalty(self, net: nn.Module) -> Tensor | None:
         """Return the Kullback-Leibler term, divided by the number of labeled rows."""
@@ -172,8 +173,8 @@ class LearnedPolicy:
     Args:
         slots: candidates that it can choose among.
         hidden: width of its hidden layer.
-        seed: of initial weights.
-        weights: of the memory; None for initial ones.
+        seed: seed of the initial weights.
+        weights: weights from the memory; None for initial ones.
     """
 
     slots: int
@@ -183,7 +184,7 @@ class LearnedPolicy:
     _known: dict[int, PolicyNet] = field(default_factory=dict, init=False, repr=False)
 
     def network(self, classes: int) -> PolicyNet:
-        """Return the network for so many classes."""
+        """Return the network for that many classes."""
         if classes not in self._known:
             net = PolicyNet(self.slots, classes, hidden=self.hidden, seed=self.seed)
             if self.weights is not None:
@@ -193,11 +194,11 @@ class LearnedPolicy:
 
     @torch.no_grad()
     def __call__(self, mean: Floats32, variance: Floats32) -> npt.NDArray[np.float64]:
-        """Return the log-probability ``[m]`` of each of m candidates, of their moments."""
+        """Return the log-probability ``[m]`` of taking each of m candidates, from their moments."""
         net = self.network(mean.shape[1])
         both = (net.padded(torch.from_numpy(x).float())[None] for x in (mean, variance))
-        made = net(*both, torch.tensor([len(mean)]))[0, : len(mean)]
-        return np.asarray(made.numpy())
+        log_chances = net(*both, torch.tensor([len(mean)]))[0, : len(mean)]
+        return np.asarray(log_chances.numpy())
 
 
 def entropies(mean: Tensor, variance: Tensor) -> Tensor:
@@ -221,15 +222,18 @@ def likelihood(moments: Mapping[str, Tensor], targets: Tensor) -> Tensor:
 class RAL(Strategy):
     """Label what a policy chooses among uncertain items, rewarded by what its picks taught.
 
+    Picks that stay without a label are left out before rewards are discounted. A policy starts with
+    weights drawn from the query seed, and sees zeros in the places of candidates that are missing.
+
     Args:
         members: trained networks; with moments of the network, those are of the first.
-        moments: whose moments are used: network (one with normal weights, by the learner
+        moments: source of the moments: network (one with normal weights, by the learner
             moment_propagation) | members (mean and variance of the logits over members or dropout
             masks, of any learner).
         passes: dropout masks per member, for moments of members.
         ranking: the uncertainty: one_against_all (entropies of each class against the others) |
             entropy.
-        policy: how candidates are chosen: learned | greedy (the first candidate, always).
+        policy: choice among candidates: learned | greedy (the first candidate, always).
         leading: number of the first items of the ranking, among which candidates are.
         stride: step of candidates in the ranking; leading / stride of them are shown to the policy.
         hidden: width of the policy's hidden layer.
@@ -264,7 +268,12 @@ class RAL(Strategy):
         "of 200 updates puts 0.11 of its probability on the rewarded tenth, not 0.99). As in the "
         "paper, a pick's reward is of an item that the later model was trained on, not of held-out "
         "ones; its diversity is the share of distinct labels among the picks that were labeled, "
-        "not among all. Labels that come after the next round has begun do not reach the policy. "
+        "not among all. Picks without a label are left out before rewards are discounted, so that "
+        "gamma counts the labeled picks between two of them, and the diversity goes to the last "
+        "labeled one. Labels that come after the next round has begun do not reach the policy. "
+        "The policy's weights start with PyTorch's initial weights of linear layers as means and a "
+        "variance of exp(-9), and its biases are numbers. Where the ranking has too few rows for "
+        "all places, the moments of the missing candidates are zeros, and they are never taken. "
         "That the policy's learning rate is 1e-3 is not confirmed"
     )
 
@@ -299,20 +308,20 @@ class RAL(Strategy):
         """Return the episode under the policy of the memory."""
         seed = ctx.memory.get("seed", ctx.seed)
         policy = LearnedPolicy(self.slots, self.hidden, seed, ctx.memory.get("policy"))
-        given = None if self.policy == "greedy" else policy
-        return Episode(leading=self.leading, stride=self.stride, policy=given)
+        chooser = None if self.policy == "greedy" else policy
+        return Episode(leading=self.leading, stride=self.stride, policy=chooser)
 
     def rewards(self, outcome: Outcome) -> Tensor:
         """Return the reward of each labeled pick, in pick order: float64 ``[n]``."""
-        told, targets = outcome.labeled, outcome.targets[outcome.labeled]
+        labeled, targets = outcome.labeled, outcome.targets[outcome.labeled]
         before, after = (
-            likelihood({n: columns[n][told] for n in (MEAN, VARIANCE)}, targets)
+            likelihood({n: columns[n][labeled] for n in (MEAN, VARIANCE)}, targets)
             for columns in (outcome.before, outcome.after)
         )
-        made = after - before
-        if len(made):
-            made[-1] += self.diversity * len(torch.unique(targets)) / len(targets)
-        return made
+        rewards = after - before
+        if len(rewards):
+            rewards[-1] += self.diversity * len(torch.unique(targets)) / len(targets)
+        return rewards
 
     def remember(self, memory: Memory, outcome: Outcome) -> Memory:
         """Return the policy after one step of REINFORCE, its optimiser, and the returns so far."""
@@ -344,12 +353,12 @@ class RAL(Strategy):
         slots = outcome.notes["slots"]
         steps = replay(len(outcome.notes["mean"]), slots.numpy(), self.leading, self.stride)
         mean, variance = (
-            torch.stack([net.padded(outcome.notes[name][found]) for found in steps])
+            torch.stack([net.padded(outcome.notes[name][step]) for step in steps])
             for name in ("mean", "variance")
         )
-        counts = torch.tensor([len(found) for found in steps])
-        made: Tensor = net(mean, variance, counts)
-        return made.gather(1, slots[:, None])[:, 0]
+        counts = torch.tensor([len(step) for step in steps])
+        log_chances: Tensor = net(mean, variance, counts)
+        return log_chances.gather(1, slots[:, None])[:, 0]
 
     def regularizer(self, net: PolicyNet) -> Tensor:
         """Return the Kullback-Leibler term, per weight."""

@@ -32,7 +32,7 @@ class BADGE(Joint):
         members: trained networks; probabilities and embedding are those of the first.
         candidates: None for all items, else about how many, drawn uniformly, may be chosen.
         first: the first centre: in proportion to the squared norm, uniform, or the largest norm.
-        method: how centres are drawn: exact in law, or kmeans|| (Bahmani et al., VLDB 2012): few
+        method: draw of the centres: exact in law, or kmeans|| (Bahmani et al., VLDB 2012): few
             passes, another law.
         rounds: passes of kmeans|| that draw.
         oversampling: rows that such a pass draws, as a multiple of the batch.

@@ -33,7 +33,7 @@ class BAIT(Strategy):
         members: trained networks; probabilities and embedding are those of the first.
         oversample: forward picks per item of the batch; the surplus is removed backward.
         ridge: multiple of the identity in M; not transferable between labeled_weight's values.
-        labeled_weight: how labeled items count. sum: a labeled item counts as a candidate does;
+        labeled_weight: weight of labeled items. sum: a labeled item counts as a candidate does;
             mean: all of them together as one; release: mean * L / (L + k), and candidates k / (L +
             k), as the authors' code.
         rank: keep the information of this many most probable labels of an item; 0, and C or
@@ -111,7 +111,7 @@ class BAITRegression(Strategy):
         members: trained networks; the embedding is that of the first.
         oversample: forward picks per item of the batch; the surplus is removed backward.
         ridge: multiple of the identity in M; not transferable between labeled_weight's values.
-        labeled_weight: how labeled items count beside candidates: sum, mean or release, as for
+        labeled_weight: weight of labeled items beside candidates: sum, mean or release, as for
             ``bait``.
         noise: standard deviation of the targets around the mean.
     """

@@ -1,4 +1,4 @@
-"""What a strategy is: what to ask the model, how to score one item, how to choose k jointly."""
+"""The base of strategies: questions to the model, the score of an item, the joint choice of k."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAXONOMY = ("baseline", "informativeness", "representativeness", "learn to score
 
 @dataclass(frozen=True)
 class Ctx:
-    """What the joint choice may know besides the columns on the shards.
+    """Facts of the round that the joint choice may use besides the columns on the shards.
 
     Attributes:
         round: the round that selects; -1 for the initial choice.
@@ -34,7 +34,7 @@ class Ctx:
         n_candidates: items that may be chosen.
         labels: item id to label, of everything labeled.
         context: the strategy's context columns of labeled and pending rows, ``[L, …]``.
-        memory: what ``Strategy.remember`` made of the rounds before; empty in the first one.
+        memory: result of ``Strategy.remember`` for the rounds before; empty in the first one.
     """
 
     round: int
@@ -48,7 +48,7 @@ class Ctx:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a round's picks: what a strategy learns from, in the round after it.
+    """A round's picks with their labels and predictions, from which a strategy learns later.
 
     Attributes:
         round: the round that chose them.
@@ -58,7 +58,7 @@ class Outcome:
         targets: ``[k]``, their labels as the task encodes them; 0 where there is none.
         before: columns of the picks by the committee that chose them.
         after: the same columns by the committee that is now there.
-        notes: what the objective noted while it chose, by name.
+        notes: notes of the objective on its choice, by name.
     """
 
     round: int
@@ -115,7 +115,7 @@ class Strategy:
         )
 
     def signals(self) -> tuple[Signal, ...]:
-        """Return what the scan must compute, each at most once."""
+        """Return the signals that the scan must compute, each at most once."""
         return ()
 
     def check(self, committee: Committee) -> None:
@@ -132,7 +132,7 @@ class Strategy:
         return None
 
     def objective(self, ctx: Ctx) -> Objective:
-        """Return how k items are chosen together; by default the k largest scores."""
+        """Return the objective that chooses k items together; by default the k largest scores."""
         return TopK()
 
     def attach(self, committee: Committee, x: Tensor, ids: Sequence[str]) -> Columns:
@@ -142,7 +142,7 @@ class Strategy:
         next round on.
 
         Args:
-            committee: that chose, in eval mode; its networks are those of the scan.
+            committee: committee that chose, in eval mode, with the networks of the scan.
             x: decoded rows of the picks, ``[k, …]``.
             ids: their ids, in pick order.
         """
@@ -161,7 +161,7 @@ class Strategy:
 
         Args:
             memory: with which the last batch was chosen; empty for the first one.
-            outcome: what became of that batch.
+            outcome: labels and predictions of that batch.
         """
         return {}
 
@@ -189,7 +189,8 @@ class Joint(Strategy):
     Args:
         members: committee size that the strategy asks for.
         candidates: None runs the joint choice over all rows. A number runs it over about so many,
-            drawn uniformly by item and seed: only they are held. The record then says what it cost.
+            drawn uniformly by item and seed: only they are kept in memory. The record then states
+            the cost.
     """
 
     candidates: Annotated[int, Ge(1)] | None = None

@@ -77,7 +77,7 @@ class VariationRatio(Disagreement):
     Args:
         members: trained networks.
         passes: dropout masks per network; 0 uses the networks as they are.
-        form: what is compared: "mean" is 1 - max_c of the mean probabilities, the paper's; "vote"
+        form: quantity compared: "mean" is 1 - max_c of the mean probabilities, the paper's; "vote"
             is 1 - the modal class's share of the members' votes, whose many ties go by BALD, then
             by entropy.
     """

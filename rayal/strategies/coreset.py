@@ -24,7 +24,7 @@ class CoreSet(Joint):
     Args:
         members: trained networks; the embedding is that of the first.
         candidates: None for all items, else about how many, drawn uniformly, may be chosen.
-        method: how items are chosen: exact, or two_round: greedy in every part of the pool, greedy
+        method: choice of the items: exact, or two_round: greedy in every part of the pool, greedy
             on the union (Malkomes et al., NeurIPS 2015): one round trip, within 4 times the
             smallest radius.
     """

@@ -79,7 +79,7 @@ def evidential_loss(log_alpha: Tensor, y: Tensor, weight: float) -> Tensor:
     Args:
         log_alpha: ``[B, C]``.
         y: one-hot targets, or smoothed ones, ``[B, C]``.
-        weight: of the Kullback-Leibler term.
+        weight: weight of the Kullback-Leibler term.
     """
     logs, y = log_alpha.double(), y.double()
     likelihood = (y * (torch.logsumexp(logs, dim=1, keepdim=True) - logs)).sum(dim=1)
@@ -95,7 +95,7 @@ class Evidential(Supervised):
     """Train a network that gives a Dirichlet distribution over class probabilities.
 
     Args:
-        evidence: how evidence is made of the last layer's output: softsign (in (-1, 1), so alpha is
+        evidence: map from the last layer's output to evidence: softsign (in (-1, 1), so alpha is
             in (0, 2)) | relu | softplus | exp, whose evidence is not negative.
         annealing: share of the steps in which the Kullback-Leibler weight rises linearly from 0.
         divergence: the Kullback-Leibler weight that it rises to.

@@ -28,11 +28,13 @@ from rayal.types import Columns
 class DFAL(Strategy):
     """Label the items with the smallest adversarial perturbation, and train on their twins too.
 
+    A row is done when its class changes, and earlier when a step is lost in the row's rounding.
+
     Args:
         members: trained networks; the perturbation is that of the first.
-        classes: of an item's most probable classes, those whose boundaries count.
+        classes: number of an item's most probable classes whose boundaries count.
         steps: most linearisations of an item.
-        overshoot: by which a perturbation is lengthened, so that it changes the class.
+        overshoot: share by which a perturbation is lengthened, so that it changes the class.
         twins: whether each pick's perturbed copy is trained on under the pick's label, from the
             next round on; it costs no label.
     """
@@ -51,8 +53,10 @@ class DFAL(Strategy):
         "are Euclidean in the decoded rows: pixels in [0, 1]; of a table its columns in their own "
         "units, so that those of a small spread move most; with a frozen backbone "
         "embeddings, and twins are embeddings as well. Rows around which the network is flat have "
-        "score -inf, rows that keep their class for all steps the distance they came to; they are "
-        "not counted, and of a pick the attached column flipped says whether its twin changed class"
+        "score -inf, rows that keep their class for all steps the distance they came to. So have "
+        "rows that end early because a step is no longer than the rounding of the coordinates that "
+        "it moves: DeepFool would go on there without moving. Neither are "
+        "counted, and of a pick the attached column flipped says whether its twin changed class"
     )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -68,7 +72,7 @@ class DFAL(Strategy):
         if not self.twins:
             return Columns({}, ids)
         options = {"classes": self.classes, "steps": self.steps}
-        found = perturbed_rows(committee, x, 0, overshoot=self.overshoot, **options)
-        twin = x + ((1.0 + self.overshoot) * found.r).to(x.dtype)
-        flipped = found.flipped.to(x.dtype)
-        return Columns({"x": twin, "distance": found.distance, "flipped": flipped}, ids)
+        perturbed = perturbed_rows(committee, x, 0, overshoot=self.overshoot, **options)
+        twin = x + ((1.0 + self.overshoot) * perturbed.r).to(x.dtype)
+        flipped = perturbed.flipped.to(x.dtype)
+        return Columns({"x": twin, "distance": perturbed.distance, "flipped": flipped}, ids)

@@ -26,7 +26,7 @@ class EnsembleVariationRatio(VariationRatio):
     Args:
         members: trained networks.
         passes: dropout masks per network; 0 uses the networks as they are.
-        form: what is compared: "vote" is the paper's; "mean" is 1 - max_c of the mean
+        form: quantity compared: "vote" is the paper's; "mean" is 1 - max_c of the mean
             probabilities.
     """
 

@@ -63,8 +63,8 @@ def ranking_loss(predicted: Tensor, losses: Tensor, margin: float) -> Tensor:
 
     Args:
         predicted: ``[B]``.
-        losses: ``[B]``, what it should rank like.
-        margin: by which the predictions of a pair should differ.
+        losses: ``[B]``, the losses whose order the predictions should have.
+        margin: difference that the predictions of a pair should have.
     """
     half = len(losses) // 2
     if half == 0:
@@ -84,7 +84,7 @@ class LossPrediction(Supervised):
     Args:
         ranking: weight of the ranking loss; with 0 the network trains as by ``supervised``, and
             nothing predicts losses: the strategy learning_loss refuses it.
-        margin: by which the predictions of a pair should differ.
+        margin: difference that the predictions of a pair should have.
         detach: share of the steps after which the ranking loss no longer reaches the network.
         taps: the hidden layers that are read; null: the last four with weights.
         width: columns of each layer inside the module.

@@ -45,8 +45,7 @@ class CertainPseudoLabels(Supervised):
 
     Args:
         threshold: threshold of the entropy, in decimal digits, with 100 labeled rows.
-        decline: by how much the threshold falls with each further labeled row; below 0 nothing
-            is certain.
+        decline: fall of the threshold with each further labeled row; below 0 nothing is certain.
     """
 
     threshold: Annotated[float, Ge(0)] = 0.3
@@ -76,17 +75,17 @@ class CertainPseudoLabels(Supervised):
         digits = acquisition.entropy(log_probs) / math.log(10.0)
         at = {item: row for row, item in enumerate(data.unlabeled.ids)}
         certain = torch.nonzero(digits < self.limit(ctx.n_labeled))[:, 0]
-        found = [i for i in certain.tolist() if ctx.columns.ids[i] in at]
-        rows = torch.tensor([at[ctx.columns.ids[i]] for i in found], dtype=torch.int64)
+        usable = [i for i in certain.tolist() if ctx.columns.ids[i] in at]
+        rows = torch.tensor([at[ctx.columns.ids[i]] for i in usable], dtype=torch.int64)
         state.tables |= {
             f"rows.{PSEUDO}": rows,
-            f"targets.{PSEUDO}": log_probs[torch.tensor(found, dtype=torch.int64)].argmax(dim=1),
+            f"targets.{PSEUDO}": log_probs[torch.tensor(usable, dtype=torch.int64)].argmax(dim=1),
         }
         state.scalars[PSEUDO] = len(rows) / (len(rows) + len(data.labeled))
         return state
 
     def limit(self, labeled: int) -> float:
-        """Return the threshold with so many labeled rows."""
+        """Return the threshold for a number of labeled rows."""
         return self.threshold - self.decline * (labeled - 100)
 
     def joined(
@@ -114,6 +113,9 @@ class MCADL(Strategy):
     items are predicted as. Pending items (offered or leased) count as labeled ones: their label is
     on its way, and none is read.
 
+    Accuracies are smoothed over rounds by ``keep``, and a class improves by the difference of two
+    smoothed accuracies. Improvements relative to the last accuracy are not included.
+
     Args:
         members: trained networks; the embedding is that of the first.
         form: the formula: printed, as above | script: (1 - x) uncertainty + x ((1 - x) density + x
@@ -121,7 +123,7 @@ class MCADL(Strategy):
         neighbors: labeled items that vote on an item's class.
         alpha: the weight α, or x of the script form; None adapts it.
         beta: the weight β; None adapts it.
-        keep: what earlier rounds' counts of right predictions keep of their weight.
+        keep: share of their weight that earlier rounds' counts of right predictions keep.
     """
 
     form: Literal["printed", "script"] = "printed"
@@ -141,8 +143,14 @@ class MCADL(Strategy):
         "committee that chose a batch on that batch's labels, before it was trained on: those of "
         "training rows end at 1, and the authors' validation set of 800 images a class is more "
         "than a project has; they are of uncertain items, so they are low, and labels that "
-        "come after the next round has begun do not count. Pseudo-labels, which "
-        "are optional, are the learner certain_pseudo_labels"
+        "come after the next round has begun do not count. They are smoothed: in each round the "
+        "counts of earlier ones keep the share keep, by default 0.5, so that a class's improvement "
+        "is the difference of two smoothed accuracies, one round apart, and not of two "
+        "measurements; a class that was never chosen has the accuracy of all. In 1 / accuracy, "
+        "accuracies below 0.05 would count as 0.05, but that form is used from 0.5 on alone. The "
+        "form of the authors' program in which improvements are relative to the last accuracy, of "
+        "at least 0.05, is not included. Pseudo-labels, which are optional, are the learner "
+        "certain_pseudo_labels"
     )
 
     def signals(self) -> tuple[Signal, ...]:
@@ -164,11 +172,11 @@ class MCADL(Strategy):
         return MultiCriteria(weights=self.weights(ctx.memory, share), neighbors=self.neighbors)
 
     def weights(self, memory: Memory, share: float = 0.0) -> Weights:
-        """Return what each criterion counts.
+        """Return the weight of each criterion.
 
         Args:
-            memory: of earlier rounds; without one the accuracy is 0 and all classes are alike.
-            share: of the labeled items, which the authors' form weighs by.
+            memory: counts of earlier rounds; without them the accuracy is 0, all classes are alike.
+            share: labeled share of all items, by which the authors' form weighs.
         """
         classes = tuple(class_weights(memory, self.form).tolist()) if memory else ()
         if self.form == "script":
@@ -186,12 +194,12 @@ class MCADL(Strategy):
         targets = outcome.targets[outcome.labeled]
         right = (log_probs.argmax(dim=1)[outcome.labeled] == targets).double()
         none = torch.zeros(log_probs.shape[1], dtype=torch.float64)
-        made: dict[str, Any] = {
+        counts: dict[str, Any] = {
             "rows": self.keep * memory.get("rows", none)
             + torch.bincount(targets, minlength=len(none)),
             "right": self.keep * memory.get("right", none) + none.index_add(0, targets, right),
         }
-        return made | ({"last": accuracies(memory)} if memory else {})
+        return counts | ({"last": accuracies(memory)} if memory else {})
 
 
 def overall(memory: Memory) -> float:
@@ -209,7 +217,7 @@ def accuracies(memory: Memory) -> Tensor:
 
 
 def class_weights(memory: Memory, form: str = "printed") -> Tensor:
-    """Return how much an item of each class is wanted, ``[C]``, which sums to 1.
+    """Return the weight of each class, ``[C]``, which sums to 1.
 
     Where a class has an accuracy below 1/2, and in the authors' form always, that is in proportion
     to how much each class has improved; else to 1 / accuracy. Without an improvement all classes

@@ -48,7 +48,7 @@ class ViewHeads(nn.Module):
         self.names = tuple(names)
         self.heads = nn.ModuleList(nn.Linear(columns, classes) for columns in features)
         self.requires_grad_(False)
-        #: of each head, and last of the network's own, float32 [L]
+        #: accuracy of each head, and last of the network's own, float32 [L]
         self.register_buffer("accuracy", torch.zeros(len(self.names) + 1))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -96,7 +96,7 @@ def held_out_accuracy(x: Tensor, y: Tensor, folds: Sequence[Tensor], *, ridge: f
     Args:
         x: ``[n, D]``.
         y: int64 ``[n]``.
-        folds: positions of each fold; of a single fold nothing is known, so 0.
+        folds: positions of each fold; a single fold gives 0, as nothing is known then.
         ridge: strength of the penalty.
     """
     right = 0
@@ -116,7 +116,7 @@ class HiddenViews(Supervised):
     Args:
         taps: the hidden layers; null: up to four with weights before the one that feeds the last
             layer; none at all leaves the network's own prediction.
-        folds: of the cross-validation, by id key, that tells how often each head is right.
+        folds: folds of the cross-validation, by id key, which measures each head's accuracy.
         ridge: norm penalty of the heads.
     """
 
@@ -169,13 +169,13 @@ class HiddenViews(Supervised):
         self, net: TaskNet, names: Sequence[str], ctx: TrainContext, data: TrainData
     ) -> list[Tensor]:
         """Return the pooled layers and the embedding of the labeled rows, ``[n, D]`` each."""
-        made = []
+        batches = []
         everything = torch.arange(len(data.labeled))
         with evaluating(net), torch.no_grad():
             for x in plain_batches(data.labeled.rows, everything, ctx, size=self.batch):
                 _, tapped = net.taps(x, names)
-                made.append([f.cpu() for f in (*pooled(tapped, names), net.embed(x).flatten(1))])
-        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+                batches.append([f.cpu() for f in (*pooled(tapped, names), net.embed(x).flatten(1))])
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     def predictor(self, state: TrainState) -> nn.ModuleDict:
         """Return the network that answers, and the heads."""
@@ -211,9 +211,9 @@ class MultiView(Strategy):
 
     Args:
         members: trained networks; the views are those of the first.
-        weights: how views are weighed: accuracy (a_l = softmax of the held-out accuracies /
+        weights: weights of the views: accuracy (a_l = softmax of the held-out accuracies /
             temperature) | uniform.
-        temperature: how sharply accuracy decides; towards 0 the best view has all the weight.
+        temperature: softness of these weights; towards 0 the best view has all the weight.
         disagreement: weight of the views' Jensen-Shannon divergence / log C, which is added.
     """
 

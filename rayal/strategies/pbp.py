@@ -36,7 +36,7 @@ from rayal.signals import Moments, Signal
 from rayal.strategies.base import Ctx, Strategy
 from rayal.types import Columns
 
-_ALL = 1e12  # rows of a pass, in batches: all there are
+_ALL = 1e12  # batches of rows in a pass: more than there are
 
 # ---- learner -------------------------------------------------------------------------------------
 
@@ -45,6 +45,9 @@ _ALL = 1e12  # rows of a pass, in batches: all there are
 @dataclass(frozen=True)
 class ProbabilisticBackpropagation(Learner):
     """Train a network with normal weights by assumed-density filtering, row after row.
+
+    The refinement of the prior is skipped for a weight where it would not leave a normal weight and
+    a Gamma distribution of the precision, and shortened where all weights together would not.
 
     Args:
         steps: passes over all labeled rows, each in an order of its own, with a refinement of the
@@ -66,7 +69,12 @@ class ProbabilisticBackpropagation(Learner):
         "authors' code goes weight by weight. With 10 hidden units, or with 300 rows, variances "
         "rank alike (correlation 0.99); with 50 units and 30 to 60 rows they need not (0.6 to "
         "0.9), as the weights' precision runs off weight by weight, and is updated by a half, a "
-        "quarter or less here, as far as it stays a distribution. Rows are standardised anew in "
+        "quarter or less here, as far as it stays a distribution, and not at all where 2^-29 of "
+        "the update is too much. A weight is not refined, and keeps its factors, where its cavity "
+        "has no variance between 0 and 1e6 or a Gamma distribution without a mean variance (shape "
+        "at most 1, rate at most 0), as in that code, and besides where the refined variance is at "
+        "most 1e-100, the refined Gamma distribution has no mean variance, or a number is not "
+        "finite. Rows are standardised anew in "
         "each round, where that code keeps its first constants. An update is left out for a "
         "weight whose mean is not finite, and for a Gamma distribution of the noise without a "
         "mean variance, which that code lets through"
@@ -102,7 +110,7 @@ class ProbabilisticBackpropagation(Learner):
         batch: LabeledBatch = batches["labeled"]
         rows = batch.x.flatten(1).double().cpu().numpy()
         posterior, factors = _posterior(state), _factors(state)
-        with np.errstate(all="ignore"):  # what is no number is not taken
+        with np.errstate(all="ignore"):  # updates that are not finite are left out
             logs = [absorb(posterior, x, y) for x, y in zip(rows, batch.y.tolist(), strict=True)]
             factors.refine(posterior)
         _take(state, posterior)
@@ -116,17 +124,17 @@ _TABLES = ("precision", "shifted", "shape", "rate")
 def _posterior(state: TrainState) -> Posterior:
     net = cast(ProbabilisticNet, state.networks["task"])
 
-    def arrays(held: Iterable[Tensor]) -> list[Array]:
-        return [t.detach().cpu().numpy().copy() for t in held]
+    def arrays(tensors: Iterable[Tensor]) -> list[Array]:
+        return [t.detach().cpu().numpy().copy() for t in tensors]
 
     return Posterior(arrays(net.means), arrays(net.variances), *arrays([net.noise, net.prior]))
 
 
 def _take(state: TrainState, posterior: Posterior) -> None:
     net = cast(ProbabilisticNet, state.networks["task"])
-    held = (*net.means, *net.variances, net.noise, net.prior)
-    made = (*posterior.means, *posterior.variances, posterior.noise, posterior.prior)
-    for tensor, array in zip(held, made, strict=True):
+    tensors = (*net.means, *net.variances, net.noise, net.prior)
+    arrays = (*posterior.means, *posterior.variances, posterior.noise, posterior.prior)
+    for tensor, array in zip(tensors, arrays, strict=True):
         tensor.copy_(torch.from_numpy(array))
 
 
@@ -152,8 +160,8 @@ class PBP(Strategy):
 
     Args:
         members: trained networks; the spread of their means counts too.
-        query: what is asked for: variance | random (the same learner, and items as ``random`` draws
-            them).
+        query: the choice of items: variance | random (the same learner, and items as ``random``
+            draws them).
     """
 
     query: Literal["variance", "random"] = "variance"

@@ -1,4 +1,4 @@
-"""A strategy by name on anyone's columns."""
+"""Choose rows by a registered strategy, from columns that were computed anywhere."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def select(
         BudgetError: k is negative or larger than N.
     """
     strategy: Strategy = build(strategies[name], dict(params or {}), where=f"strategy {name!r}")
-    given = _derived({n: as_tensor(n, a, bf16=None) for n, a in columns.items()})
+    available = _derived({n: as_tensor(n, a, bf16=None) for n, a in columns.items()})
     names = _needed(strategy)
-    rows = {n: _column(name, given, n, names) for n in names}
-    count = len(next(iter((rows or given).values()), ()))
+    rows = {n: _column(name, available, n, names) for n in names}
+    count = len(next(iter((rows or available).values()), ()))
     labels = list(ids) if ids is not None else [str(i) for i in range(count)]
     context = {}
     for n in strategy.context if labeled else ():
@@ -81,8 +81,8 @@ def select(
             used["score"] = score
     if not used:  # a choice that reads no column, as the uniform draw
         used = {"score": torch.zeros(count, dtype=torch.float64)}
-    held: Any = {"precision": precision, "device": device}
-    return select_rows(objective, used, k, context=context, ids=ids, seed=seed, **held)
+    options: Any = {"precision": precision, "device": device}
+    return select_rows(objective, used, k, context=context, ids=ids, seed=seed, **options)
 
 
 def _needed(strategy: Strategy) -> tuple[str, ...]:
@@ -90,22 +90,22 @@ def _needed(strategy: Strategy) -> tuple[str, ...]:
 
 
 def _column(
-    strategy: str, given: Mapping[str, torch.Tensor], name: str, needed: Sequence[str]
+    strategy: str, available: Mapping[str, torch.Tensor], name: str, needed: Sequence[str]
 ) -> torch.Tensor:
     for alias in (name, name.removesuffix(".0")):
-        if alias in given:
-            return given[alias]
+        if alias in available:
+            return available[alias]
     raise NeedsError(
-        f"strategy {strategy!r} needs column {name!r}, got {sorted(given)}; give "
+        f"strategy {strategy!r} needs column {name!r}, got {sorted(available)}; give "
         f"{', '.join(n.removesuffix('.0') for n in needed)}"
     )
 
 
-def _derived(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _derived(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Add the statistics that follow from member_log_probs, where it is given."""
-    members = given.get("member_log_probs")
+    members = columns.get("member_log_probs")
     if members is None:
-        return given
+        return columns
     if members.ndim != 3:
         raise NeedsError(f"member_log_probs must be [N, M, C], got {tuple(members.shape)}")
     probs = members.double().exp()
@@ -118,4 +118,4 @@ def _derived(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "member_stats.votes": votes,
         "member_stats.variance": probs.var(dim=1, correction=0),
     }
-    return {**derived, **given}
+    return {**derived, **columns}

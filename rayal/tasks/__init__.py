@@ -63,13 +63,13 @@ def task_for(
             f"{', '.join(INGESTED)}; leave task.kind out, or ingest another pool"
         )
     labels = _class_label(classes) if number is None else number
-    given = {name: value for name, value in settings.items() if value is not None}
+    chosen = {name: value for name, value in settings.items() if value is not None}
     makers: Mapping[str, Callable[..., Task]] = {
         "image": _image_task,
         "table": _table_task,
         "text": _text_task,
     }
-    return makers[stored](payload, labels, given)
+    return makers[stored](payload, labels, chosen)
 
 
 def task_from_json(stored: Mapping[str, Any]) -> Task:
@@ -90,66 +90,68 @@ def _class_label(classes: Sequence[str]) -> ClassLabel:
     return ClassLabel(names)
 
 
-def _table_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> TableTask:
-    extra = sorted(set(given) - {"example"})
+def _table_task(payload: Mapping[str, Any], labels: Labels, chosen: Mapping[str, Any]) -> TableTask:
+    extra = sorted(set(chosen) - {"example"})
     if extra:
         raise SettingsError(f"task.{extra[0]} is no setting of tables, and the pool is a table")
     return TableTask(labels, tuple(payload["features"]))
 
 
-def _text_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> TextTask:
+def _text_task(payload: Mapping[str, Any], labels: Labels, chosen: Mapping[str, Any]) -> TextTask:
     known = ("length", "words", "tokenizer", "vocabulary", "lowercase")
-    for name in given:
+    for name in chosen:
         if name not in known:
             raise SettingsError(
                 f"task.{name} is no setting of texts, and the pool's rows are texts; leave it out"
             )
-    if "words" not in given:
+    if "words" not in chosen:
         raise NeedsError("texts have no tokeniser yet; give words=Vocabulary.trained(…)")
-    return TextTask(labels, given.get("length", LENGTH), given["words"])
+    return TextTask(labels, chosen.get("length", LENGTH), chosen["words"])
 
 
-def _image_task(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
+def _image_task(payload: Mapping[str, Any], labels: Labels, chosen: Mapping[str, Any]) -> ImageTask:
     known = ("size", "channels", "flip", "example")
-    for name in given:
+    for name in chosen:
         if name not in known:
             raise SettingsError(f"task.{name} does not exist; {nearest(name, known)}")
     makers = {"raw": _raw_images, "file": _image_files}
     encoding = str(payload.get("encoding"))
     if encoding not in makers:
         raise SettingsError(f"images are encoded as {encoding!r}; {nearest(encoding, makers)}")
-    return makers[encoding](payload, labels, given)
+    return makers[encoding](payload, labels, chosen)
 
 
-def _raw_images(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
+def _raw_images(payload: Mapping[str, Any], labels: Labels, chosen: Mapping[str, Any]) -> ImageTask:
     shape, dtype = list(payload["shape"]), payload["dtype"]
     if dtype != "uint8" or len(shape) not in (2, 3):
         raise SettingsError(
             f"raw images are {dtype} of shape {shape}; ingest uint8 images [H, W] or [H, W, C]"
         )
     height, width, channels = (*shape, 1)[:3]
-    wanted = given.get("channels", channels)
+    wanted = chosen.get("channels", channels)
     if wanted != channels:
         raise SettingsError(
             f"task.channels is {wanted}, the pool's raw images have {channels}; leave it out, or "
             "ingest them as files"
         )
-    size = tuple(given.get("size", (height, width)))
+    size = tuple(chosen.get("size", (height, width)))
     stored = None if size == (height, width) else (height, width)
-    flip = bool(given.get("flip", channels == 3))
+    flip = bool(chosen.get("flip", channels == 3))
     return ImageTask(labels, "raw", channels, size, flip=flip, stored=stored)
 
 
-def _image_files(payload: Mapping[str, Any], labels: Labels, given: Mapping[str, Any]) -> ImageTask:
-    channels = given.get("channels", 3)
+def _image_files(
+    payload: Mapping[str, Any], labels: Labels, chosen: Mapping[str, Any]
+) -> ImageTask:
+    channels = chosen.get("channels", 3)
     if channels not in (1, 3):
         raise SettingsError(f"task.channels is {channels}; allowed: 1 (grey), 3 (RGB)")
-    size = given.get("size")
+    size = chosen.get("size")
     if size is None:
-        height, width = _size_of(given.get("example"), channels)
+        height, width = _size_of(chosen.get("example"), channels)
     else:
         height, width = size
-    flip = bool(given.get("flip", channels == 3))
+    flip = bool(chosen.get("flip", channels == 3))
     resize = size is not None
     return ImageTask(labels, "file", channels, (height, width), resize=resize, flip=flip)
 

@@ -1,4 +1,4 @@
-"""What a row is: how it is decoded, normalised and augmented, and what is predicted of it."""
+"""The base of tasks: decoding, normalising and augmenting a row, and the kind of prediction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keyed_uniforms(keys: Keys, count: int, *salt: int | str) -> npt.NDArray[np.f
     Args:
         keys: uint64 ``[N]``.
         count: draws per row.
-        salt: what tells this use from others, such as ("crop", seed, view).
+        salt: mark that separates this use from others, such as ("crop", seed, view).
     """
     text = "/".join(map(str, salt)).encode()
     salted = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), "<u8").astype(np.uint64)
@@ -152,12 +152,12 @@ class Task(ABC):
 
     @property
     def target(self) -> str:
-        """What is predicted: class | number."""
+        """The kind of prediction: class | number."""
         return self.labels.kind
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the logits; none where numbers are told."""
+        """The names of the classes, in the order of the logits; none for a task of numbers."""
         return self.labels.classes if isinstance(self.labels, ClassLabel) else ()
 
     @property
@@ -197,7 +197,7 @@ class Task(ABC):
         deviation of what does not vary is 1.
 
         Args:
-            targets: of the labeled rows, ``[N]``, N ≥ 1.
+            targets: targets of the labeled rows, ``[N]``, N ≥ 1.
         """
         if self.target == "class":
             return {}
@@ -215,14 +215,14 @@ class Task(ABC):
         """Return mean, model and noise variance in units of the number, float64 ``[N, 3]``.
 
         Args:
-            answers: of a network, in units of the standardised number, ``[N, 3]``.
-            statistics: with the constants of ``fit_targets``.
+            answers: output of a network, in units of the standardised number, ``[N, 3]``.
+            statistics: statistics with the constants of ``fit_targets``.
         """
-        made = answers.double()
-        mean, deviation = (statistics[n].to(made) for n in ("target_mean", "target_std"))
+        moments = answers.double()
+        mean, deviation = (statistics[n].to(moments) for n in ("target_mean", "target_std"))
         scale = torch.stack([deviation, deviation.square(), deviation.square()])  # [3]
         shift = torch.stack([mean, torch.zeros_like(mean), torch.zeros_like(mean)])
-        return made * scale + shift
+        return moments * scale + shift
 
     def transform(self, x: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
         """Return (x - mean) / std, the eval transform of raw input ``[N, *input_shape]``."""
@@ -271,7 +271,7 @@ class Task(ABC):
         return torch.tensor([column[label] for label in labels], dtype=torch.int64)
 
     def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return how good predictions are; the first metric is the one that curves show.
+        """Return the metrics of predictions; the first one is the metric that curves show.
 
         Args:
             predictions: log-probabilities ``[N, C]``: accuracy, nll (nats) and ece (15 bins); or
@@ -279,8 +279,8 @@ class Task(ABC):
                 density (nats).
             targets: ``[N]``, as ``targets`` gives them.
         """
-        made = classification_metrics if self.target == "class" else regression_metrics
-        return made(predictions, targets)
+        measure = classification_metrics if self.target == "class" else regression_metrics
+        return measure(predictions, targets)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -345,6 +345,6 @@ def column_of(rows: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def item_of(rows: pa.Table, row: int) -> str:
-    """Return how a message names a row."""
+    """Return the name of a row in error messages."""
     named = "id" in rows.column_names
     return f"item {rows.column('id')[row].as_py()!r}" if named else f"row {row}"

@@ -152,7 +152,7 @@ class ImageTask(Task):
 
 
 def _shifted(side: int, uniform: Tensor) -> Tensor:
-    """Return which line each line of a reflection-padded crop shows, int64 ``[N, side]``."""
+    """Return the line that each line of a reflection-padded crop shows, int64 ``[N, side]``."""
     padding = (side + 4) // 8
     offset = (uniform * (2 * padding + 1)).long() - padding
     line = (torch.arange(side) + offset[:, None]).abs()

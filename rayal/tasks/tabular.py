@@ -54,7 +54,7 @@ class TableTask(Task):
         start = 0
         for chunk in column.chunks:
             flat = chunk.flatten().to_numpy(zero_copy_only=False)
-            with np.errstate(over="ignore"):  # what float32 cannot hold is refused by name below
+            with np.errstate(over="ignore"):  # values beyond float32 are refused by name below
                 values[start : start + len(chunk)] = flat.reshape(len(chunk), width)
             start += len(chunk)
         self._check_finite(values, rows)

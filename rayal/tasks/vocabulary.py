@@ -1,4 +1,4 @@
-"""A tokeniser as a frozen value: what tokens there are, and in how many texts each one stands.
+"""A tokeniser as a frozen value: its tokens, and the number of texts that contain each.
 
 The tokenisers are those of Hugging Face's ``tokenizers``: WordPiece (Schuster & Nakajima, ICASSP
 2012) and byte-level BPE (Sennrich, Haddow & Birch, ACL 2016).
@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 KINDS = ("wordpiece", "bpe")
 PAD, UNKNOWN = "[PAD]", "[UNK]"
-_INSIDE = "##"  # what marks a piece inside of a word
+_INSIDE = "##"  # mark of a piece inside of a word
 _CHUNK = 4096  # texts encoded at once
 
 
@@ -70,9 +70,9 @@ class Vocabulary:
         ln((1 + n) / (1 + n_t)) + 1, the smooth form: a token that stands in no text has a finite
         weight.
         """
-        held = _held(self.stored)
-        counts = torch.tensor(held["frequencies"], dtype=torch.float64)
-        weights: Tensor = ((1.0 + held["documents"]) / (1.0 + counts)).log() + 1.0
+        contents = _held(self.stored)
+        counts = torch.tensor(contents["frequencies"], dtype=torch.float64)
+        weights: Tensor = ((1.0 + contents["documents"]) / (1.0 + counts)).log() + 1.0
         weights[list(self.specials)] = 0.0
         return weights.float()
 
@@ -81,7 +81,7 @@ class Vocabulary:
         tokenizer = _reader(self.stored, length)
         if not texts:
             return np.zeros((0, length), np.int64)
-        return np.array([made.ids for made in tokenizer.encode_batch_fast(list(texts))], np.int64)
+        return np.array([row.ids for row in tokenizer.encode_batch_fast(list(texts))], np.int64)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Return the tokens of ids."""
@@ -94,8 +94,8 @@ class Vocabulary:
     @classmethod
     def imagined(cls, size: int) -> Self:
         """Return a vocabulary that encodes nothing: its size is what a plan needs."""
-        held = {"model": None, "size": size, "pad": 0, "specials": [0, 1], "documents": 0}
-        return cls(json.dumps({**held, "frequencies": [0] * size}))
+        contents = {"model": None, "size": size, "pad": 0, "specials": [0, 1], "documents": 0}
+        return cls(json.dumps({**contents, "frequencies": [0] * size}))
 
     @classmethod
     def trained(cls, texts: Iterable[str], *, kind: str, size: int, lowercase: bool) -> Self:
@@ -119,9 +119,9 @@ class Vocabulary:
         least = 300 if kind == "bpe" else 16  # 256 bytes are tokens of their own
         if size < least:
             raise SettingsError(f"task.vocabulary is {size}; a {kind} needs at least {least}")
-        held = list(texts)
+        documents = list(texts)
         train = _byte_pairs if kind == "bpe" else _word_pieces
-        return cls.counted(train(held, size, lowercase), held)
+        return cls.counted(train(documents, size, lowercase), documents)
 
     @classmethod
     def counted(cls, model: str, texts: Iterable[str]) -> Self:
@@ -142,9 +142,9 @@ class Vocabulary:
         frequencies, documents = np.zeros(size, np.int64), 0
         for chunk in _chunks(texts):
             documents += len(chunk)
-            for made in tokenizer.encode_batch_fast(chunk):
-                frequencies[list(set(made.ids))] += 1
-        held = {
+            for encoded in tokenizer.encode_batch_fast(chunk):
+                frequencies[list(set(encoded.ids))] += 1
+        contents = {
             "model": model,
             "size": size,
             "pad": _pad_of(tokenizer, padding),
@@ -154,7 +154,7 @@ class Vocabulary:
             "documents": documents,
             "frequencies": frequencies.tolist(),
         }
-        return cls(json.dumps(held, ensure_ascii=False))
+        return cls(json.dumps(contents, ensure_ascii=False))
 
 
 def _byte_pairs(texts: Sequence[str], size: int, lowercase: bool) -> str:
@@ -196,9 +196,9 @@ def _word_pieces(texts: Sequence[str], size: int, lowercase: bool) -> str:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    made = json.loads(tokenizer.to_str())
-    made["added_tokens"] = [t for t in made["added_tokens"] if t["content"] in (PAD, UNKNOWN)]
-    return json.dumps(made, ensure_ascii=False)
+    model = json.loads(tokenizer.to_str())
+    model["added_tokens"] = [t for t in model["added_tokens"] if t["content"] in (PAD, UNKNOWN)]
+    return json.dumps(model, ensure_ascii=False)
 
 
 def _letters(texts: Sequence[str], tokenizer: Any, most: int) -> tuple[list[str], list[str]]:
@@ -231,8 +231,8 @@ def _loaded(model: str) -> Any:
 def _pad_of(tokenizer: Any, padding: dict[str, Any] | None) -> int:
     if padding is not None:
         return int(padding["pad_id"])
-    found = (tokenizer.token_to_id(token) for token in (PAD, "<pad>", "<|pad|>"))
-    pad = next((i for i in found if i is not None), None)
+    candidates = (tokenizer.token_to_id(token) for token in (PAD, "<pad>", "<|pad|>"))
+    pad = next((i for i in candidates if i is not None), None)
     if pad is None:
         raise SettingsError(
             f"task.tokenizer has no token to pad with ({PAD} or <pad>); add one, and save it again"
@@ -248,14 +248,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @lru_cache(maxsize=8)
 def _held(stored: str) -> dict[str, Any]:
-    held: dict[str, Any] = json.loads(stored)
-    return held
+    contents: dict[str, Any] = json.loads(stored)
+    return contents
 
 
 @lru_cache(maxsize=8)
 def _reader(stored: str, length: int) -> Any:
-    held = _held(stored)
-    tokenizer = _loaded(held["model"])
+    contents = _held(stored)
+    tokenizer = _loaded(contents["model"])
     tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=held["pad"])
+    tokenizer.enable_padding(length=length, pad_id=contents["pad"])
     return tokenizer

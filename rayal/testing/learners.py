@@ -63,7 +63,7 @@ def resumes(learner: Learner, trial: Trial = MLP) -> None:
                 try:
                     fit(one, rows, ctx, checkpoint=store)
                 except Stopped:
-                    torch.rand(epoch)  # what else a process draws must not matter
+                    torch.rand(epoch)  # other draws of the process must not matter
                 state = fit(one, rows, ctx, checkpoint=store)
             assert same(state.state_dict(), whole.state_dict()), (
                 f"{type(one).__name__} killed behind epoch {epoch} ends with other bits: all that "
@@ -147,8 +147,8 @@ def unfit(learner: Learner, trial: Trial = MLP) -> None:
     ]
     for info in parameters(cls):
         for bound in info.bounds:
-            given = {info.name: _beyond(bound)}
-            cases.append((f"{given}", partial(build, cls, given, where="learner")))
+            setting = {info.name: _beyond(bound)}
+            cases.append((f"{setting}", partial(build, cls, setting, where="learner")))
     for target in {"class", "number"} - set(learner.targets):
         cases.append(
             (f"target {target}", partial(check_targets, strategies["random"](), learner, target))

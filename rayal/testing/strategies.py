@@ -80,29 +80,29 @@ def _ids(n: int) -> list[str]:
 
 def distinct(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """K picks are k distinct items with finite scores behind the first."""
-    made = columns(200, np.random.default_rng(0))
-    picks = run(strategy, made, 20, ids=_ids(200))
+    rows = columns(200, np.random.default_rng(0))
+    picks = run(strategy, rows, 20, ids=_ids(200))
     assert len(set(picks.ids)) == 20, f"{len(set(picks.ids))} distinct picks of 20"
     assert np.isfinite(picks.scores[1:]).all(), f"scores {picks.scores}"
 
 
 def all_of_the_rest(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
-    """When k is all there is, everything is picked once."""
+    """If k is the number of rows, each row is picked once."""
     picks = run(strategy, columns(9, np.random.default_rng(1)), 9, ids=_ids(9))
     assert sorted(picks.ids) == sorted(_ids(9)), f"picked {picks.ids}"
 
 
 def more_than_the_rest(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
-    """When fewer than k rows may be picked, exactly those are, and the choice ends."""
-    made = columns(12, np.random.default_rng(2))
+    """If fewer than k rows may be picked, exactly those are, and the choice ends."""
+    rows = columns(12, np.random.default_rng(2))
     needed = dict.fromkeys(c for s in strategy.signals() for c in s.names())
-    tensors = {n: torch.from_numpy(np.asarray(made[n], dtype=np.float32)) for n in needed}
+    tensors = {n: torch.from_numpy(np.asarray(rows[n], dtype=np.float32)) for n in needed}
     score = strategy.score(Columns(tensors, _ids(12))) if tensors else None
     tensors["score"] = torch.zeros(12) if score is None else score
     objective = strategy.objective(Ctx(round=1, k=30, seed=0, n_candidates=5))
-    held = {n: tensors[n] for n in objective.needs or ("score",)}
+    needs = {n: tensors[n] for n in objective.needs or ("score",)}
     eligible = np.arange(12) < 5
-    tiles = cut_tiles(np.arange(100, 112, dtype=np.uint64), held, eligible)
+    tiles = cut_tiles(np.arange(100, 112, dtype=np.uint64), needs, eligible)
     chosen = choose(objective, LocalShards([Shard(objective, tiles, 0)]), 30)
     assert sorted(chosen.keys.tolist()) == [100, 101, 102, 103, 104], f"picked {chosen.keys}"
 
@@ -115,38 +115,38 @@ def empty_pool(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
 def equal_rows(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """Rows that are all alike are still k distinct picks, the same for any order."""
     one = columns(1, np.random.default_rng(4))
-    made = {n: np.repeat(a, 50, axis=0) for n, a in one.items()}
+    rows = {n: np.repeat(a, 50, axis=0) for n, a in one.items()}
     ids = _ids(50)
-    picks = run(strategy, made, 10, ids=ids)
+    picks = run(strategy, rows, 10, ids=ids)
     assert len(set(picks.ids)) == 10, f"picked {picks.ids}"
-    assert run(strategy, made, 10, ids=ids[::-1]).ids == picks.ids, "order decided between equals"
+    assert run(strategy, rows, 10, ids=ids[::-1]).ids == picks.ids, "order decided between equals"
 
 
 def certain_rows(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """One-hot predictions (probability 0 elsewhere) are scored without NaN."""
-    made = dict(columns(30, np.random.default_rng(5)))
-    for name in [n for n in made if n.endswith("log_probs") or n.endswith("log_probs.0")]:
-        made[name] = np.where(made[name] == made[name].max(axis=-1, keepdims=True), 0.0, -np.inf)
-    picks = run(strategy, made, 5, ids=_ids(30))
+    rows = dict(columns(30, np.random.default_rng(5)))
+    for name in [n for n in rows if n.endswith("log_probs") or n.endswith("log_probs.0")]:
+        rows[name] = np.where(rows[name] == rows[name].max(axis=-1, keepdims=True), 0.0, -np.inf)
+    picks = run(strategy, rows, 5, ids=_ids(30))
     assert len(set(picks.ids)) == 5, f"picked {picks.ids}"
 
 
 def one_class(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """Predictions that all name the same class are no special case."""
-    made = {
+    rows = {
         n: np.sort(a, axis=-1) if a.ndim > 1 else a
         for n, a in columns(60, np.random.default_rng(6)).items()
     }
-    assert len(set(run(strategy, made, 15, ids=_ids(60)).ids)) == 15
+    assert len(set(run(strategy, rows, 15, ids=_ids(60)).ids)) == 15
 
 
 def sharding(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """1, 2 and 7 shards, and rows in another order, give the same bits."""
     n, k = 9000, 12
-    made, ids = columns(n, np.random.default_rng(7)), _ids(n)
-    first = run(strategy, made, k, ids=ids, seed=3)
+    rows, ids = columns(n, np.random.default_rng(7)), _ids(n)
+    first = run(strategy, rows, k, ids=ids, seed=3)
     order = np.random.default_rng(8).permutation(n)
-    shuffled = {name: a[order] for name, a in made.items()}
+    shuffled = {name: a[order] for name, a in rows.items()}
     for shards in (2, 7):
         other = run(strategy, shuffled, k, ids=[ids[i] for i in order], seed=3, shards=shards)
         assert other.ids == first.ids, f"{shards} shards picked other items"
@@ -155,10 +155,10 @@ def sharding(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
 
 def repeatable(strategy: Strategy, columns: MakeColumns = make_columns) -> None:
     """The same seed gives the same picks, also after pickling."""
-    made, ids = columns(300, np.random.default_rng(9)), _ids(300)
+    rows, ids = columns(300, np.random.default_rng(9)), _ids(300)
     copy = pickle.loads(pickle.dumps(strategy))
     assert copy == strategy, "a pickled copy differs"
-    assert run(copy, made, 20, ids=ids, seed=2).ids == run(strategy, made, 20, ids=ids, seed=2).ids
+    assert run(copy, rows, 20, ids=ids, seed=2).ids == run(strategy, rows, 20, ids=ids, seed=2).ids
 
 
 def stated(strategy: Strategy, columns: MakeColumns = make_columns) -> None:

@@ -1,4 +1,4 @@
-"""What learners are tried on: a small table, trainings of it, and rounds of a project."""
+"""Trials for learners: a small table, trainings of it, and rounds of a project."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ NORMAL = NetworkSpec("pbp", {"hidden": (4,)})
 
 def certain_columns(rows: int, rng: np.random.Generator) -> Mapping[str, npt.NDArray[Any]]:
     """Return the columns of ``make_columns``, of a committee that is certain of many rows."""
-    made = make_columns(rows, rng)
+    columns = make_columns(rows, rng)
     probs = rng.dirichlet(np.full(CLASSES, 0.1), size=rows)
-    return {**made, "log_probs": np.log(np.maximum(probs, 1e-30))}
+    return {**columns, "log_probs": np.log(np.maximum(probs, 1e-30))}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a learner is tried on: a small table, and a network.
+    """A trial for a learner: a small table, and a network.
 
     Args:
         network: one that it trains; the default has two hidden layers, and dropout.
         refused: a network that it must refuse; None for a learner that trains all networks.
-        columns: what it reads of the last round's scan, (rows, generator) -> name to array.
+        columns: its columns from the last round's scan, (rows, generator) -> name to array.
         steps: at most so many are made, an epoch being less than half of them.
     """
 
@@ -132,36 +132,36 @@ def context_of(learner: Learner, trial: Trial, data: TrainData, **changes: Any) 
 
 
 def columns_of(learner: Learner, trial: Trial, data: TrainData) -> Columns | None:
-    """Return what it reads of unlabeled rows; None for a learner that reads nothing."""
+    """Return the columns that it reads of unlabeled rows; None if it reads none."""
     names = [name for signal in learner.reads() for name in signal.names()]
     if not names or data.unlabeled is None:
         return None
     ids = tuple(data.unlabeled.ids)
-    made = trial.columns(len(ids), np.random.default_rng(0))
-    missing = [name for name in names if name not in made]
+    columns = trial.columns(len(ids), np.random.default_rng(0))
+    missing = [name for name in names if name not in columns]
     assert not missing, (
         f"{type(learner).__name__} reads {missing}, which the trial's columns do not hold; give "
         "them: trial=Trial(columns=…)"
     )
-    return Columns({n: torch.from_numpy(np.asarray(made[n], np.float32)) for n in names}, ids)
+    return Columns({n: torch.from_numpy(np.asarray(columns[n], np.float32)) for n in names}, ids)
 
 
 def pretraining_of(learner: Learner, trial: Trial) -> tuple[Learner, TrainContext] | None:
-    """Return what is trained first, with its context; None for a learner that wants nothing."""
+    """Return the pre-training with its context; None for a learner without one."""
     task = task_of(learner)
     first = learner.pretraining(context(learner, trial.network, task))
     return None if first is None else (first, context(first, trial.network, task, seed=1))
 
 
 def pretrained(learner: Learner, trial: Trial) -> Weights | None:
-    """Return what its pre-training leaves; None for a learner that wants none."""
+    """Return the weights of its pre-training; None for a learner without one."""
     first = pretraining_of(learner, trial)
     if first is None:
         return None
     with store_of() as store:
         fit(first[0], all_rows(), first[1], checkpoint=store)
         nets = read_checkpoint(store.files[max(store.files)]).tree["nets"]
-    return {f"{net}.{name}": t for net, held in nets.items() for name, t in held.items()}
+    return {f"{net}.{name}": t for net, weights in nets.items() for name, t in weights.items()}
 
 
 def all_rows() -> PoolData:
@@ -210,7 +210,7 @@ class Files:
 
 @contextmanager
 def store_of(stop: int | None = None) -> Iterator[Files]:
-    """Give a store in a folder of its own."""
+    """Yield a store in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         yield Files(Path(folder), stop)
 
@@ -243,9 +243,9 @@ def committees(
     """Return the weights of two rounds of a project.
 
     Args:
-        learner: that trains them.
-        trial: with the network.
-        order: of the rows in their source.
+        learner: learner that trains them.
+        trial: trial with the network.
+        order: order of the rows in their source.
         hidden: of each row, in id order, the row whose label the pool knows for it.
     """
     assert type(learner) in [learners[name] for name in learners], (
@@ -254,7 +254,7 @@ def committees(
     )
     x, y = table()
     ids, known = ids_of(len(y)), labels_of(learner, y[list(hidden)])
-    told = dict(zip(ids, labels_of(learner, y), strict=True))
+    truth = dict(zip(ids, labels_of(learner, y), strict=True))
     source = array_source(
         x[list(order)], [known[i] for i in order], ids=[ids[i] for i in order], role="pool"
     )
@@ -263,13 +263,13 @@ def committees(
         initial=Initial(count=LABELED), batch=6, rounds=1, seeds=Seeds(),
         task={} if "class" in learner.targets else {"target": "number"},
     )  # fmt: skip
-    made: list[Mapping[str, Tensor]] = []
+    rounds: list[Mapping[str, Tensor]] = []
     with tempfile.TemporaryDirectory() as root, Ledger(root) as ledger:
         project = Project.create(ledger, "p", Pool.ingest(root, "rows", [source]), spec)
         project.prepare(ids[:LABELED])
         while not project.finished:
-            project.tell({lease.item: told[lease.item] for lease in project.ask(LABELED)})
+            project.tell({lease.item: truth[lease.item] for lease in project.ask(LABELED)})
             number = project.train().round
             nets = project.committee(number).nets[0]
-            made.append({name: tensor.clone() for name, tensor in nets.state_dict().items()})
-    return made
+            rounds.append({name: tensor.clone() for name, tensor in nets.state_dict().items()})
+    return rounds

@@ -39,7 +39,7 @@ def array_source(
         y: N labels: text, whole numbers (classes) or floats.
         ids: N ids; ``row:0``, ``row:1``, … by default.
         features: names of the D columns; ``x0``, ``x1``, … by default.
-        missing: what a NaN or inf does, ``error`` or ``quarantine``.
+        missing: treatment of a NaN or inf: ``error`` or ``quarantine``.
         role: ``pool`` or ``test``.
 
     Raises:
@@ -50,9 +50,9 @@ def array_source(
     count = len(array)
     names = [f"row:{i}" for i in range(count)] if ids is None else list(ids)
     labels = None if y is None else pa.array(np.asarray(y))
-    for what, given in (("ids", names), ("y", labels)):
-        if given is not None and len(given) != count:
-            raise PoolError(f"{what} has {len(given)} entries, x has {count} rows; give one a row")
+    for what, values in (("ids", names), ("y", labels)):
+        if values is not None and len(values) != count:
+            raise PoolError(f"{what} has {len(values)} entries, x has {count} rows; give one a row")
     read = partial(_read_array, array, names, labels, payload, missing)
     return Source(payload, read, role, count)
 

@@ -130,8 +130,8 @@ def _packaged(package: str, below: str, name: str, data: Path | None) -> Path:
     spec = importlib.util.find_spec(package)
     installed = [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
     searched = [*_given(data, package), *installed]
-    found = [f / at / name for f in searched for at in ("", below, f"{package}/{below}")]
-    path = next((file for file in found if file.is_file()), None)
+    candidates = [f / at / name for f in searched for at in ("", below, f"{package}/{below}")]
+    path = next((file for file in candidates if file.is_file()), None)
     if path is None:
         raise PoolError(
             f"{name} is in none of {[str(f) for f in searched]}; it is part of the package "
@@ -150,11 +150,11 @@ def _given(data: Path | None, below: str) -> Iterator[Path]:
 
 
 def _idx_pair(folder: Path, stem: str) -> tuple[Path, Path] | None:
-    found = []
+    pair = []
     for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
         files = [f for f in (folder / name, folder / f"{name}.gz") if f.is_file()]
-        found += files[:1]
-    return (found[0], found[1]) if len(found) == 2 else None
+        pair += files[:1]
+    return (pair[0], pair[1]) if len(pair) == 2 else None
 
 
 def _tweets(path: Path, role: Role) -> Source:

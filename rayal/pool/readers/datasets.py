@@ -42,7 +42,7 @@ def dataset_source(
         image: column of images instead: encoded files as bytes, or uint8 arrays ``[H, W]`` or
             ``[H, W, C]`` of one shape.
         text: column of texts instead.
-        missing: what a NaN, inf or null feature or a missing text does, ``error`` or
+        missing: treatment of a NaN, inf or null feature or a missing text: ``error`` or
             ``quarantine``.
         role: ``pool`` or ``test``.
 
@@ -107,10 +107,10 @@ def _images(
 
 def _raw(images: npt.NDArray[Any], ids: Sequence[str], shape: list[int]) -> list[bytes]:
     for name, image in zip(ids, images, strict=True):
-        found = np.asarray(image)
-        if list(found.shape) != shape or found.dtype != np.uint8:
+        array = np.asarray(image)
+        if list(array.shape) != shape or array.dtype != np.uint8:
             raise PoolError(
-                f"image {name!r} is {found.dtype} of shape {list(found.shape)}, the first one "
+                f"image {name!r} is {array.dtype} of shape {list(array.shape)}, the first one "
                 f"uint8 of {shape}; give images of one shape, or encoded files"
             )
     return [np.asarray(image).tobytes() for image in images]

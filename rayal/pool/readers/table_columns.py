@@ -1,4 +1,4 @@
-"""Which columns of a table are what: ids, labels, numbers, categories, or a column of texts."""
+"""The roles of a table's columns: ids, labels, numbers, categories, or a column of texts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Missing = Literal["error", "quarantine"]
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which columns of a table are what.
+    """The roles of a table's columns.
 
     Args:
         id: column of the ids; None for ``file:row``.
         label: column of the known labels.
         features: numeric columns, in order; None for all but id and label.
-        missing: what a NaN, inf or null feature, or a missing text does, ``error`` or
+        missing: treatment of a NaN, inf or null feature or a missing text: ``error`` or
             ``quarantine``.
         text: column of texts, which are then the items; there are no features beside it.
-        confidence: column of how sure the annotators of the labels were, numbers in [0, 1].
+        confidence: column of the annotators' confidence in their labels, numbers in [0, 1].
         categorical: columns of text, bool or whole numbers, each value of which is a feature of 0
             and 1; a value that is not among the known ones counts as missing.
         categories: (column, its known values) of them; those that are not here have the values of
@@ -46,8 +46,8 @@ class TableColumns:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> TableColumns:
         """Return the columns that options of ingest name."""
-        features, given = options.get("features"), options.get("categories") or {}
-        named = (*(options.get("categorical") or ()), *given)
+        features, categories = options.get("features"), options.get("categories") or {}
+        named = (*(options.get("categorical") or ()), *categories)
         return cls(
             options.get("id"),
             options.get("label"),
@@ -56,7 +56,7 @@ class TableColumns:
             options.get("text"),
             options.get("confidence"),
             tuple(dict.fromkeys(named)),
-            tuple((name, tuple(map(str, values))) for name, values in given.items()),
+            tuple((name, tuple(map(str, values))) for name, values in categories.items()),
         )
 
     @property
@@ -68,10 +68,10 @@ class TableColumns:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What a row of the table is."""
+        """The description of a row's bytes: kind, features and categories."""
         named = {"categories": {n: list(dict(self.categories)[n]) for n in self.categorical}}
-        made = {"kind": "table", "features": self.expanded}
-        return made | named if self.categorical else made
+        plain = {"kind": "table", "features": self.expanded}
+        return plain | named if self.categorical else plain
 
     def like(self, payload: Mapping[str, Any]) -> TableColumns:
         """Return these columns with the known categories of rows that are there."""
@@ -82,14 +82,14 @@ class TableColumns:
         """Return these columns with the categories that are not given, those of some rows."""
         known = dict(self.categories)
         wanted = [name for name in self.categorical if name not in known]
-        found: dict[str, set[str]] = {name: set() for name in wanted}
+        collected: dict[str, set[str]] = {name: set() for name in wanted}
         for batch in batches if wanted else ():
             for name in wanted:
-                found[name] |= set(pc.unique(_texts(batch, name)).to_pylist()) - {None, ""}
-        for name, values in found.items():
+                collected[name] |= set(pc.unique(_texts(batch, name)).to_pylist()) - {None, ""}
+        for name, values in collected.items():
             if not values:
                 raise PoolError(f"categorical column {name!r} has no value; leave it out")
-        known |= {name: tuple(sorted(values)) for name, values in found.items()}
+        known |= {name: tuple(sorted(values)) for name, values in collected.items()}
         return replace(self, categories=tuple((n, known[n]) for n in self.categorical))
 
     def values(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
@@ -108,10 +108,10 @@ class TableColumns:
                     else f"category {name!r} is {said!r}, {nearest(said, known)}",
                 )
             columns += [np.where(np.isnan(at), np.nan, at == i) for i in range(len(known))]
-        made = np.empty((batch.num_rows, len(columns)))
+        features = np.empty((batch.num_rows, len(columns)))
         for i, column in enumerate(columns):
-            made[:, i] = column
-        return made, wrong
+            features[:, i] = column
+        return features, wrong
 
     def used(self) -> list[str]:
         """Return the columns to read, each once."""
@@ -127,8 +127,8 @@ class TableColumns:
         """Return these columns with the features named, or raise PoolError if one does not fit.
 
         Args:
-            schema: of the table.
-            where: how messages call it.
+            schema: schema of the table.
+            where: its name in error messages.
             typed: whether a column's type is known, and not only guessed from some rows of it.
         """
         names = schema.names
@@ -196,13 +196,13 @@ def _texts(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def is_numeric(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are numbers, or all null."""
+    """Return whether values of an Arrow type are numbers, or all null."""
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
     return any(test(kind) for test in tests)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are texts, UTF-8 bytes, or all null."""
+    """Return whether values of an Arrow type are texts, UTF-8 bytes, or all null."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     tests = (

@@ -129,7 +129,7 @@ def feature_rows(
         rows: ids and labels.
         features: ``[N, D]``, in C order.
         names: the D columns.
-        missing: what a row with a NaN or inf does, ``error`` or ``quarantine``.
+        missing: treatment of a row with a NaN or inf: ``error`` or ``quarantine``.
         wrong: row to what is wrong with it, where that is known better.
 
     Raises:
@@ -197,8 +197,8 @@ def _source(
                 known, kind = texts(batch.column(columns.label))
             sure = None
             if columns.confidence is not None:
-                given = batch.column(columns.confidence)
-                sure = confidences_of(given, ids, columns.confidence)
+                column = batch.column(columns.confidence)
+                sure = confidences_of(column, ids, columns.confidence)
             rows = Rows(ids, [], known, kind, confidences=sure)
             start += batch.num_rows
             if columns.text is not None:

@@ -22,7 +22,7 @@ def text_rows(rows: Rows, texts: Sequence[str | bytes | None], missing: Missing)
     Args:
         rows: ids and labels.
         texts: N texts, or the bytes of texts in UTF-8.
-        missing: what a text does that is null, empty, nothing but white space, or no UTF-8:
+        missing: treatment of a text that is null, empty, only white space, or not UTF-8:
             ``error`` or ``quarantine``.
 
     Raises:
