@@ -6,29 +6,74 @@ items, the initial weights and the batch order, so that their differences are pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rayal.engine.checks import check_spec
+from rayal.engine.executor import Executor, RayOptions
 from rayal.engine.project import Project
 from rayal.engine.spec import spec_from
 from rayal.engine.tasks import number_of
 from rayal.errors import RayalError, SettingsError
 from rayal.evaluation.curves import CurvePoint
-from rayal.evaluation.executors import executor_of
 from rayal.evaluation.founding import Founding
 from rayal.evaluation.observer import Observer
 from rayal.evaluation.oracle import Oracle
 from rayal.evaluation.outcomes import point_of, seeds_text, tables_of
 from rayal.evaluation.report import approximations, remarks, versions, write_outputs
 from rayal.ledger import Ledger
+from rayal.models.committee import home_of
 from rayal.planning.feasible import check_beforehand, refuse
+from rayal.planning.seconds import estimate
 from rayal.pool.from_settings import pool_of
 from rayal.pool.reader import Pool
+from rayal.ray_executor.open import open_executor
 from rayal.settings.run import Cell, Settings
+
+
+def executor_of(
+    settings: Settings, projects: Sequence[Project], note: Callable[[str], None]
+) -> AbstractContextManager[Executor]:
+    """Return the executor that the settings name, or for ``auto`` the faster one by an estimate.
+
+    Args:
+        settings: of the run.
+        projects: its cells.
+        note: told which one ``auto`` chose, and why.
+
+    Raises:
+        SettingsError: the device is not to be had in this process.
+    """
+    options = RayOptions(**settings.ray.model_dump())
+    people = settings.oracle.name == "none"
+    if all(project.finished or (people and project.waiting) for project in projects):
+        return open_executor("local", options)  # nothing to do: no cluster is started for it
+    name: str = settings.executor
+    if name == "auto":
+        made = estimate([(project.spec, project.pool) for project in projects], options)
+        name = made.executor
+        note(str(made))
+    if name == "local":
+        for section, device, shares in (
+            ("scan", settings.scan.device, "ray.member_gpus and ray.scanner_gpus"),
+            ("selection", settings.selection.device, "ray.member_gpus"),
+        ):
+            if home_of(device) != device:
+                raise SettingsError(
+                    f"{section}.device is {device!r}, and torch sees none in this process; set it "
+                    f"to cpu, or use executor ray with {shares}"
+                )
+    return open_executor(
+        name,
+        options,
+        threads=settings.model.threads_per_model,
+        members=max(project.spec.committee_size for project in projects),
+        shared=Path(settings.storage),
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayal.errors import SettingsError
-from rayal.evaluation.executors import executor_of
+from rayal.evaluation.protocol import executor_of
 from rayal.settings.run import load
 
 WAITING: Any = SimpleNamespace(
