@@ -35,8 +35,8 @@ def as_tensor(
     scalar = tensor.ndim == 1 or name == "score"  # a score may have tie-breakers behind it
     if scalar:
         return tensor.to(device or "cpu", torch.float64)
-    held = bf16 or (bf16 is None and tensor.dtype == torch.bfloat16)
-    return tensor.to(device or "cpu", torch.bfloat16 if held else torch.float32).contiguous()
+    narrow = bf16 or (bf16 is None and tensor.dtype == torch.bfloat16)
+    return tensor.to(device or "cpu", torch.bfloat16 if narrow else torch.float32).contiguous()
 
 
 def _over(array: npt.NDArray[Any]) -> Tensor:

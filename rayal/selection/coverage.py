@@ -1,4 +1,4 @@
-"""How far each row of a shard lies from its nearest centre: bounds first, exact where it counts.
+"""Distances of a shard's rows to their nearest centres: bounds first, exact where it counts.
 
 A row keeps an upper bound of its squared distance: centres only lower it, so what it was once is
 a bound. Products in float32 lower bounds, each widened by what rounding can be, so they may be
@@ -243,8 +243,8 @@ class Coverage:
         if first == 0:
             self._norm[rows] = to_host(torch.linalg.vector_norm(x, dim=1).square_())
         for start in range(first, self.count, CENTRES):
-            made = self._products(x, slice(start, min(start + CENTRES, self.count)))
-            lowest = to_host(made.amin(dim=0))
+            products = self._products(x, slice(start, min(start + CENTRES, self.count)))
+            lowest = to_host(products.amin(dim=0))
             out[:] = lowest if start == first else np.minimum(out, lowest)
 
     def _lower(self, rows: slice | Rows, lowest: npt.NDArray[Any]) -> None:
@@ -300,7 +300,7 @@ class Coverage:
 
     def _best(self, m: int, threshold: float) -> tuple[Rows, Bound | None]:
         """Return the m rows with the largest bounds at or above the threshold, and the next."""
-        found: list[Rows] = []
+        rows_above: list[Rows] = []
         rest: list[Rows] = []
         for start in range(0, len(self.stack), PART):
             value = self.upper[start : start + PART].copy()
@@ -308,11 +308,11 @@ class Coverage:
             if len(above) > m:  # ties at the cut stay in
                 cut = np.partition(value[above], len(above) - m)[len(above) - m]
                 above = above[value[above] >= cut]
-            found.append(start + above)
+            rows_above.append(start + above)
             value[above] = -np.inf
             if (largest := value.max()) > -np.inf:
                 rest.append(start + np.flatnonzero(value == largest))
-        rows = self._sorted(np.concatenate(found))
+        rows = self._sorted(np.concatenate(rows_above))
         left = self._sorted(np.concatenate([rows[m:], *rest]))
         return rows[:m], self._bound(left) if len(left) else None
 
@@ -330,19 +330,19 @@ class Coverage:
         moved = x if self._origin is None else x - self._origin
         upper, norm = self.upper[rows], self._norm[rows].astype(np.float64)
         most = upper + self._rounding(norm, upper)
-        wide, found = to_host(x.double()), np.full(len(rows), np.inf)
+        wide, nearest = to_host(x.double()), np.full(len(rows), np.inf)
         for start in range(0, self.count, CENTRES):
             which = slice(start, min(start + CENTRES, self.count))
-            made = to_host(self._products(moved, which)) + norm
-            centre, row = np.nonzero((made <= most) | (made == made.min(axis=0)))
+            products = to_host(self._products(moved, which)) + norm
+            centre, row = np.nonzero((products <= most) | (products == products.min(axis=0)))
             centres = to_host(self._centres[which])
             for at in range(0, len(row), CONFIRMED):
                 i, j = row[at : at + CONFIRMED], centre[at : at + CONFIRMED]
-                np.minimum.at(found, i, apart(wide[i], centres[j].astype(np.float64)))
-        return found
+                np.minimum.at(nearest, i, apart(wide[i], centres[j].astype(np.float64)))
+        return nearest
 
 
 def _longer(held: Tensor, size: int) -> Tensor:
-    made = held.new_empty((size, *held.shape[1:]))
-    made[: len(held)] = held
-    return made
+    longer = held.new_empty((size, *held.shape[1:]))
+    longer[: len(held)] = held
+    return longer

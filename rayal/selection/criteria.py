@@ -28,7 +28,7 @@ _FAR = -2.0  # below every cosine
 
 @dataclass(frozen=True)
 class Weights:
-    """What each criterion counts.
+    """The weight of each criterion.
 
     Args:
         density: 1 - mean cosine with the labeled rows of the item's class, or with all of them.
@@ -187,10 +187,10 @@ def among(x: Tensor, units: Tensor, counts: Tensor, neighbors: int) -> tuple[Ten
             theirs = torch.full_like(best, label, dtype=torch.int64)
             whose = torch.cat([whose, theirs], dim=1).gather(1, at)
         start += count
-    found = near > _FAR
+    far = near > _FAR
     votes = torch.zeros((len(x), len(counts)), dtype=torch.float64, device=x.device)
     # a vote outweighs all cosines together, so that these decide ties alone
-    votes.scatter_add_(1, whose, torch.where(found, near.double() + 4.0 * neighbors, 0.0))
+    votes.scatter_add_(1, whose, torch.where(far, near.double() + 4.0 * neighbors, 0.0))
     return largest, votes.argmax(dim=1)
 
 

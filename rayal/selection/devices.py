@@ -1,4 +1,4 @@
-"""Where tensors live and how wide they are: the way to a device, and the one way back.
+"""Places and widths of tensors: the way to a device, and the one way back.
 
 Columns lie on the device, in float32 or bf16, and products are made there in float32. What a
 product gives per row comes back to the CPU, where decisions are made.
@@ -31,10 +31,10 @@ def checked_device(name: str) -> torch.device:
     if kind not in get_args(Device) or (number and not number.isdigit()):
         raise SettingsError(f"device {name!r} does not exist; {nearest(kind, get_args(Device))}")
     if kind == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= found:
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= devices:
             raise SettingsError(
-                f"device {name!r} is asked for, and this process finds {found} CUDA devices; use "
+                f"device {name!r} is asked for, and this process finds {devices} CUDA devices; use "
                 "device cpu, or a machine with a GPU and a torch built for CUDA"
             )
     return torch.device(name)

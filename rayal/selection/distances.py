@@ -95,9 +95,9 @@ def factored(
     def products(rows: Tensor | None) -> Tensor:
         left, right = (a, h) if rows is None else (a[rows], h[rows])
         size = (len(wide), len(left))
-        made = torch.mm(wide, right.T, out=_ROOM.take("products", *size, device=h.device))
-        made.mul_(torch.mm(narrow, left.T, out=_ROOM.take("factors", *size, device=h.device)))
-        return made.mul_(-2.0).add_(lengths)
+        product = torch.mm(wide, right.T, out=_ROOM.take("products", *size, device=h.device))
+        product.mul_(torch.mm(narrow, left.T, out=_ROOM.take("factors", *size, device=h.device)))
+        return product.mul_(-2.0).add_(lengths)
 
     def pairs(rows: Tensor, which: Tensor) -> Tensor:
         return factored_pairs(a[rows], h[rows], ac[which], hc[which])
@@ -154,8 +154,8 @@ def _from_differences(lowest: Tensor, rows: Tensor, may: Tensor, pairs: Pairs) -
     which, column = torch.nonzero(may, as_tuple=True)
     for at in range(0, len(which), ROWS):
         part = column[at : at + ROWS]
-        found = pairs(rows[part], which[at : at + ROWS]).clamp_min(0.0)
-        lowest.scatter_reduce_(0, part, found, "amin")
+        squared = pairs(rows[part], which[at : at + ROWS]).clamp_min(0.0)
+        lowest.scatter_reduce_(0, part, squared, "amin")
 
 
 def apart(x: Floats, centres: Floats) -> Floats:
@@ -188,27 +188,27 @@ def factored_pairs(a: Tensor, h: Tensor, ac: Tensor, hc: Tensor) -> Tensor:
 
 def squared_norm(x: Tensor, origin: Tensor | None = None) -> Tensor:
     """Return the squared length of rows ``[…, D]``, or of their differences to ``origin``."""
-    made: Tensor
+    lengths: Tensor
     if x.ndim == 1:
         return (x.double() ** 2).sum()
     if origin is None and x.ndim == 2 and x.dtype == torch.float32 and x.shape[1] % RUN == 0:
         runs = x.reshape(len(x), x.shape[1] // RUN, RUN)
         if x.device.type != "cpu":
-            made = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
-            return made
+            lengths = torch.linalg.vecdot(runs, runs).double().sum(dim=1)
+            return lengths
         numbers = runs.numpy()  # einsum is the faster one here
         sums = np.einsum("nrk,nrk->nr", numbers, numbers)
         return torch.from_numpy(sums.sum(axis=1, dtype=np.float64))
     if origin is None and x.shape[1] < RUN:
         wide = x.double()
-        made = torch.linalg.vecdot(wide, wide)
-        return made
-    made = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        lengths = torch.linalg.vecdot(wide, wide)
+        return lengths
+    lengths = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), ROWS):
         some = x[start : start + ROWS]
         wide = some.double() if origin is None else (some - origin).double()
-        made[start : start + ROWS] = torch.linalg.vecdot(wide, wide)
-    return made
+        lengths[start : start + ROWS] = torch.linalg.vecdot(wide, wide)
+    return lengths
 
 
 def _padded(centres: Tensor) -> Tensor:

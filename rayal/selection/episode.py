@@ -22,7 +22,7 @@ Floats32 = npt.NDArray[np.float32]
 
 
 class Policy(Protocol):
-    """What says which of some candidates to take."""
+    """A policy, which says which of some candidates to take."""
 
     def __call__(self, mean: Floats32, variance: Floats32) -> npt.NDArray[np.float64]:
         """Return the log-probability ``[M]`` of taking each candidate, of moments ``[M, C]``."""
@@ -30,7 +30,7 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class EpisodeRun:
-    """What an episode did.
+    """The record of an episode.
 
     Attributes:
         slots: int64 ``[k]``, each pick's place among its candidates.
@@ -99,10 +99,10 @@ class Episode(TopK):
         taken: list[int] = []
         slots: list[int] = []
         while rest and len(taken) < progress.left:
-            found = candidates(rest, self.leading, self.stride)
-            slot = self._action(proposal, found, progress, len(taken))
+            candidate_rows = candidates(rest, self.leading, self.stride)
+            slot = self._action(proposal, candidate_rows, progress, len(taken))
             slots.append(slot)
-            taken.append(found[slot])
+            taken.append(candidate_rows[slot])
             del rest[slot * self.stride]
         table = {n: np.asarray(proposal.columns[n]) for n in self.sends}
         progress.state = EpisodeRun(np.array(slots, dtype=np.int64), table)

@@ -54,7 +54,7 @@ def check_form(rank: int, block_diagonal: bool) -> None:
 
 @dataclass(slots=True)
 class FisherTile:
-    """What a tile keeps of the n rows that may be picked, padded to a multiple of PAD.
+    """The running state of a tile: of the n rows that may be picked, padded to a multiple of PAD.
 
     Attributes:
         rows: int64 ``[n]``, where they lie in the tile.
@@ -73,7 +73,7 @@ class FisherTile:
 
 @dataclass(slots=True)
 class FisherRun:
-    """What the driver keeps.
+    """The running state of the driver.
 
     Attributes:
         rows: rows that may be picked.

@@ -126,7 +126,7 @@ def forms(factor: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
     """Return Vᵀ A V of every row, ``[T, P, w, w]``, for symmetric A ``[P, Q·D, Q·D]``."""
     (parts, size), d = factor.shape[1:3], h.shape[1]
     blocks = matrix.reshape(parts, size, d, size * d)
-    made = []
+    results = []
     for start in range(0, len(h), ROWS):
         x, b = h[start : start + ROWS], factor[start : start + ROWS]
         inner = x.new_empty((len(x), parts, size, size))
@@ -134,8 +134,8 @@ def forms(factor: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
             left = (x @ blocks[part, a][:, a * d :]).view(len(x), size - a, d)
             inner[:, part, a, a:] = torch.bmm(left, x[:, :, None])[:, :, 0]
             inner[:, part, a:, a] = inner[:, part, a, a:]
-        made.append(b.mT @ inner @ b)
-    return torch.cat(made)
+        results.append(b.mT @ inner @ b)
+    return torch.cat(results)
 
 
 def projected(factor: Tensor, h: Tensor, directions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a joint choice costs: memory of its shards and work, as each objective states it."""
+"""The cost of a joint choice: memory of its shards and work, as each objective states it."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def k_center(
     _known("method", method, get_args(KCenterMethod))
     kind = KCenter if method == "exact" else TwoRoundKCenter
     objective = kind(share=share_of(candidates, _length(embeddings), k))
-    held: Any = {"precision": precision, "device": device}
+    how: Any = {"precision": precision, "device": device}
     return select_rows(
-        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards, **held
+        objective, columns, k, context=context, ids=ids, seed=seed, shards=shards, **how
     ).positions
 
 
@@ -130,8 +130,8 @@ def kmeans_plus_plus(
         objective = KMeansParallel(
             first=first, share=share, rounds=rounds, oversampling=oversampling
         )
-    held: Any = {"precision": precision, "device": device}
-    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards, **held).positions
+    how: Any = {"precision": precision, "device": device}
+    return select_rows(objective, columns, k, ids=ids, seed=seed, shards=shards, **how).positions
 
 
 def joint_entropy(
@@ -200,8 +200,8 @@ def select_rows(
         BudgetError: k is negative or larger than N.
         ValueError: lengths differ, or ids are not distinct.
     """
-    there, held = checked_device(device), partial(_held, objective, precision)
-    tensors = {n: as_tensor(n, a, bf16=held(n), device=there) for n, a in columns.items()}
+    there, width_of = checked_device(device), partial(_held, objective, precision)
+    tensors = {n: as_tensor(n, a, bf16=width_of(n), device=there) for n, a in columns.items()}
     n = len(next(iter(tensors.values())))
     names, keys = checked_keys(ids, n)
     if not 0 <= k <= n:
@@ -219,7 +219,7 @@ def select_rows(
     sampled = tensors if mask.all() else {m: t[index] for m, t in tensors.items()}
     parts = _dealt(cut_tiles(keys[mask], sampled), shards, grouped=objective.grouped)
     known = _context(
-        {n: as_tensor(n, a, bf16=held(n)) for n, a in (context or {}).items()}, tensors
+        {n: as_tensor(n, a, bf16=width_of(n)) for n, a in (context or {}).items()}, tensors
     )
     threads = torch.get_num_threads()
     local = LocalShards([Shard(objective, part, seed, threads=threads) for part in parts])
@@ -228,12 +228,15 @@ def select_rows(
     rows = np.searchsorted(keys, chosen.keys)
     positions = rows if order is None else order[rows]
     rounded = precision == "bf16" and any(name in objective.narrow for name in columns)
-    made = {**(objective.approximation() or {}), **({"precision": "bf16"} if rounded else {})}
+    approximation = {
+        **(objective.approximation() or {}),
+        **({"precision": "bf16"} if rounded else {}),
+    }
     return Selection(
         positions.astype(np.int64),
         tuple(str(names[p]) for p in positions),
         chosen.scores,
-        {**made, "candidates": int(mask.sum()), "of": n} if made else None,
+        {**approximation, "candidates": int(mask.sum()), "of": n} if approximation else None,
     )
 
 

@@ -34,7 +34,7 @@ FLOAT32 = 4e-6  # nats: a gain computed in float32 is nearer than this to that i
 
 @dataclass(slots=True)
 class EntropyTile:
-    """What a tile keeps: mean entropy of the members and last gain of each row, ``[T]``."""
+    """The running state of a tile: mean entropy of the members and last gain, ``[T]``."""
 
     noise: Floats
     gain: Floats
@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(slots=True)
 class EntropyRun:
-    """What the driver keeps.
+    """The running state of the driver.
 
     Attributes:
         picked: log-probabilities ``[S, C]`` of the picks.
@@ -118,7 +118,7 @@ class JointEntropy(Objective):
         they are sampled.
         """
         s, c = shapes[self.column]
-        held = min(self.draws, c ** min(k, 20))
+        configurations = min(self.draws, c ** min(k, 20))
         tiles = -(-rows // TILE_ROWS)
         exact = [c**n for n in range(1, min(k, 20)) if c**n <= self.draws]
         sampled = float(k - 1 - len(exact)) * self.draws / 3
@@ -128,8 +128,8 @@ class JointEntropy(Objective):
         return Footprint(
             row=16,
             tile=32,
-            transient=4 * once + 16 * CONFIGURATIONS * ROWS * c + 12 * held * (s + 1),
-            driver=4 * 8 * held * s,
+            transient=4 * once + 16 * CONFIGURATIONS * ROWS * c + 12 * configurations * (s + 1),
+            driver=4 * 8 * configurations * s,
             flops=2.0 * s * pairs,
             read=4.0 * rows * s * c,
             logs=2.0 * rows * s * c + pairs,

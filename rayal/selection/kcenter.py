@@ -33,7 +33,7 @@ CLOSEST = 1e-10  # relative size of what rounding may do to float64 products
 
 @dataclass(slots=True)
 class KCenterShard:
-    """What a shard keeps of the traversal.
+    """The running state of a shard's traversal.
 
     Attributes:
         coverage: how far each row lies from its nearest centre.
@@ -48,7 +48,7 @@ class KCenterShard:
 
 @dataclass(slots=True)
 class KCenterRun:
-    """What the driver keeps of the traversal.
+    """The running state of the driver's traversal.
 
     Attributes:
         open: whether there is a centre.
@@ -286,8 +286,8 @@ class _Race:
             least = self._between[best, self.taken] - self._rounding[best, self.taken]
             near = np.array(self.taken)[least <= self.upper[best]]
             own = np.broadcast_to(self._x[best], (len(near), self._x.shape[1]))
-            found = apart(own, self._x[near]).min(initial=self._squared[best])
-            self.upper[best], self._exact[best] = found, True
+            squared = apart(own, self._x[near]).min(initial=self._squared[best])
+            self.upper[best], self._exact[best] = squared, True
 
     def take(self, row: int) -> None:
         """Let a row be a centre."""

@@ -35,7 +35,7 @@ class _Squared(KCenter):
 
 @dataclass(slots=True)
 class TwoRoundShard(KCenterShard):
-    """What a shard keeps besides.
+    """The running state of a shard in two rounds.
 
     Attributes:
         groups: key of a group to its tiles.
@@ -48,7 +48,7 @@ class TwoRoundShard(KCenterShard):
 
 @dataclass(slots=True)
 class TwoRoundRun(KCenterRun):
-    """What the driver keeps besides.
+    """The running state of the driver in two rounds.
 
     Attributes:
         known: labeled and pending rows, ``[L, D]``.
@@ -173,9 +173,9 @@ class TwoRoundKCenter(KCenter):
     ) -> Chosen:
         """Run the exact greedy on tiles, from the known rows."""
         inner = _Squared(self.column, self.rows)
-        held = [Tile(t.keys, t.columns, t.eligible.copy()) for t in tiles]
+        own_tiles = [Tile(t.keys, t.columns, t.eligible.copy()) for t in tiles]
         context = {} if known is None else {self.column: known}
         return choose(
-            inner, LocalShards([Shard(inner, held, seed)]), k, seed=seed, context=context,
+            inner, LocalShards([Shard(inner, own_tiles, seed)]), k, seed=seed, context=context,
             runners_up=0,
         )  # fmt: skip

@@ -33,7 +33,7 @@ First = Literal["norm", "uniform", "largest"]
 
 @dataclass(slots=True)
 class KMeansTile:
-    """What a tile keeps.
+    """The running state of a tile.
 
     Attributes:
         a: the first factor ``[T, C]``; the second is the embedding's column.
@@ -57,7 +57,7 @@ class KMeansTile:
 
 @dataclass(slots=True)
 class KMeansShard:
-    """What a shard keeps.
+    """The running state of a shard.
 
     Attributes:
         flat: whether only copies of centres are left.
@@ -70,7 +70,7 @@ class KMeansShard:
 
 @dataclass(slots=True)
 class KMeansRun:
-    """What the driver keeps: whether only copies of centres are left."""
+    """The running state of the driver: whether only copies of centres are left."""
 
     flat: bool = False
 

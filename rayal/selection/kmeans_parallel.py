@@ -39,14 +39,14 @@ _NO_KEYS: Keys = np.zeros(0, np.uint64)
 
 @dataclass(slots=True)
 class ParallelTile(KMeansTile):
-    """What a tile keeps besides: the number of each row's nearest candidate, int64 ``[T]``."""
+    """The running state of a tile in k-means||: besides, each row's nearest candidate, int64."""
 
     nearest: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
 class ParallelShard(KMeansShard):
-    """What a shard keeps besides.
+    """The running state of a shard in k-means||.
 
     Attributes:
         ask: what the phase asks of tiles: exact draws, sum, draw or count.
@@ -79,7 +79,7 @@ class Candidates:
 
 @dataclass(slots=True)
 class ParallelRun(KMeansRun):
-    """What the driver keeps besides.
+    """The running state of the driver in k-means||.
 
     Attributes:
         phase: first, sum, draw, count or exact.
@@ -127,22 +127,22 @@ class KMeansParallel(KMeansPP):
         once = super().footprint(shapes, rows, k)
         left = self.log_probs or self.residual
         wide = width(shapes, self.embedding) + (1 if left is None else width(shapes, left))
-        found = min(rows, 1 + math.ceil(self.rounds * self.oversampling * k))
-        blocks = self.rounds + (found + k) / self.rows  # each round's last one is cut
+        candidates = min(rows, 1 + math.ceil(self.rounds * self.oversampling * k))
+        blocks = self.rounds + (candidates + k) / self.rows  # each round's last one is cut
         return replace(
             once,
             row=once.row + 8,
-            tile=max(once.tile, 3 * 8 * found),
+            tile=max(once.tile, 3 * 8 * candidates),
             transient=TILE_ROWS * 34 * self.rows + 2_000_000,
-            driver=once.driver + found * (2 * (4 * wide + 16) + 32 * 12),
-            flops=2.0 * rows * wide * (found + k + 8),
+            driver=once.driver + candidates * (2 * (4 * wide + 16) + 32 * 12),
+            flops=2.0 * rows * wide * (candidates + k + 8),
             read=4.0 * rows * wide * (2 + blocks),
         )
 
     def approximation(self) -> dict[str, Any] | None:
         """Return the method and its parameters, with the share where candidates are a sample."""
-        made = {"method": "kmeans||", "rounds": self.rounds, "oversampling": self.oversampling}
-        return made | (super().approximation() or {})
+        record = {"method": "kmeans||", "rounds": self.rounds, "oversampling": self.oversampling}
+        return record | (super().approximation() or {})
 
     def block(self, progress: Progress) -> int:
         """Return one for the first centre; later the phase decides."""

@@ -150,15 +150,15 @@ def nearest_neighbors(
     order = np.argsort(keys, kind="stable")
     keys, x = keys[order], x[torch.from_numpy(order)]
     origin = x[:1]
-    found, distances = [], []
+    positions, distances = [], []
     for start in range(0, len(x), ROWS):
         block = Block(keys[start : start + ROWS], x[start : start + ROWS], k)
         for first in range(0, len(x), OTHERS):
             block.meet(keys[first : first + OTHERS], x[first : first + OTHERS], origin)
-        found.append(order[np.searchsorted(keys, block.found)])
+        positions.append(order[np.searchsorted(keys, block.found)])
         distances.append(block.distances)
     back = np.argsort(order)
-    return np.concatenate(found)[back], np.concatenate(distances)[back]
+    return np.concatenate(positions)[back], np.concatenate(distances)[back]
 
 
 def check_k(k: int, rows: int) -> None:

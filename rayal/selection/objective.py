@@ -75,7 +75,7 @@ class Finished(Protocol):
 
 @dataclass(frozen=True)
 class Objective(Sharded):
-    """How k items are chosen together; ``gain`` and ``merge`` must be written.
+    """A rule by which k items are chosen together; ``gain`` and ``merge`` must be written.
 
     It is frozen. What it remembers while it runs is one object of its own kind in ``tile.state``
     for a tile, ``tile.shared.state`` for a shard and ``progress.state`` for the driver, read by

@@ -12,7 +12,7 @@ from rayal.types import Keys
 
 @dataclass(frozen=True)
 class Commit:
-    """What the driver decided, broadcast to every shard.
+    """A decision of the driver, broadcast to every shard.
 
     Attributes:
         keys: uint64 ``[b]``, the picks, in order; they stop being eligible.
@@ -39,5 +39,5 @@ class Progress(Stateful):
 
     @property
     def left(self) -> int:
-        """How many picks are missing."""
+        """The number of picks that are missing."""
         return max(self.k, self.goal) - len(self.keys)

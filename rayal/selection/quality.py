@@ -40,10 +40,10 @@ def covering_radius(tiles: Sequence[Tile], column: str, centres: npt.NDArray[Any
         norm = squared_norm(x)
         origin = origin_of(x, norm)
         norm = norm if origin is None else squared_norm(x, origin)
-        found = np.full(len(x), np.inf)
+        lowest = np.full(len(x), np.inf)
         for some in _blocks(centres):
-            found = euclidean(x, norm, found, some, origin=origin)
-        return found
+            lowest = euclidean(x, norm, lowest, some, origin=origin)
+        return lowest
 
     return float(np.sqrt(max((nearest(t)[t.eligible].max(initial=0.0) for t in tiles), default=0)))
 
@@ -98,8 +98,8 @@ def beside_exact(
     k = min(len(picks[0]), rows)
     references = []
     for draw in range(draws):
-        held = [Tile(t.keys, t.columns, t.eligible.copy(), group=t.group) for t in sample]
-        shards = LocalShards([Shard(exact, held, seed + draw)])
+        tiles = [Tile(t.keys, t.columns, t.eligible.copy(), group=t.group) for t in sample]
+        shards = LocalShards([Shard(exact, tiles, seed + draw)])
         best = choose(exact, shards, k, seed=seed + draw, context=finished.context, runners_up=0)
         columns = _rows_of(sample, best.keys, exact.needs)
         references.append(value_of(sample, (best.keys, columns)))

@@ -1,4 +1,4 @@
-"""How a joint choice runs on shards, and what that takes; all with defaults."""
+"""The run of a joint choice on shards, and what it takes; all with defaults."""
 
 from __future__ import annotations
 

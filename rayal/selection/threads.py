@@ -27,8 +27,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def cores() -> int:
     """Return the cores that this process may use: OMP_NUM_THREADS, else its affinity."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) else len(os.sched_getaffinity(0))
 
 
 class Team:
@@ -70,8 +70,8 @@ class Room(threading.local):
         It is valid until the same thread takes the name again.
         """
         size = prod(shape)
-        held = self._held.get(name)
-        if held is None or len(held) < size or held.device != (device or _CPU):
-            held = torch.empty(size, dtype=torch.float32, device=device)
-            self._held[name] = held
-        return held[:size].view(shape)
+        buffer = self._held.get(name)
+        if buffer is None or len(buffer) < size or buffer.device != (device or _CPU):
+            buffer = torch.empty(size, dtype=torch.float32, device=device)
+            self._held[name] = buffer
+        return buffer[:size].view(shape)

@@ -99,13 +99,13 @@ class Tile(Stateful):
     stored: Mapping[str, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        given = self.columns
-        self.stored = given.stored if isinstance(given, Widened) else given
+        columns = self.columns
+        self.stored = columns.stored if isinstance(columns, Widened) else columns
         self.columns = Widened(self.stored)
 
     @property
     def device(self) -> torch.device:
-        """Where the columns are held."""
+        """The device of the columns."""
         return next((c.device for c in self.stored.values()), torch.device("cpu"))
 
     def to(self, device: torch.device) -> Tile:
@@ -197,11 +197,11 @@ def gather(
 ) -> dict[str, npt.NDArray[Any]]:
     """Return columns of located rows, ``[m, …]``."""
     at = list(zip(found.columns["tile"].tolist(), found.columns["row"].tolist(), strict=True))
-    made = {}
+    columns = {}
     for name in names:
         rows = [tiles[t].rows(name, r) for t, r in at]
-        made[name] = to_host(torch.stack(rows) if rows else tiles[0].rows(name, slice(0)))
-    return made
+        columns[name] = to_host(torch.stack(rows) if rows else tiles[0].rows(name, slice(0)))
+    return columns
 
 
 def merge_rows(proposals: Sequence[Proposal], m: int) -> Proposal:
