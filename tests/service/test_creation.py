@@ -217,7 +217,8 @@ def test_a_pool_may_be_a_path_below_a_prefix(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_what_the_ingress_imports_is_light() -> None:
-    names = ("inbox", "creation", "predictor", "runner", "uris", "work", "tasks", "due")
+    worker = ("worker.runner", "worker.process", "worker.kinds", "worker.due")
+    names = ("inbox", "creation", "predictor", "uris", *worker)
     code = (
         f"import sys, {', '.join(f'rayal.service.{n}' for n in names)}; "
         "print([m for m in ('torch', 'ray', 'sklearn') if m in sys.modules])"
