@@ -29,6 +29,7 @@ from rayal.selection import (
 from rayal.selection.greedy import LocalShards, Shard, choose
 from rayal.selection.objective import Commit, Progress
 from rayal.selection.tiles import Proposal, Tile, cut_tiles
+from rayal.selection.topk import UniformTile
 from rayal.types import id_keys
 
 OBJECTIVES: dict[str, tuple[Objective, int]] = {
@@ -265,6 +266,14 @@ def test_summaries_are_folded_and_come_back(shards: int) -> None:
     expected = np.argsort(-((score - low) / (high - low)).sum(axis=1))[:25]
     picks = select_rows(Normalised(), {"score": score}, 25, shards=shards).positions
     assert picks.tolist() == expected.tolist()
+
+
+def test_state_of_another_kind_is_refused() -> None:
+    tile = cut_tiles(np.arange(3, dtype=np.uint64), {"score": torch.arange(3.0)})[0]
+    with pytest.raises(TypeError, match="Tile is NoneType, UniformTile is asked for"):
+        tile.state_as(UniformTile)
+    UniformDraw().begin(tile, 0)
+    assert len(tile.state_as(UniformTile).uniform) == len(tile.keys)
 
 
 def test_runners_up_are_the_best_rows_not_picked() -> None:
