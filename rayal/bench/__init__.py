@@ -1,4 +1,4 @@
-"""How fast rayal is on this machine: beside its peers, beside plain forms, and above the floors."""
+"""Measure rayal on this machine: beside its peers, beside plain forms, and above the floors."""
 
 from __future__ import annotations
 

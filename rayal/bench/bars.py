@@ -1,4 +1,4 @@
-"""What is measured, on what, against what, and how fast rayal has to be: one table.
+"""The table of measurements: their inputs, their contenders, and the speed that rayal must reach.
 
 A bar is stated for the full sizes. ``--quick`` measures the same rows on smaller ones.
 """
@@ -82,7 +82,7 @@ BARS: tuple[Bar, ...] = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the rows are.
+    """Sizes of the arrays that the rows measure.
 
     Args:
         name: full or quick.

@@ -67,7 +67,7 @@ class Watch:
 
     @property
     def observer(self) -> Observer:
-        """What the bench tells."""
+        """An observer that draws the progress of the bench."""
         return Observer(self._begins, self._floors, self._row)
 
     def _begins(self, names: Sequence[str]) -> None:

@@ -70,12 +70,12 @@ def batchbald(context: Context) -> Iterator[tuple[str, Measured]]:
 
 def _information(log_probs: Tensor, batches: Sequence[Any], seed: int) -> tuple[float, float]:
     """Return the mean joint information of batches, and its standard error over them."""
-    found = [
+    estimates = [
         baselines.joint_information(log_probs[torch.from_numpy(b)], _ESTIMATE, seed)
         for b in batches
     ]
-    mean, error = mean_and_error([value for value, _ in found])
-    return mean, max(error, found[0][1])
+    mean, error = mean_and_error([value for value, _ in estimates])
+    return mean, max(error, estimates[0][1])
 
 
 def bait(context: Context) -> Iterator[tuple[str, Measured]]:
@@ -147,12 +147,12 @@ def _entropies(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
     import scipy.stats
 
     probs = log_probs.exp().numpy()
-    found: dict[str, Callable[[], Any]] = {"scipy": lambda: scipy.stats.entropy(probs, axis=1)}
+    contenders: dict[str, Callable[[], Any]] = {"scipy": lambda: scipy.stats.entropy(probs, axis=1)}
     if not peers.missing("baal"):
-        found["baal"] = peers.baal_score("Entropy", probs)
+        contenders["baal"] = peers.baal_score("Entropy", probs)
     if not peers.missing("batchbald_redux"):
-        found["batchbald_redux"] = peers.redux_entropy(log_probs[:, None])
-    return found
+        contenders["batchbald_redux"] = peers.redux_entropy(log_probs[:, None])
+    return contenders
 
 
 def _margins(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
@@ -162,20 +162,20 @@ def _margins(log_probs: Tensor) -> dict[str, Callable[[], Any]]:
         top = -np.partition(-probs, 1, axis=1)[:, :2]
         return top[:, 1] - top[:, 0]
 
-    found: dict[str, Callable[[], Any]] = {"NumPy": partitioned}
+    contenders: dict[str, Callable[[], Any]] = {"NumPy": partitioned}
     if not peers.missing("baal"):
         score = peers.baal_score("Margin", probs)
-        found["baal"] = lambda: -score()
-    return found
+        contenders["baal"] = lambda: -score()
+    return contenders
 
 
 def _balds(members: Tensor) -> dict[str, Callable[[], Any]]:
-    found: dict[str, Callable[[], Any]] = {}
+    contenders: dict[str, Callable[[], Any]] = {}
     if not peers.missing("baal"):
-        found["baal"] = peers.baal_score("BALD", members.exp().permute(0, 2, 1).numpy())
+        contenders["baal"] = peers.baal_score("BALD", members.exp().permute(0, 2, 1).numpy())
     if not peers.missing("batchbald_redux"):
-        found["batchbald_redux"] = peers.redux_bald(members)
-    return found
+        contenders["batchbald_redux"] = peers.redux_bald(members)
+    return contenders
 
 
 def _fastest(

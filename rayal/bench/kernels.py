@@ -40,17 +40,17 @@ def _kcenter(context: Context, name: str, x: Tensor, k: int) -> Iterator[tuple[s
         lambda: baselines.one_pass_k_center(x, first, k),
         lambda: peers.bmdal([x], "MaxDist", k),
     )
-    found = {n: baselines.radius(x, r.result) for n, r in runs.items()}
-    mine, exact = found["rayal"], found["one pass"]
-    text = ", ".join(f"{n} {r:.4f}" for n, r in found.items())
-    equal = mine <= exact * (1 + SAME) and mine <= found.get("peer", mine) * (1 + SAME)
-    made = Measured(
+    radii = {n: baselines.radius(x, r.result) for n, r in runs.items()}
+    mine, exact = radii["rayal"], radii["one pass"]
+    text = ", ".join(f"{n} {r:.4f}" for n, r in radii.items())
+    equal = mine <= exact * (1 + SAME) and mine <= radii.get("peer", mine) * (1 + SAME)
+    measured = Measured(
         seconds=runs["rayal"].cpu,
         floor=context.floors.gemm(2.0 * len(x) * x.shape[1] * k),
         quality=Quality(f"radius {text}", equal),
-        figures={"radius": found},
+        figures={"radius": radii},
     )
-    yield from _rows(name, made, runs, absent)
+    yield from _rows(name, measured, runs, absent)
 
 
 def badge(context: Context) -> Iterator[tuple[str, Measured]]:
@@ -74,7 +74,7 @@ def _badge(
         lambda: peers.bmdal([a, h], "Kmeanspp", k),
     )
     flops = 2.0 * len(a) * (a.shape[1] + h.shape[1]) * k
-    made = Measured(
+    measured = Measured(
         seconds=runs["rayal"].cpu,
         floor=context.floors.gemm(flops),
         quality=_potentials(
@@ -85,7 +85,7 @@ def _badge(
             exact=lambda seed: baselines.one_pass_badge(a, h, k, seed),
         ),
     )
-    yield from _rows(name, made, runs, absent)
+    yield from _rows(name, measured, runs, absent)
 
 
 def _potentials(
@@ -178,7 +178,7 @@ def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
             "kcenter-two-round": {"method": "two_round"},
             "kcenter-bf16": {"precision": "bf16"},
         }
-        for name, given in forms.items():
+        for name, arguments in forms.items():
             if context.wants(name):
                 yield (
                     name,
@@ -186,7 +186,7 @@ def approximations(context: Context) -> Iterator[tuple[str, Measured]]:
                         context,
                         k_center,
                         (h, k),
-                        given,
+                        arguments,
                         measure="radius",
                         value=lambda p: baselines.radius(h, p),
                     ),
@@ -273,17 +273,17 @@ def _on_both(
     measure: str,
     value: Callable[[Any], float],
 ) -> Measured:
-    held = [array.to(device) for array in arrays]
+    moved = [array.to(device) for array in arrays]
     runs = alternate(
-        {"gpu": lambda: kernel(*held, str(device)), "cpu": lambda: kernel(*arrays, "cpu")},
+        {"gpu": lambda: kernel(*moved, str(device)), "cpu": lambda: kernel(*arrays, "cpu")},
         context.repeats,
     )
-    found = {n: value(r.result) for n, r in runs.items()}
-    text = f"{measure} {found['gpu']:.5g}, on the CPU {found['cpu']:.5g}"
+    values = {n: value(r.result) for n, r in runs.items()}
+    text = f"{measure} {values['gpu']:.5g}, on the CPU {values['cpu']:.5g}"
     return Measured(
         seconds=runs["gpu"].wall,
         peer_seconds=runs["cpu"].wall,
-        quality=Quality(text, found["gpu"] <= found["cpu"] * (1 + NEAR)),
+        quality=Quality(text, values["gpu"] <= values["cpu"] * (1 + NEAR)),
         note=f"clock; {torch.get_num_threads()} threads on the CPU, columns on the GPU before",
-        figures={measure: found},
+        figures={measure: values},
     )

@@ -40,13 +40,13 @@ def missing(peer: str) -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the installed versions of the peers, None of those that are absent."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in _PACKAGES.values():
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def _module(name: str) -> Any:
@@ -79,12 +79,12 @@ def bmdal(factors: Sequence[Tensor], kind: str, k: int) -> Callable[[], Any]:
     selection = _module(_MODULES["bmdal-reg"])
     selection.np = _numpy_with_inf()  # the released package asks NumPy 2 for np.Inf
     maps = [selection.IdentityFeatureMap(f.shape[1]) for f in factors]
-    held = [selection.TensorFeatureData(f) for f in factors]
+    features = [selection.TensorFeatureData(f) for f in factors]
     if len(factors) == 1:
-        feature_map, data = maps[0], held[0]
+        feature_map, data = maps[0], features[0]
     else:
         feature_map = selection.ProductFeatureMap(maps)
-        data = selection.ListFeatureData(held)
+        data = selection.ListFeatureData(features)
     method = {
         "MaxDist": selection.MaxDistSelectionMethod,
         "Kmeanspp": selection.KmeansppSelectionMethod,
@@ -143,10 +143,10 @@ def redux_entropy(log_probs: Tensor) -> Callable[[], Any]:
 
 def baal_score(heuristic: str, probs: Any) -> Callable[[], Any]:
     """Return a heuristic of baal on probabilities ``[N, C]`` or ``[N, C, S]``, as a NumPy array."""
-    made = getattr(_module("baal.active.heuristics"), heuristic)()
+    scorer = getattr(_module("baal.active.heuristics"), heuristic)()
 
     def run() -> Any:
-        return made.compute_score(probs)
+        return scorer.compute_score(probs)
 
     return run
 

@@ -98,8 +98,8 @@ def scanned(job: Job, executor: str) -> int:
     root = Path(job.scan.pool.root)
     with open_executor(executor, RayOptions(), members=0, shared=root) as opened:
         parts = job.scan.pool.parts_of("pool")
-        made = opened.map_parts(job.scan, parts, threads=1, report=lambda rows: None)
-        return sum(part.rows for part in made)
+        shards = opened.map_parts(job.scan, parts, threads=1, report=lambda rows: None)
+        return sum(part.rows for part in shards)
 
 
 def _seconds(run: Callable[[], Any], threads: int) -> float:

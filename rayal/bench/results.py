@@ -1,4 +1,4 @@
-"""Where the figures of the bench are kept, and the rates that other parts read from them."""
+"""The file with the figures of the bench, and the rates that other parts read from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayal.errors import SettingsError
 
 @dataclass(frozen=True)
 class Rates:
-    """What one thread of this machine does in a second.
+    """The speed of one thread of this machine.
 
     The defaults are those of a server core with AVX-512, rounded down; they stand until
     ``rayal bench`` has measured this machine.
@@ -53,9 +53,9 @@ def results_path() -> Path:
 
     ``RAYAL_BENCH`` names another one; else it is ``bench.json`` in the user's cache folder.
     """
-    given = os.environ.get("RAYAL_BENCH")
-    if given:
-        return Path(given)
+    path = os.environ.get("RAYAL_BENCH")
+    if path:
+        return Path(path)
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "rayal" / "bench.json"
 
@@ -75,13 +75,13 @@ def load_results(path: str | Path | None = None) -> Rates:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))["rates"]
         known = {f.name for f in fields(Rates)} - {"measured"}
-        given = {name: float(value) for name, value in stored.items() if name in known}
+        rates = {name: float(value) for name, value in stored.items() if name in known}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{file} is no output of `rayal bench` ({type(error).__name__}: {error}); run "
             "`rayal bench` again, or remove the file"
         ) from None
-    return Rates(**given, measured=True)
+    return Rates(**rates, measured=True)
 
 
 def rates_of(document: Mapping[str, Any]) -> dict[str, float]:
@@ -98,9 +98,9 @@ def rates_of(document: Mapping[str, Any]) -> dict[str, float]:
         ("kcenter_of_floor", ("kcenter-1m-100", "kcenter-60k-1000", "kcenter-60k-100")),
         ("badge_of_floor", ("badge-1m-100", "badge-60k-1000", "badge-60k-100")),
     ):
-        found = [rows[n]["of_floor"] for n in names if n in rows and rows[n]["of_floor"]]
-        if found:
-            rates[rate] = found[0]
+        factors = [rows[n]["of_floor"] for n in names if n in rows and rows[n]["of_floor"]]
+        if factors:
+            rates[rate] = factors[0]
     return rates
 
 

@@ -16,7 +16,7 @@ Verdict = Literal["ok", "below", "not run"]
 
 @dataclass(frozen=True)
 class Quality:
-    """How good what was chosen is, beside the baseline's choice.
+    """The quality of a choice beside that of the baseline.
 
     Args:
         text: what was compared, with figures.
@@ -29,15 +29,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement gives for one bar.
+    """The result of measuring one bar.
 
     Args:
-        seconds: of rayal's runs.
-        peer_seconds: of the peer's runs; empty where it did not run.
+        seconds: seconds of each of rayal's runs.
+        peer_seconds: seconds of each of the peer's runs; empty where it did not run.
         floor: seconds below which no such computation can go on this machine.
-        quality: of the result.
+        quality: quality of the result.
         memory: peak GB beyond the input.
-        peer_memory: the same of the peer.
+        peer_memory: peak GB of the peer, likewise.
         note: what a reader has to know.
         missing: why the row was not run; empty where it was.
         barred: whether the bar holds on this machine.
@@ -58,13 +58,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Context:
-    """What a measurement is given.
+    """The sizes and options of a measurement.
 
     Args:
         sizes: how large the arrays are.
         repeats: timed runs of each contender.
-        seed: of the arrays.
-        floors: of this machine.
+        seed: seed of the arrays.
+        floors: floors of this machine.
         names: the rows that are wanted.
     """
 

@@ -33,12 +33,12 @@ _ABSENT = "baal"
 def settings() -> dict[str, ScanOptions]:
     """Return every setting of the scanner that this version has, float32 first."""
     compiled = (False, True) if "compile" in {f.name for f in fields(ScanOptions)} else (False,)
-    made: dict[str, ScanOptions] = {}
+    options: dict[str, ScanOptions] = {}
     for compile_, precision in itertools.product(compiled, ("fp32", "bf16")):
-        given: dict[str, Any] = {"compile": True} if compile_ else {}
+        compiling: dict[str, Any] = {"compile": True} if compile_ else {}
         name = f"{precision} compiled" if compile_ else precision
-        made[name] = ScanOptions(batch=_BATCH, precision=precision, **given)
-    return made
+        options[name] = ScanOptions(batch=_BATCH, precision=precision, **compiling)
+    return options
 
 
 def has_bf16() -> bool:
@@ -101,8 +101,8 @@ def _scanner(here: Subject, options: ScanOptions) -> Callable[[], Any]:
     signals = (LogProbs(),)
 
     def run() -> Any:
-        made = signals_of(here.committee, signals, here.x, here.ids, here.keys, options=options)
-        return made["log_probs"]
+        columns = signals_of(here.committee, signals, here.x, here.ids, here.keys, options=options)
+        return columns["log_probs"]
 
     return run
 
@@ -151,7 +151,7 @@ def _masked(context: Context, here: Subject, few: int) -> tuple[Measured, Measur
     apart = mask_error(here, runs["rayal"].result, few)
     quality = Quality(f"scores within {apart:.1e} of 20 naive passes", apart <= 1e-5)
     rate = len(here.x) / median(runs["rayal"].cpu)
-    made: dict[str, Any] = {
+    common: dict[str, Any] = {
         "seconds": runs["rayal"].cpu,
         "quality": quality,
         "figures": {"rows_per_second": rate},
@@ -162,9 +162,9 @@ def _masked(context: Context, here: Subject, few: int) -> tuple[Measured, Measur
         against = Measured(
             peer_seconds=[s * scale for s in runs["baal"].cpu],
             note=f"baal on {few} of {len(here.x)} images, scaled; {rate:,.0f} images/s",
-            **made,
+            **common,
         )
-    return against, Measured(peer_seconds=runs["loop"].cpu, **made)
+    return against, Measured(peer_seconds=runs["loop"].cpu, **common)
 
 
 def mask_error(here: Subject, made: dict[str, Tensor], few: int) -> float:
@@ -180,8 +180,8 @@ def mask_error(here: Subject, made: dict[str, Tensor], few: int) -> float:
     probs = torch.stack(passes, dim=1)  # [n, S, C]
     mean, noise = probs.mean(dim=1), probability_entropy(probs).mean(dim=1)
     score = probability_entropy(mean) - noise
-    found = made["member_stats.mean"][:few].double()
-    gain = probability_entropy(found) - made["member_stats.entropy"][:few]
-    errors = ((found - mean).abs().max(), (gain - score).abs().max())
+    averages = made["member_stats.mean"][:few].double()
+    gain = probability_entropy(averages) - made["member_stats.entropy"][:few]
+    errors = ((averages - mean).abs().max(), (gain - score).abs().max())
     worst = max(float(np.asarray(e)) for e in errors)
     return worst if math.isfinite(worst) else math.inf

@@ -42,7 +42,7 @@ MEASUREMENTS: tuple[tuple[Measurement, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Observer:
-    """Who is told how the bench goes.
+    """Callbacks that receive the progress of the bench.
 
     Args:
         begins: called with the names of the rows that are measured next.
@@ -100,10 +100,10 @@ def run_bench(
     """
     if repeats < 1:
         raise SettingsError(f"--repeats {repeats}: at least 1 is needed; 5 for figures to compare")
-    told = observer or Observer()
-    told.begins(["the machine's floors"])
+    watcher = observer or Observer()
+    watcher.begins(["the machine's floors"])
     floors = measure_floors(sizes.floor_mb, sizes.floor_side)
-    told.floors(floors)
+    watcher.floors(floors)
     context = Context(sizes, repeats, seed, floors, frozenset(b.name for b in bars))
     by_name = {bar.name: bar for bar in bars}
     rows: list[Row] = []
@@ -111,11 +111,11 @@ def run_bench(
         names = [n for n in by_name if any(fnmatch(n, p) for p in patterns)]
         if not names:
             continue
-        told.begins(names)
+        watcher.begins(names)
         for name, measured in measure(context):
             if name in by_name:
                 rows.append(judge(by_name[name], measured))
-                told.row(rows[-1])
+                watcher.row(rows[-1])
     return _document(rows, context)
 
 
@@ -147,10 +147,10 @@ def _machine() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

@@ -16,7 +16,7 @@ from rayal.selection.threads import torch_threads
 
 @dataclass(frozen=True)
 class Runs:
-    """What the runs of one contender took.
+    """The times and results of the runs of one contender.
 
     Attributes:
         cpu: seconds of this process's CPUs, which is what is compared: at one thread others on
@@ -31,7 +31,7 @@ class Runs:
 
     @property
     def result(self) -> Any:
-        """What the last run returned."""
+        """The result of the last run."""
         return self.results[-1]
 
 
@@ -55,10 +55,10 @@ def alternate(
         for name, run in contenders.items():
             gc.collect()
             began, ticks = time.perf_counter(), time.process_time()
-            made = run()
+            result = run()
             cpu[name].append(time.process_time() - ticks)
             wall[name].append(time.perf_counter() - began)
-            results[name].append(made)
+            results[name].append(result)
     return {n: Runs(tuple(cpu[n]), tuple(wall[n]), tuple(results[n])) for n in contenders}
 
 

@@ -95,8 +95,8 @@ def run(
     """Run strategies x seeds, or go on where the same command stopped."""
     from rayal.cli.local import outcome_json, run_settings, settings_of
 
-    given = [*(set_ or ()), *(["plan=false"] if no_plan else [])]
-    settings = settings_of(config, given, executor, address)
+    overrides = [*(set_ or ()), *(["plan=false"] if no_plan else [])]
+    settings = settings_of(config, overrides, executor, address)
     outcome = run_settings(settings, out, verbose=verbose, quiet=json_)
     if json_:
         typer.echo(json.dumps(outcome_json(outcome), indent=2))
@@ -293,8 +293,8 @@ def serve(
     """Serve the HTTP API: items leased, labels taken, rounds trained in the background."""
     from rayal.cli.serve import run_service, serve_settings
 
-    given = {"host": host, "port": port}
-    overrides = {name: value for name, value in given.items() if value is not None}
+    flags = {"host": host, "port": port}
+    overrides = {name: value for name, value in flags.items() if value is not None}
     settings, where = serve_settings(config, storage, database, overrides, applied=not check)
     if check:
         typer.echo(f"the settings fit; the service would listen on {where['host']}:{where['port']}")
@@ -318,12 +318,12 @@ def upgrade(
     from rayal.ledger.upgrade import upgrade as upgrade_ledger
 
     done = upgrade_ledger(root, backup=backup, backed_up=backed_up)
-    told = {"ledger": done.ledger, "schema version": done.version}
+    record = {"ledger": done.ledger, "schema version": done.version}
     if done.found is None:
-        show({**told, "upgrade": "nothing to do"}, as_json=json_)
+        show({**record, "upgrade": "nothing to do"}, as_json=json_)
     else:
         how = {"upgrade": f"from {done.found}", "backup": done.backup or "said to be made already"}
-        show({**told, **how}, as_json=json_)
+        show({**record, **how}, as_json=json_)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the command line shows: progress with rate and time left, tables, errors."""
+"""Display of the command line: progress with rate and time left, tables, errors."""
 
 from __future__ import annotations
 
@@ -183,18 +183,18 @@ def registry_json() -> dict[str, Any]:
 def strategy_json(name: str) -> dict[str, Any]:
     """Return one strategy's taxonomy, source, departures, needs and parameters."""
     cls = strategies[name]
-    made = cls()
-    columns = [column for signal in made.signals() for column in signal.names()]
+    strategy = cls()
+    columns = [column for signal in strategy.signals() for column in signal.names()]
     return {
         **_described(cls),
         "taxonomy": cls.taxonomy,
         "source": cls.source,
         "departures": cls.departures,
         "approximations": cls.approximations,
-        "signals": [repr(signal) for signal in made.signals()],
+        "signals": [repr(signal) for signal in strategy.signals()],
         "columns": columns,
         "context": list(cls.context),
-        "members": made.members,
+        "members": strategy.members,
         "learner": _prescribed(cls.learner),
     }
 

@@ -44,10 +44,10 @@ def settings_of(
     A Ray job runs in a copy of the working folder, which goes with the cluster's session; a
     relative storage root is taken from the home folder of the head node there, and said.
     """
-    given = [*overrides]
-    given += [] if address is None else [f"ray.address={address}", "executor=ray"]
-    given += [] if executor is None else [f"executor={executor}"]
-    settings = load(config, given)
+    lines = [*overrides]
+    lines += [] if address is None else [f"ray.address={address}", "executor=ray"]
+    lines += [] if executor is None else [f"executor={executor}"]
+    settings = load(config, lines)
     if not _in_ray_job() or Path(settings.storage).is_absolute():
         return settings
     home = Path.home() / settings.storage
@@ -58,15 +58,15 @@ def settings_of(
         markup=False,
         soft_wrap=True,
     )
-    return load(config, [*given, f"storage={home}"])
+    return load(config, [*lines, f"storage={home}"])
 
 
 def plan_settings(settings: Settings, given: WhatIf, rates: Path | None, *, as_json: bool) -> None:
     """Print what a run would need; raise ResourceError with the remedies where it does not fit."""
-    made = plan_run(settings, given, measured_rates(rates))
-    console.show(made.record if as_json else as_lines(made.record), as_json=as_json)
-    if made.refusals:
-        raise ResourceError("\n       ".join(made.refusals))
+    forecast = plan_run(settings, given, measured_rates(rates))
+    console.show(forecast.record if as_json else as_lines(forecast.record), as_json=as_json)
+    if forecast.refusals:
+        raise ResourceError("\n       ".join(forecast.refusals))
 
 
 def measured_rates(path: Path | None) -> Rates:
@@ -78,9 +78,9 @@ def measured_rates(path: Path | None) -> Rates:
     Raises:
         SettingsError: the file is missing, no output of the bench, or holds a rate of 0.
     """
-    found = load_results(path)
-    rates = {"gemm": found.gemm_gflops, "read": found.read_gbps, "log": found.log_gps}
-    kernels = {"k-center": found.kcenter_of_floor, "k-means++": found.badge_of_floor}
+    bench = load_results(path)
+    rates = {"gemm": bench.gemm_gflops, "read": bench.read_gbps, "log": bench.log_gps}
+    kernels = {"k-center": bench.kcenter_of_floor, "k-means++": bench.badge_of_floor}
     measured = {title: of for title, of in kernels.items() if of is not None}
     bad = {name: rate for name, rate in (rates | measured).items() if not 0 < rate < math.inf}
     if bad:
@@ -292,8 +292,8 @@ def select_from(
     """Choose k rows of a file of columns."""
     columns, ids = read_columns(path, id)
     known = None if labeled is None else read_columns(labeled, id)[0]
-    given = _parsed(params)
-    chosen = select(strategy, columns, k, ids=ids, labeled=known, params=given, seed=seed)
+    parsed = _parsed(params)
+    chosen = select(strategy, columns, k, ids=ids, labeled=known, params=parsed, seed=seed)
     return [
         {"rank": rank, "id": item, "position": int(position), "score": float(score)}
         for rank, (item, position, score) in enumerate(
@@ -312,15 +312,15 @@ def list_registry(name: str | None, *, as_json: bool) -> None:
         for kind in ("learner", "network"):
             console.out.print(console.entry_table(kind, everything[f"{kind}s"]))
     else:
-        found = {k: v[name] for k, v in everything.items() if name in v}
-        if not found:
+        registered = {k: v[name] for k, v in everything.items() if name in v}
+        if not registered:
             raise UnknownNameError(
                 f"{name!r} is no strategy, learner or network; "
                 f"{nearest(name, [n for v in everything.values() for n in v])}"
             )
         if as_json:
-            typer.echo(json.dumps(found, indent=2, default=str))
-        for kind, row in () if as_json else found.items():
+            typer.echo(json.dumps(registered, indent=2, default=str))
+        for kind, row in () if as_json else registered.items():
             console.print_entry(name, kind, row)
 
 
@@ -337,8 +337,8 @@ def _open(where: str) -> Project:
 
 
 def _parsed(params: Sequence[str]) -> dict[str, Any]:
-    made = load({"pool": {"source": "digits"}}, [f"learner.{text}" for text in params])
-    return made.learner.params
+    settings = load({"pool": {"source": "digits"}}, [f"learner.{text}" for text in params])
+    return settings.learner.params
 
 
 INTRODUCTION = """\

@@ -217,11 +217,11 @@ def lease(
 ) -> None:
     """Hold the next items that want a label; those held already come first."""
     with _client(url, token) as client:
-        made = client.lease_or_reason(project, annotator, count, ttl=ttl)
-        if json_ or not made["leases"]:
-            _show(made, json_)
+        answer = client.lease_or_reason(project, annotator, count, ttl=ttl)
+        if json_ or not answer["leases"]:
+            _show(answer, json_)
             return
-        _show([lease_line(row, client.url) for row in made["leases"]], json_)
+        _show([lease_line(row, client.url) for row in answer["leases"]], json_)
 
 
 @remote.command()

@@ -53,20 +53,20 @@ def serve_settings(
         applied: whether ``run_service`` gets them; false checks a file for ``serve run`` too.
     """
     where: dict[str, Any] = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 60.0}
-    given: dict[str, Any] = {}
+    config_values: dict[str, Any] = {}
     if config is not None:
         from rayal.service.deployment import read_config
 
         settings, http = read_config(config, applied=applied)
         where |= http
-        given = settings.model_dump(mode="json")
+        config_values = settings.model_dump(mode="json")
     if storage is not None:
-        given["storage"] = str(storage.absolute())
+        config_values["storage"] = str(storage.absolute())
     if database is not None:
-        given["database"] = database
-    if "storage" not in given:
+        config_values["database"] = database
+    if "storage" not in config_values:
         raise SettingsError("no storage is given; say --storage DIR, or give a configuration file")
-    return service_settings(given), where | dict(overrides)
+    return service_settings(config_values), where | dict(overrides)
 
 
 def run_service(

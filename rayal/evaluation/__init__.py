@@ -1,4 +1,4 @@
-"""What a run is judged by: learning curves, their statistics, and the files and tables of both."""
+"""Judge runs by learning curves and their statistics, and write the files and tables of both."""
 
 from __future__ import annotations
 

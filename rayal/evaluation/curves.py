@@ -53,7 +53,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """What the curves of one strategy come to.
+    """The summary of the curves of one strategy.
 
     Attributes:
         label: the label of the strategy.

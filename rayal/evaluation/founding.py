@@ -1,4 +1,4 @@
-"""What a run makes of a storage root before it begins, and takes back when it is refused."""
+"""Create a storage root before a run begins, and remove it again when the run is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who watches a run."""
+"""The observer that a run reports its progress to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rayal.settings.run import Cell
 
 
 class Observer:
-    """What a run tells while it goes on; this one is silent, the command line draws it."""
+    """Receives the progress of a run; this one is silent, that of the command line draws it."""
 
     def pool(self, done: int, total: int | None) -> None:
         """Rows of the pool are being read."""

@@ -144,21 +144,21 @@ class Oracle:
 
         Items that another annotator holds are waited for: its lease ends by label or by expiry.
         """
-        given = 0
+        answered = 0
         while True:
             leases = project.lease(count, annotator=annotator, ttl=ttl)
             if not leases:
                 if not project.waiting:
-                    return given
+                    return answered
                 time.sleep(0.05)
                 continue
-            held = {lease.item: lease.lease for lease in leases}
+            leased = {lease.item: lease.lease for lease in leases}
             results = project.tell(
-                {item: self.answer(item) for item in held}, annotator=annotator, leases=held
+                {item: self.answer(item) for item in leased}, annotator=annotator, leases=leased
             )
-            given += sum(r.status == "accepted" for r in results)
+            answered += sum(r.status == "accepted" for r in results)
             if report is not None:
-                report(given)
+                report(answered)
 
     def _row(self, item: str) -> int:
         if item not in self._rows:

@@ -1,4 +1,4 @@
-"""What a run came to, as rows: points of curves, rounds and picks, read from the ledger."""
+"""The outcome of a run as rows: points of curves, rounds and picks, read from the ledger."""
 
 from __future__ import annotations
 

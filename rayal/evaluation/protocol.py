@@ -54,9 +54,9 @@ def executor_of(
         return open_executor("local", options)  # nothing to do: no cluster is started for it
     name: str = settings.executor
     if name == "auto":
-        made = estimate([(project.spec, project.pool) for project in projects], options)
-        name = made.executor
-        note(str(made))
+        forecast = estimate([(project.spec, project.pool) for project in projects], options)
+        name = forecast.executor
+        note(str(forecast))
     if name == "local":
         for section, device, shares in (
             ("scan", settings.scan.device, "ray.member_gpus and ray.scanner_gpus"),

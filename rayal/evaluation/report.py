@@ -143,11 +143,11 @@ def approximations(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Args:
         rounds: rows of ``rounds.parquet``; ``approximation`` is None where the choice was exact.
     """
-    made: dict[str, list[Mapping[str, Any]]] = {}
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
     for row in rounds:
         if row.get("approximation"):
-            made.setdefault(row["strategy"], []).append(row["approximation"])
-    return {label: _how(found) for label, found in made.items()}
+            by_label.setdefault(row["strategy"], []).append(row["approximation"])
+    return {label: _how(approximated) for label, approximated in by_label.items()}
 
 
 def remarks(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -110,10 +110,10 @@ def evaluating(pool: PoolShape, spec: ProjectSpec, net: NetworkShape) -> int:
 
 def footprint_of(objective: Objective, net: NetworkShape, rows: int, k: int) -> Footprint:
     """Return what a joint choice takes; a thread has a tile of bf16 columns in float32 besides."""
-    made = objective.footprint(net.shapes(), rows, k)
+    footprint = objective.footprint(net.shapes(), rows, k)
     narrow = [name for name in objective.needs if name in net.narrow]
     wide = width(net.shapes(), *narrow)
-    return replace(made, transient=made.transient + TILE_ROWS * 4 * wide)
+    return replace(footprint, transient=footprint.transient + TILE_ROWS * 4 * wide)
 
 
 def selecting(made: Footprint, rows: int, parts: int, *, threads: int, copied: int = 0) -> int:
@@ -143,9 +143,10 @@ def measuring(objective: Objective, net: NetworkShape, rows: int, k: int) -> int
     if objective.approximation() is None or exact is None:
         return 0
     sample = min(rows, SAMPLE_ROWS)
-    made = footprint_of(exact, net, sample, k)
+    footprint = footprint_of(exact, net, sample, k)
     size = net.stored(exact.needs)
-    return sample * size + selecting(made, sample, 1, threads=1, copied=size) + made.driver
+    choice = selecting(footprint, sample, 1, threads=1, copied=size)
+    return sample * size + choice + footprint.driver
 
 
 def driving(pool: PoolShape, spec: ProjectSpec, net: NetworkShape, labels: int) -> int:
@@ -182,8 +183,8 @@ def rounds_on_disk(spec: ProjectSpec, columns: int, weights: int) -> tuple[int, 
     if spec.keep == "all":
         whole = rounds * columns + (rounds + 1) * committee
         return whole, whole
-    held = min(rounds, 1 if spec.keep == "picks" else 2) * columns
-    return held + min(rounds + 1, 3) * committee, min(rounds + 1, 2) * committee
+    kept = min(rounds, 1 if spec.keep == "picks" else 2) * columns
+    return kept + min(rounds + 1, 3) * committee, min(rounds + 1, 2) * committee
 
 
 @dataclass(frozen=True)

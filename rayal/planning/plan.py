@@ -1,4 +1,4 @@
-"""What a run would need, before anything runs: memory, disk and seconds, or a remedy.
+"""Plan a run before anything runs: its memory, disk and seconds, or a remedy where it does not fit.
 
 The predictions come from sizes alone (``rayal.planning.demands``, ``Objective.footprint``) and from
 rates of the machine; only a network's own speed is measured, by ``rayal.planning.seconds``.
@@ -29,7 +29,7 @@ WORKER = 430_000_000
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run works.
+    """The machine or cluster on which a run works.
 
     Attributes:
         executor: local: everything in one process; ray: a driver and workers.
@@ -50,7 +50,7 @@ class Place:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What one cell needs.
+    """The memory, disk and seconds that one cell needs.
 
     Attributes:
         rows: items to choose from.
@@ -109,10 +109,11 @@ def plan_cell(
     net = net.under(spec.selection)
     objective = demands.objective_of(spec, pool.rows)
     chosen = round(pool.rows * objective.share)
-    made = demands.footprint_of(objective, net, chosen, spec.batch)
+    footprint = demands.footprint_of(objective, net, chosen, spec.batch)
     size = net.stored(objective.needs)
     copied = size if objective.share < 1.0 else 0
-    stages = _stages(spec, pool, net, place) | _choice(made, pool, place, chosen, copied=copied)
+    stages = _stages(spec, pool, net, place)
+    stages |= _choice(footprint, pool, place, chosen, copied=copied)
     stages["measure"] = demands.measuring(objective, net, pool.rows, spec.batch)
     stages["embed"] = 0
     if embedding is not None:
@@ -125,7 +126,7 @@ def plan_cell(
     if speed is not None:
         known = rates or Rates()
         seconds = _seconds(spec, pool, columns, place, speed=speed, rates=known)
-        alone = _select_seconds(objective, made, 2.0 * chosen * wide * spec.batch, known)
+        alone = _select_seconds(objective, footprint, 2.0 * chosen * wide * spec.batch, known)
         seconds["select"] = alone / (place.workers * place.threads)
     once = seconds.get("train", 0.0) + seconds.get("evaluate", 0.0)
     once += 0.0 if speed is None else speed.pretraining
@@ -163,10 +164,10 @@ def _choice(
     made: Footprint, pool: PoolShape, place: Place, rows: int, *, copied: int
 ) -> dict[str, int]:
     """Return the private bytes of the joint choice, of one shard and on the driver."""
-    held, parts = math.ceil(rows / place.workers), math.ceil(pool.parts / place.workers)
-    shard = demands.selecting(made, held, parts, threads=place.threads, copied=copied)
+    share, parts = math.ceil(rows / place.workers), math.ceil(pool.parts / place.workers)
+    shard = demands.selecting(made, share, parts, threads=place.threads, copied=copied)
     return {
-        "sum": demands.summing(made, held, threads=place.threads, copied=copied),
+        "sum": demands.summing(made, share, threads=place.threads, copied=copied),
         "select": shard,
         "decide": demands.deciding(made, pool.parts),
     }
@@ -279,10 +280,10 @@ def _fits(plan: CellPlan, place: Place) -> bool:
     room = TOLERANCE * place.memory
     if not place.each:
         return plan.peak + plan.held <= room
-    held = plan.held / place.workers
+    mapped = plan.held / place.workers
     holder = "process" if place.executor == "local" else "shard"
     return all(
-        size + (held if kind == holder else 0) <= room for kind, size in plan.processes.items()
+        size + (mapped if kind == holder else 0) <= room for kind, size in plan.processes.items()
     )
 
 
@@ -298,13 +299,13 @@ def _processes_fit(plan: CellPlan, place: Place) -> bool:
 def _columns_text(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> str:
     kind = "bf16" if plan.bf16 else "float32"
     shape = f"{plan.chosen:,} x {plan.width:,} {kind}"
-    room, held = size(place.memory or 0), plan.held + plan.copied
+    room, columns = size(place.memory or 0), plan.held + plan.copied
     if place.each:
         where = f"on {place.workers} shards of {room}"
     else:
         where = f"beside {size(plan.peak - plan.copied)} of the processes, in {room}"
     remedies = _remedies(spec, place, plan, again)
-    return f"{plan.title} on {shape} holds {size(held)} {where}: use {remedies}"
+    return f"{plan.title} on {shape} holds {size(columns)} {where}: use {remedies}"
 
 
 def _remedies(spec: ProjectSpec, place: Place, plan: CellPlan, again: Plan) -> str:

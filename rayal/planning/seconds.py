@@ -1,4 +1,4 @@
-"""How long a run would take here and on Ray: what ``executor: auto`` decides by.
+"""Estimate the seconds of a run here and on Ray, by which ``executor: auto`` decides.
 
 One forward pass and one training step of the network are timed on this machine; the rest is
 counting.
@@ -28,7 +28,7 @@ from rayal.tasks import Task
 
 @dataclass(frozen=True)
 class Rates:
-    """What one core does in a second; the defaults are assumed, until a bench measures them.
+    """The speed of one core; the defaults are assumptions until a bench measures them.
 
     Attributes:
         gemm: operations of float32 matrix products.

@@ -27,7 +27,7 @@ KNOWN = 28  # bytes of a row of the file of known labels: such an id, and a labe
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What a plan knows of a pool, whether it is there or not.
+    """The sizes of a pool that a plan uses, whether the pool was ingested or not.
 
     Attributes:
         rows: items to choose from.
@@ -36,7 +36,7 @@ class PoolShape:
         payload: what the bytes of a row are, as ingest records it.
         classes: names of the classes; none where a number is predicted.
         disk: bytes of the pool's files, where they are there; None counts them.
-        ingested: whether it is there.
+        ingested: whether the pool was ingested.
         resident: bytes that its source holds in memory while it is ingested.
     """
 
@@ -136,10 +136,10 @@ def network_shape(
     outputs = output_bytes(net, x)
     scan = Scan(NO_POOL, committee, spec.strategy, spec.learner, spec.scan)
     rounding = replace(scan, stored="bf16").narrow
-    made: Mapping[str, Tensor] = {}
+    columns: Mapping[str, Tensor] = {}
     if scan.signals:
-        made = compute(scan.signals, Forward(committee, x, ["0"], np.zeros(1, np.uint64), raw=x))
-    signals = {n: (tuple(c.shape[1:]), c.numel() * c.element_size()) for n, c in made.items()}
+        columns = compute(scan.signals, Forward(committee, x, ["0"], np.zeros(1, np.uint64), raw=x))
+    signals = {n: (tuple(c.shape[1:]), c.numel() * c.element_size()) for n, c in columns.items()}
     if width is not None and "embedding" in signals:
         signals["embedding"] = ((width,), 4 * width)
     nets = committee.nets[0]

@@ -63,7 +63,7 @@ def create_app(backend: Backend) -> FastAPI:
 
 
 class EveryRequest:
-    """What holds for all requests: an id, headers, a count, and an answer whatever happens."""
+    """Give every request an id, headers, a count, and an answer whatever happens."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -75,8 +75,8 @@ class EveryRequest:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        given = request.headers.get("x-request-id", "")
-        scope["rayal.id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request.headers.get("x-request-id", "")
+        scope["rayal.id"] = request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
         started, status = time.perf_counter(), 0
 
         async def noted(message: Message) -> None:
@@ -132,5 +132,5 @@ def _add_headers(message: Message, identity: str) -> None:
 
 def _allowed(request: Request) -> str:
     app: Any = request.scope["app"]
-    found = {m for r in app.routes if r.matches(request.scope)[0] != Match.NONE for m in r.methods}
-    return ", ".join(sorted(found))
+    routes = [r for r in app.routes if r.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))

@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens, kept as SHA-256 of a 256-bit secret, and their scopes."""
+"""Bearer tokens, stored as the SHA-256 of a 256-bit secret, and their scopes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Level = Literal["none", "any", "read", "label", "write", "admin"]
 
 @dataclass(frozen=True)
 class Need:
-    """What a route asks of a token.
+    """The rights that a route asks of a token.
 
     Args:
         level: ``none`` (no token), ``any`` token, a level within the project, or ``admin``.

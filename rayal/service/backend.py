@@ -1,4 +1,4 @@
-"""What the API stands on: the ledger, the pools, and where networks run."""
+"""The backend of the API: the ledger, the pools, and the processes in which networks run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Ask = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Backend:
-    """What the handlers of the API use.
+    """The objects that the handlers of the API use.
 
     Args:
-        ledger: of the storage root.
-        limits: what a client may ask for.
-        prefixes: what may be read on behalf of clients.
+        ledger: the ledger of the storage root.
+        limits: the most that a client may ask for.
+        prefixes: the paths and URLs that may be read on behalf of clients.
         secret: the key that signs URLs and cursors.
-        predict: forwards a prediction to where committees are.
+        predict: forwards a prediction to a process that holds committees.
         query: forwards a stateless selection to the same place.
         clock: seconds since the epoch, for tokens and signed URLs.
     """
@@ -62,7 +62,7 @@ class Backend:
 
     @property
     def content_limits(self) -> ContentLimits:
-        """How large pushed images and texts may be."""
+        """The largest images and texts that clients may push."""
         limits = self.limits
         return ContentLimits(limits.image_bytes, limits.image_pixels, text_bytes=limits.text_bytes)
 
@@ -71,10 +71,10 @@ def open_backend(settings: ServiceSettings, *, predict: Ask, query: Ask) -> Back
     """Return the backend of a storage root, which is made on first use."""
     root = Path(settings.storage)
     ledger = Ledger(root, database=settings.database)
-    sources, given = settings.sources, settings.limits
+    sources, limits = settings.sources, settings.limits
     return Backend(
         ledger=ledger,
-        limits=Limits(**given.model_dump()),
+        limits=Limits(**limits.model_dump()),
         prefixes=Prefixes(sources.paths, sources.urls, sources.private),
         secret=read_secret(root),
         predict=predict,

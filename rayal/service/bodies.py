@@ -1,4 +1,4 @@
-"""What a client may say of a project: the sections of a request, checked once, frozen.
+"""The sections of a client's request about a project, checked once and frozen.
 
 Only registered names get through. A section that a run's settings have too restricts theirs. What
 can name code or files (``module:factory``, backbones and their weights, devices) is fixed as a
@@ -42,7 +42,7 @@ Registered = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=100)]
 
 
 class TaskBody(Section):
-    """What a row is and what is predicted."""
+    """The type of the rows and of the prediction."""
 
     kind: Literal["image", "table", "text"] = Field(
         description="Kind of the rows: image, table or text."
@@ -126,13 +126,13 @@ class ModelBody(ModelSettings):
 
 
 class LearnerBody(LearnerSettings):
-    """How one member is trained; further keys are the learner's hyperparameters."""
+    """The training of one member; further keys are the learner's hyperparameters."""
 
     name: Registered = key("supervised", "Registered learner.")
 
 
 class StrategyBody(StrategySettings):
-    """How items are chosen; further keys are the strategy's hyperparameters."""
+    """The choice of items; further keys are the strategy's hyperparameters."""
 
     label: ClassVar[None] = None  # type: ignore[misc]
     name: Registered = Field(description="Registered strategy.")
@@ -147,7 +147,7 @@ class InitialBody(InitialSettings):
 
 
 class ScanBody(ScanSettings):
-    """How the committee runs over the pool."""
+    """The scan of the committee over the pool."""
 
     device: ClassVar[Literal["cpu"]] = "cpu"  # type: ignore[misc]
     compile: ClassVar[bool] = False  # type: ignore[misc]
@@ -165,7 +165,7 @@ class PoolBody(Section):
 
 
 class LabelingBody(Section):
-    """How many people label an item, and what counts."""
+    """The number of people who label an item, and the rule by which their answers count."""
 
     labels_per_item: Annotated[int, Field(ge=1, le=100)] = key(
         1, "Annotators that each item needs."
@@ -191,7 +191,7 @@ class LabelingBody(Section):
 
 
 class AutoBody(Section):
-    """When rounds begin by themselves."""
+    """The conditions under which rounds begin by themselves."""
 
     quorum: Items | None = key(None, "New labels that close a round; null: the batch.")
     ready: Annotated[int, Field(ge=0, le=100_000)] = key(

@@ -31,12 +31,12 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler gives back.
+    """The result of a handler.
 
     Args:
         body: a model, plain JSON, or None for no body.
-        status: of the answer.
-        headers: of the answer.
+        status: the HTTP status of the answer.
+        headers: headers of the answer beside the usual ones.
         stored: what a repeated request gets instead of ``body``, where that holds a secret.
     """
 
@@ -51,9 +51,9 @@ class Call:
     """One request, authorized.
 
     Args:
-        backend: what the API stands on.
-        request: as it came.
-        token: of whoever sent it; None where the route needs none.
+        backend: the objects that handlers use.
+        request: the request as it came.
+        token: the token of the client; None where the route needs none.
     """
 
     backend: Backend

@@ -1,4 +1,4 @@
-"""What clients send of an item, checked: an encoded image, a text, or the features of a row."""
+"""Check the content of items that clients send: encoded images, texts, or features of rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Features = Sequence[float] | Mapping[str, float]
 
 @dataclass(frozen=True)
 class ContentLimits:
-    """How large an image or a text may be.
+    """The largest images and texts that are taken.
 
     Args:
-        image_bytes: of an encoded image.
-        text_bytes: of a text in UTF-8.
-        image_pixels: that its header may promise; looked at before anything is decoded.
-        call_pixels: of all images of one call that somebody waits for.
-        call_seconds: within which all files of such a call must be read.
+        image_bytes: bytes of an encoded image.
+        text_bytes: bytes of a text in UTF-8.
+        image_pixels: pixels that an image's header may promise; checked before decoding.
+        call_pixels: pixels of all images of one call that somebody waits for.
+        call_seconds: seconds within which all files of such a call must be read.
     """
 
     image_bytes: int = 20 << 20
@@ -133,8 +133,8 @@ class Reader:
         if self.payload["kind"] == "table":
             return _row(item.features, self.payload["features"])
         if self.payload["kind"] == "text":
-            given = item.text if item.text is not None else self._bytes(item)
-            return _written(given, self.limits.text_bytes)
+            text = item.text if item.text is not None else self._bytes(item)
+            return _written(text, self.limits.text_bytes)
         data = self._bytes(item)
         if data is None:
             raise PoolError("the items are images; give data (base64) or uri")
@@ -214,25 +214,25 @@ def _written(given: str | bytes | None, most: int) -> bytes:
     return payload
 
 
-def _row(given: Any, names: Sequence[str]) -> bytes:
-    if isinstance(given, Mapping):
-        absent = [name for name in names if name not in given]
-        strange = [name for name in given if name not in names]
+def _row(features: Any, names: Sequence[str]) -> bytes:
+    if isinstance(features, Mapping):
+        absent = [name for name in names if name not in features]
+        strange = [name for name in features if name not in names]
         if absent or strange:
             raise PoolError(f"features miss {absent[:5]} and have {strange[:5]} besides")
-        given = [given[name] for name in names]
+        features = [features[name] for name in names]
     if (
-        not isinstance(given, Sequence)
-        or isinstance(given, str | bytes)
-        or len(given) != len(names)
+        not isinstance(features, Sequence)
+        or isinstance(features, str | bytes)
+        or len(features) != len(names)
     ):
         raise PoolError(
             f"the items are rows; give features: {len(names)} numbers, in order or by name"
         )
-    for name, value in zip(names, given, strict=True):
+    for name, value in zip(names, features, strict=True):
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise PoolError(f"feature {name!r} is {str(value)[:50]}; it must be a finite float32")
-    return np.asarray(given, "<f8").tobytes()
+    return np.asarray(features, "<f8").tobytes()
 
 
 def _finite(value: float) -> bool:
@@ -243,11 +243,11 @@ def _finite(value: float) -> bool:
 
 
 def _decoded(text: Any) -> bytes | None:
-    given = _text(text, "data")
-    if given is None:
+    base64_text = _text(text, "data")
+    if base64_text is None:
         return None
     try:
-        return base64.b64decode(given, validate=True)
+        return base64.b64decode(base64_text, validate=True)
     except (binascii.Error, ValueError):
         raise PoolError("data is not base64; encode the bytes of the file") from None
 

@@ -123,11 +123,11 @@ def _ingested(ledger: Ledger, asked: PoolBody, prefixes: Prefixes) -> Pool:
     from rayal.pool.from_settings import pool_name, pool_of
     from rayal.settings.run import PoolSettings
 
-    given = asked.model_dump(exclude_none=True)
-    source = prefixes.check(given.pop("path"))
-    if "test" in given:
-        given["test"] = str(prefixes.check(given["test"]))
-    settings = PoolSettings(source=str(source), **given)
+    options = asked.model_dump(exclude_none=True)
+    source = prefixes.check(options.pop("path"))
+    if "test" in options:
+        options["test"] = str(prefixes.check(options["test"]))
+    settings = PoolSettings(source=str(source), **options)
     return pool_of(settings, Path(ledger.root), seed=0, name=pool_name(settings, 0))
 
 
@@ -236,14 +236,14 @@ def _unshortened(body: Mapping[str, Any], old: ProjectBody) -> dict[str, Any]:
     """Return a patch in which a strategy or learner of another name stands for itself."""
     patch = dict(body)
     for name in ("strategy", "learner"):
-        given = patch.get(name)
-        if isinstance(given, str):
-            given = {"name": given}
+        section = patch.get(name)
+        if isinstance(section, str):
+            section = {"name": section}
         was = getattr(old, name)
-        if isinstance(given, Mapping) and given.get("name", was.name) != was.name:
-            given = {**dict.fromkeys(was.params), **given}
-        if given is not None:
-            patch[name] = given
+        if isinstance(section, Mapping) and section.get("name", was.name) != was.name:
+            section = {**dict.fromkeys(was.params), **section}
+        if section is not None:
+            patch[name] = section
     return patch
 
 

@@ -45,7 +45,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         SettingsError: a key or value that the settings do not have.
     """
     settings = service_settings(args)
-    given = settings.model_dump(mode="json")
+    config = settings.model_dump(mode="json")
     ask, ingress = settings.predictors, settings.ingress
     cores = {"num_cpus": ask.cpus, "num_gpus": ask.gpus}
     predictors = _deployed(
@@ -58,8 +58,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             max_replicas=ask.max_replicas,
             target_ongoing_requests=ask.batch,
         ),
-    ).bind(given)
-    rounds = _deployed(Rounds, {"num_cpus": 0}, graceful_shutdown_timeout_s=15.0).bind(given)
+    ).bind(config)
+    rounds = _deployed(Rounds, {"num_cpus": 0}, graceful_shutdown_timeout_s=15.0).bind(config)
     return _deployed(
         serve.ingress()(Ingress),
         {"num_cpus": 0},
@@ -69,7 +69,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         max_queued_requests=_REFUSING,
         backpressure_config={"status_code": 503, "retry_after_s": OVERLOADED_SECONDS},
         graceful_shutdown_timeout_s=ingress.grace,
-    ).bind(given, predictors, rounds)
+    ).bind(config, predictors, rounds)
 
 
 def _deployed(replica: type, resources: Mapping[str, float], **options: Any) -> Any:
@@ -167,8 +167,8 @@ def _prefixes(settings: ServiceSettings) -> Prefixes:
 
 
 def _content(settings: ServiceSettings) -> ContentLimits:
-    given = settings.limits
-    return ContentLimits(given.image_bytes, given.image_pixels, text_bytes=given.text_bytes)
+    limits = settings.limits
+    return ContentLimits(limits.image_bytes, limits.image_pixels, text_bytes=limits.text_bytes)
 
 
 def _refuse_nodes(settings: ServiceSettings) -> None:

@@ -126,10 +126,10 @@ def item_of(ledger: Ledger, project: str, key: int) -> str:
         UnknownNameError: the project's pool has none.
     """
     pool = opened(ledger, project, lambda held: held.lookup.id_of(key) is not None)
-    found = pool.lookup.id_of(key)
-    if found is None:
+    item = pool.lookup.id_of(key)
+    if item is None:
         raise UnknownNameError(f"project {project!r} has no item with key {key:016x}")
-    return found
+    return item
 
 
 # -- staged files -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a client may ask for, and the middleware that refuses more before anything is parsed."""
+"""The limits of clients, and the middleware that refuses more before anything is parsed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from anyio.to_thread import current_default_thread_limiter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rayal.service.content import ContentLimits
 from rayal.service.problems import ProblemError
 
 UNLIMITED = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -21,23 +22,24 @@ _BUCKETS = 10_000  # clients remembered; the one longest silent is forgotten fir
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for.
+    """The most that a client may ask for.
 
     Args:
-        body_bytes: of a request's body.
-        label_body_bytes: of a body that holds no items and no columns.
-        stream_bytes: of a stream of items.
+        body_bytes: bytes of a request's body.
+        label_body_bytes: bytes of a body that holds no items and no columns.
+        stream_bytes: bytes of a stream of items.
         rate: requests a second of one token, on average.
         burst: requests of one token at once.
         in_flight: requests that one process works on.
-        threads: of them at once; more contend for one interpreter, and starve its event loop.
+        threads: worker threads per process; more than four contend for the interpreter and
+            starve the event loop.
         query_rows: rows of a stateless query.
         predict_items: items of a prediction that is answered at once; more become a job.
         page: rows of one page, and elements of one batch.
-        image_bytes: of an encoded image.
-        image_pixels: of a decoded image.
-        text_bytes: of a text in UTF-8.
-        url_seconds: how long a signed URL is valid.
+        image_bytes: bytes of an encoded image.
+        image_pixels: pixels of a decoded image.
+        text_bytes: bytes of a text in UTF-8.
+        url_seconds: seconds for which a signed URL is valid.
     """
 
     body_bytes: int = 10 << 20
@@ -50,9 +52,9 @@ class Limits:
     query_rows: int = 10_000
     predict_items: int = 256
     page: int = 1000
-    image_bytes: int = 20 << 20
-    image_pixels: int = 50_000_000
-    text_bytes: int = 1 << 20
+    image_bytes: int = ContentLimits.image_bytes
+    image_pixels: int = ContentLimits.image_pixels
+    text_bytes: int = ContentLimits.text_bytes
     url_seconds: float = 900.0
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests of this process, and the ledger's state at the moment."""
+"""Metrics for Prometheus: requests of this process, and the ledger's state at the moment."""
 
 from __future__ import annotations
 

@@ -33,21 +33,21 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _read_by_handlers() -> dict[str, Any]:
     """Return the schemas of bodies that FastAPI does not read."""
-    made = ItemsBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {**made.pop("$defs"), "ItemsBody": made}
+    schema = ItemsBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs"), "ItemsBody": schema}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the document, made once."""
     if app.openapi_schema is None:
-        made = get_openapi(
+        schema = get_openapi(
             title=app.title,
             version=app.version,
             openapi_version="3.1.0",
             description=_ABOUT,
             routes=app.routes,
         )
-        components = made.setdefault("components", {})
+        components = schema.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
         for name in _DROPPED:
             schemas.pop(name, None)
@@ -56,11 +56,11 @@ def document(app: FastAPI) -> dict[str, Any]:
         text = "a token of this service, as POST /v1/tokens gives it"
         bearer = {"type": "http", "scheme": "bearer", "description": text}
         components["securitySchemes"] = {"bearer": bearer}
-        for methods in made["paths"].values():
+        for methods in schema["paths"].values():
             for operation in methods.values():
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
-        app.openapi_schema = made
+        app.openapi_schema = schema
     return app.openapi_schema
 
 
@@ -94,11 +94,11 @@ def page(document: Document) -> str:
 
 
 def _by_tag(document: Document) -> dict[str, list[tuple[str, str, Document]]]:
-    found: dict[str, list[tuple[str, str, Document]]] = {}
+    operations: dict[str, list[tuple[str, str, Document]]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            found.setdefault(operation["tags"][0], []).append((method, path, operation))
-    return found
+            operations.setdefault(operation["tags"][0], []).append((method, path, operation))
+    return operations
 
 
 def _operation(document: Document, method: str, path: str, operation: Document) -> str:

@@ -39,15 +39,15 @@ def opened(ledger: Ledger, project: str, holds: Callable[[Pool], bool]) -> Pool:
     name = ledger.project(project).pool
     key = (str(ledger.root.absolute()), name)
     with _lock:
-        held = _pools.get(key)
-    if held is not None and holds(held):
-        return held
+        pool = _pools.get(key)
+    if pool is not None and holds(pool):
+        return pool
     latest = ledger.snapshot(name)
-    if held is None or held.snapshot != latest.number:
-        held = Pool(ledger.root, latest)
+    if pool is None or pool.snapshot != latest.number:
+        pool = Pool(ledger.root, latest)
     with _lock:
-        _pools[key] = held
-    return held
+        _pools[key] = pool
+    return pool
 
 
 def items_from(pool: Pool, place: int) -> Iterator[tuple[int, str]]:

@@ -54,9 +54,9 @@ def answer_all(answer: Respond, bodies: Sequence[Body]) -> list[dict[str, Any]]:
     outcomes: dict[int, dict[str, Any]] = {}
     for rows in groups.values():
         together = [bodies[at] for at in rows]
-        made = _shared(answer, together) if len(rows) > 1 else None
-        found = made or [outcome_of(answer, body) for body in together]
-        outcomes |= zip(rows, found, strict=True)
+        joint = _shared(answer, together) if len(rows) > 1 else None
+        answers = joint or [outcome_of(answer, body) for body in together]
+        outcomes |= zip(rows, answers, strict=True)
     return [outcomes[at] for at in range(len(bodies))]
 
 
@@ -83,13 +83,13 @@ def _shared(answer: Respond, bodies: Sequence[Body]) -> list[dict[str, Any]] | N
     """Return the outcomes of requests for items by one pass; None where it is refused."""
     items = [item for body in bodies for item in body["items"]]
     try:
-        made = answer({**bodies[0], "items": items})
+        joint = answer({**bodies[0], "items": items})
     except RayalError:
         return None
     outcomes, start = [], 0
     for body in bodies:
         end = start + len(body["items"])
-        outcomes.append({"answer": {**made, "predictions": made["predictions"][start:end]}})
+        outcomes.append({"answer": {**joint, "predictions": joint["predictions"][start:end]}})
         start = end
     return outcomes
 
@@ -102,14 +102,15 @@ LOADED = 4  # committees that stay in memory
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a version of a model says of an item.
+    """The prediction of a version of a model for an item.
 
     Args:
-        item: its id; None of an input that was sent without one.
+        item: the id of the item; None of an input that was sent without one.
         label: the most probable class; of a number the mean, brought within its bounds.
         probs: the probability of each class, in the order of the task's classes; None of a number.
-        mean: of the predicted number; None of a class.
-        variance: about that mean, of model and noise, in squared units; None of a class.
+        mean: the mean of the predicted number; None of a class.
+        variance: the variance about that mean, of model and noise, in squared units; None of a
+            class.
     """
 
     item: str | None
@@ -180,9 +181,9 @@ class Predictor:
         if rows is None:
             return []
         with self._turn:
-            made = chosen.answers(rows)
+            answers = chosen.answers(rows)
         kind = chosen.committee.task.labels
-        return [Prediction(i, *said(kind, a)) for i, a in zip(ids, made, strict=True)]
+        return [Prediction(i, *said(kind, a)) for i, a in zip(ids, answers, strict=True)]
 
     def version(self, project: str, version: str | None) -> Version:
         """Return a version of a project's model, loaded; None for the active one."""
@@ -200,8 +201,8 @@ class Predictor:
         model = body.get("model")
         project, version = str(body["project"]), None if model in (None, "active") else str(model)
         row = self._row(project, version)
-        made = self.predict(project, row.version, body.get("items"), body.get("inputs"))
-        return {"model": row.version, "predictions": [asdict(p) for p in made]}
+        predictions = self.predict(project, row.version, body.get("items"), body.get("inputs"))
+        return {"model": row.version, "predictions": [asdict(p) for p in predictions]}
 
     def query(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the picks of ``rayal.select`` on the columns that a JSON object holds, as JSON.
@@ -257,9 +258,9 @@ class Predictor:
         reader = Reader(payload, self._prefixes, self._limits)
         ids: list[str | None] = []
         data = []
-        for position, given in enumerate(inputs):
+        for position, content in enumerate(inputs):
             try:
-                item = PushedItem.of(given, named=False)
+                item = PushedItem.of(content, named=False)
                 data.append(reader.read(item))
             except PoolError as error:
                 raise PoolError(f"inputs[{position}]: {error}") from None

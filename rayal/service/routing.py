@@ -1,4 +1,4 @@
-"""How routes are made: none without a scope, a limit, and every problem that it can answer."""
+"""Make routes, each with a scope, a limit, and every problem that it can answer."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Handler = Callable[..., Any]
 
 
 def _convertor(pattern: str) -> StringConvertor:
-    made = type("_Convertor", (StringConvertor,), {"regex": pattern})
-    return cast(StringConvertor, made())
+    convertor = type("_Convertor", (StringConvertor,), {"regex": pattern})
+    return cast(StringConvertor, convertor())
 
 
 for _name, _pattern in PATTERNS.items():
@@ -84,9 +84,9 @@ class Operation:
 
     @property
     def idempotent(self) -> bool:
-        """Whether an Idempotency-Key makes a repeated request have its effect once.
+        """True where an Idempotency-Key makes a repeated request have its effect only once.
 
-        PUT and DELETE are so by nature.
+        PUT and DELETE have their effect once by nature.
         """
         return self.method in ("POST", "PATCH") and self.once != "never"
 
@@ -138,8 +138,8 @@ class Section:
         """Return a decorator that makes a function the handler of an operation."""
 
         def enter(handler: Handler) -> Handler:
-            made = {"answers": None, **more}
-            self.operations.append(Operation(method, path, handler, need, self.tag, **made))
+            options = {"answers": None, **more}
+            self.operations.append(Operation(method, path, handler, need, self.tag, **options))
             return handler
 
         return enter
@@ -228,12 +228,13 @@ def _check_signature(backend: Backend, request: Request) -> None:
 
 def check_type(request: Request, allowed: Sequence[str]) -> None:
     """Refuse a body of another content type, or in another charset than UTF-8."""
-    given, *parameters = request.headers.get("content-type", "").lower().split(";")
+    first, *parameters = request.headers.get("content-type", "").lower().split(";")
+    sent = first.strip()
     charset = [p.strip() for p in parameters if p.strip().startswith("charset=")]
-    if given.strip() not in allowed or charset not in ([], ["charset=utf-8"], ['charset="utf-8"']):
+    if sent not in allowed or charset not in ([], ["charset=utf-8"], ['charset="utf-8"']):
         raise ProblemError(
             "unsupported-media-type",
-            f"send {' or '.join(allowed)} in UTF-8, not {given.strip() or 'a body without type'}",
+            f"send {' or '.join(allowed)} in UTF-8, not {sent or 'a body without type'}",
             headers={"Accept": ", ".join(allowed)},
         )
 

@@ -18,7 +18,7 @@ from rayal.settings.yamlfile import copied
 
 
 class SourceSettings(Section):
-    """What the service may read on behalf of its clients; by default nothing."""
+    """Paths and URLs that the service may read on behalf of its clients; by default none."""
 
     paths: tuple[Text, ...] = key((), "Folders whose files items and pools may name.")
     urls: tuple[Text, ...] = key((), "Beginnings of the http(s) URLs that items may name.")
@@ -38,7 +38,10 @@ class SourceSettings(Section):
 
 
 class LimitSettings(Section):
-    """What a client may ask for; above it come 413, 429 and 503. Defaults are those of Limits."""
+    """The most that a client may ask for; more is answered with 413, 429 or 503.
+
+    The defaults are those of ``Limits``.
+    """
 
     body_bytes: Count = key(Limits.body_bytes, "Most bytes of a request's body.")
     label_body_bytes: Count = key(Limits.label_body_bytes, "Most bytes of a body of labels.")
@@ -131,7 +134,7 @@ _KEPT = (*_AUTO, "pushed", "request")
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """What the service keeps with a project beside its spec; a project of a run has none of it.
+    """Options that the service stores with a project beside its spec; a run stores none of them.
 
     Args:
         quorum: new labels that close a round; None: as many as are asked for.

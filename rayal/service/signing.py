@@ -1,4 +1,4 @@
-"""What the service signs: short-lived URLs of items' contents, and cursors of lists."""
+"""Sign short-lived URLs of items' contents, and cursors of lists."""
 
 from __future__ import annotations
 

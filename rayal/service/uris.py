@@ -28,13 +28,13 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What clients may name.
+    """The paths and URLs that clients may name.
 
     Args:
         paths: absolute folders, below which files may be read.
         urls: ``http://`` or ``https://`` URLs, below which content may be fetched.
         private: whether such a URL may lead to loopback, link-local or private addresses.
-        seconds: for the whole of one fetch.
+        seconds: seconds for the whole of one fetch.
     """
 
     paths: tuple[str, ...] = ()
@@ -49,11 +49,11 @@ class Prefixes:
             UriError: it does not, it does not exist, or it is no absolute path.
         """
         _check_text(path)
-        given = Path(path)
-        if not given.is_absolute() or ".." in given.parts:
+        location = Path(path)
+        if not location.is_absolute() or ".." in location.parts:
             raise UriError(f"path {path!r} must be absolute and without '..'")
         try:
-            real = given.resolve(strict=True)
+            real = location.resolve(strict=True)
         except (OSError, RuntimeError):
             real = None
         if real is None or not any(real.is_relative_to(root) for root in self._roots()):
@@ -98,7 +98,7 @@ class Prefixes:
         return _bounded(data, limit, path)
 
     def _still_below(self, handle: int) -> bool:
-        """Whether what was opened lies below a prefix, wherever its name led meanwhile."""
+        """Return whether an open file lies below a prefix, whatever its name leads to by now."""
         link = Path(f"/proc/self/fd/{handle}")
         if not link.exists():  # not Linux: the check of the name has to do
             return True
@@ -160,10 +160,10 @@ class Prefixes:
     def _address(self, url: SplitResult) -> str:
         """Return the address to connect to: all that the name stands for must be allowed."""
         try:
-            found = socket.getaddrinfo(url.hostname, _port(url), type=socket.SOCK_STREAM)
+            records = socket.getaddrinfo(url.hostname, _port(url), type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise UriError(f"host {url.hostname!r} has no address") from None
-        addresses = [str(row[4][0]) for row in found]
+        addresses = [str(row[4][0]) for row in records]
         for address in addresses:
             if not self.private and not _public(ipaddress.ip_address(address.partition("%")[0])):
                 raise UriError(
@@ -253,7 +253,7 @@ def _port(url: SplitResult) -> int:
 
 
 def _public(address: _Address) -> bool:
-    """Whether an address is of the public internet, also where it wraps another one."""
+    """Return whether an address is of the public internet, also where it wraps another one."""
     if isinstance(address, ipaddress.IPv6Address):
         teredo = address.teredo
         inner = [address.ipv4_mapped, address.sixtofour, *(teredo or ())]

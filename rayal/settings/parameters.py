@@ -29,7 +29,7 @@ def explain(error: ValidationError, where: str = "") -> list[str]:
     lines: list[str] = []
     for e in error.errors(include_url=False):
         path = ".".join([where] * bool(where) + [str(step) for step in e["loc"]])
-        given, ctx = e.get("input"), e.get("ctx", {})
+        value, ctx = e.get("input"), e.get("ctx", {})
         cause = ctx.get("error")
         if isinstance(cause, UnknownKeys):
             front = f"{path}." if path else ""
@@ -39,9 +39,9 @@ def explain(error: ValidationError, where: str = "") -> list[str]:
         elif e["type"] == "missing":
             lines.append(f"{path}: missing, and there is no default")
         elif e["type"] != "too_short":
-            lines.append(f"{path}: given {reprlib.repr(given)}, allowed: {_allowed(e['msg'])}")
-        elif len(given) < ctx["min_length"]:  # else its entries were refused, each with its line
-            lines.append(f"{path}: {len(given)} entries given, at least {ctx['min_length']} needed")
+            lines.append(f"{path}: given {reprlib.repr(value)}, allowed: {_allowed(e['msg'])}")
+        elif len(value) < ctx["min_length"]:  # else its entries were refused, each with its line
+            lines.append(f"{path}: {len(value)} entries given, at least {ctx['min_length']} needed")
     return lines
 
 
@@ -86,8 +86,8 @@ def parameters(cls: type) -> list[ParameterInfo]:
     rows = []
     said = described(cls)
     for field, annotation in _fields(cls):
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         types = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
         if not any(dataclasses.is_dataclass(part) for part in (*types, default)):
             kind, limits = type_text(annotation), bounds_text(annotation)

@@ -31,7 +31,7 @@ from rayal.types import Seeds
 
 
 class ScanSettings(Section):
-    """How the committee is run over the pool."""
+    """The scan of the committee over the pool."""
 
     batch: Count = key(64, "Rows of one forward pass; the last pass is padded to it.")
     precision: Literal["fp32", "bf16"] = key(
@@ -44,7 +44,7 @@ class ScanSettings(Section):
 
 
 class SelectionSettings(Section):
-    """How a joint choice holds the columns that it compares."""
+    """The storage of the columns that a joint choice compares."""
 
     precision: Literal["fp32", "bf16"] = key(
         "fp32", "Number format of embeddings on disk and in shards: fp32 or bf16."
@@ -53,7 +53,7 @@ class SelectionSettings(Section):
 
 
 class RaySettings(Section):
-    """How ``executor: ray`` uses a cluster."""
+    """The use of a cluster by ``executor: ray``."""
 
     address: Text = key("local", "The cluster: local (one for this run), auto, or HOST:PORT.")
     cpus: Count | None = key(None, "Cores of a local cluster; null: all.")
@@ -73,7 +73,7 @@ class RaySettings(Section):
 
 
 class PoolSettings(Section):
-    """Where the items come from."""
+    """The source of the items."""
 
     source: Text = Field(
         description="A built-in name, a path, or the name of a pool in the storage."
@@ -111,7 +111,7 @@ class PoolSettings(Section):
 
 
 class TaskSettings(Section):
-    """What a row is and what is predicted."""
+    """The type of the rows and of the prediction."""
 
     kind: Literal["image", "table", "text"] | None = key(
         None, "Kind of the rows: image, table or text; null: that of the pool."
@@ -223,7 +223,7 @@ class ModelSettings(Section):
 
 
 class LearnerSettings(Named):
-    """How one member is trained; further keys are the learner's hyperparameters."""
+    """The training of one member; further keys are the learner's hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
     name: Text = key("supervised", "Registered learner.")
@@ -252,7 +252,7 @@ class InitialSettings(Section):
 
 
 class OracleSettings(Named):
-    """Who answers: the labels that the pool hides (a simulation), or people."""
+    """The source of answers: labels that the pool hides (a simulation), or people."""
 
     name: Literal["hidden", "none"] = key(
         "hidden", "Known labels answer (hidden: a simulation), or people (none)."
@@ -311,7 +311,7 @@ class ProjectSettings(Protocol):
 
     @property
     def learner(self) -> LearnerSettings:
-        """How one network is trained."""
+        """The training of one network."""
 
     @property
     def initial(self) -> InitialSettings:
@@ -327,11 +327,11 @@ class ProjectSettings(Protocol):
 
     @property
     def scan(self) -> ScanSettings:
-        """How the committee is run over the pool."""
+        """The scan of the committee over the pool."""
 
     @property
     def selection(self) -> SelectionSettings:
-        """How joint choices hold columns."""
+        """The storage of columns for joint choices."""
 
     @property
     def keep(self) -> str:
@@ -432,8 +432,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         SettingsError: for a file that cannot be read, and for every key or value that is refused:
             one line each, with its path, what was given and what is allowed.
     """
-    given = source if isinstance(source, Mapping) else read_mapping(Path(source))
-    raw = copied(given, list)
+    written = source if isinstance(source, Mapping) else read_mapping(Path(source))
+    raw = copied(written, list)
     for text in overrides:
         override(raw, text)
     try:

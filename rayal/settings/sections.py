@@ -1,4 +1,4 @@
-"""What the sections of the settings have in common: strict, frozen, unknown keys refused."""
+"""The common base of the sections of the settings: strict, frozen, unknown keys refused."""
 
 from __future__ import annotations
 

@@ -60,13 +60,13 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
         raise SettingsError(
             f"settings file {str(path)!r} cannot be read: {reason}; give the path of a YAML file"
         ) from None
-    given = parse(text, str(path))
-    if not isinstance(given, Mapping):
+    content = parse(text, str(path))
+    if not isinstance(content, Mapping):
         raise SettingsError(
-            f"{path}: given {reprlib.repr(given)}, allowed: a mapping of settings such as "
+            f"{path}: given {reprlib.repr(content)}, allowed: a mapping of settings such as "
             "`pool: {source: fashion-mnist}`"
         )
-    return given
+    return content
 
 
 def copied(value: Any, sequence: Callable[[Iterable[Any]], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Whether the service lives, whether it can work, what it counts, and what it offers."""
+"""Report that the service lives, that it can work, its metrics, and its capabilities."""
 
 from __future__ import annotations
 

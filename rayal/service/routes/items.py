@@ -46,15 +46,15 @@ def list_items(
     at = call.position(cursor, str(state))
     if state == "unlabeled":
         rest: list[Any] | None
-        found, rest = _untouched(call, project, at[0] if at else 0, limit)
+        items, rest = _untouched(call, project, at[0] if at else 0, limit)
     else:
         rows = call.backend.ledger.items_page(
             project, state=state, after=at[0] if at else None, limit=limit
         )
-        found = [shown(call, project, (r.item, r.state), (r.round, r.rank, r.score)) for r in rows]
+        items = [shown(call, project, (r.item, r.state), (r.round, r.rank, r.score)) for r in rows]
         rest = [rows[-1].item] if len(rows) == limit else None
     more = call.cursor(rest, str(state))
-    return call.linked(ItemPage(items=found, next=more), more)
+    return call.linked(ItemPage(items=items, next=more), more)
 
 
 @routes.route("GET", _ONE, READ, answers=ItemInfo)
@@ -146,19 +146,19 @@ def _untouched(
     """Return unlabeled items from a place of the pool on, and where the next page begins."""
     ledger = call.backend.ledger
     walk = items_from(pool_of(ledger, project, ()), place)
-    found: list[ItemInfo] = []
+    items: list[ItemInfo] = []
     start = place
-    while len(found) < limit and place - start < _SCANNED:
+    while len(items) < limit and place - start < _SCANNED:
         seen = list(islice(walk, limit))
         for at, named in _unlabeled(call, project, seen):
-            found.append(shown(call, project, (named, "unlabeled"), (None, None, None)))
+            items.append(shown(call, project, (named, "unlabeled"), (None, None, None)))
             place = at + 1
-            if len(found) == limit:
-                return found, [place]
+            if len(items) == limit:
+                return items, [place]
         if len(seen) < limit:
-            return found, None
+            return items, None
         place = seen[-1][0] + 1
-    return found, [place]
+    return items, [place]
 
 
 def _unlabeled(call: Call, project: str, seen: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -43,25 +43,25 @@ def list_jobs(
     """List jobs of projects that the token may read, in the order in which they were asked for."""
     at = call.position(cursor, str(project), str(state))
     after, looked = (at[0] if at else None), 0
-    found: list[JobRow] = []
+    jobs: list[JobRow] = []
     scopes = call.token.scopes if call.token else ()
     if project is not None and call.token is not None:
         require(call.token, READ, project)
         call.project(project)
-    while len(found) < limit and looked < _LOOKED_AT:
+    while len(jobs) < limit and looked < _LOOKED_AT:
         page = call.backend.ledger.jobs(project, state=state, after=after, limit=limit)
         looked += len(page)
         for row in page:
             after = row.job
             if allows(scopes, READ, row.project):
-                found.append(row)
-            if len(found) == limit:
+                jobs.append(row)
+            if len(jobs) == limit:
                 break
         if len(page) < limit:
             break
-    full = len(found) == limit or looked >= _LOOKED_AT
+    full = len(jobs) == limit or looked >= _LOOKED_AT
     more = call.cursor([after] if full else None, str(project), str(state))
-    return call.linked(JobPage(jobs=[shown(row) for row in found], next=more), more)
+    return call.linked(JobPage(jobs=[shown(row) for row in jobs], next=more), more)
 
 
 @routes.route("GET", "/v1/jobs/{job}", READ_JOB, answers=JobInfo)

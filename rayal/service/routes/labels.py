@@ -91,9 +91,9 @@ def list_labels(
         return _resolved(call, project, limit, cursor)
     at = call.position(cursor, "history", str(state))
     start = at[0] if at else since
-    found, last = _history(call, project, start, state=state, limit=limit)
-    more = call.cursor([last] if len(found) == limit else None, "history", str(state))
-    body = LabelPage(labels=[_row(row) for row in found], last=last, next=more)
+    labels, last = _history(call, project, start, state=state, limit=limit)
+    more = call.cursor([last] if len(labels) == limit else None, "history", str(state))
+    body = LabelPage(labels=[_row(row) for row in labels], last=last, next=more)
     return call.linked(body, more)
 
 
@@ -120,17 +120,17 @@ def _checked(
     answer: LabelItem, kind: ClassLabel | NumberLabel, there: bool
 ) -> LabelEntry | SkipEntry | LabelResult:
     """Return the ledger's entry, or the result of one that cannot be entered."""
-    told = {n: getattr(answer, n) for n in _KEPT if getattr(answer, n) is not None}
+    details = {n: getattr(answer, n) for n in _KEPT if getattr(answer, n) is not None}
     if not there:
         detail = "the item is not in the project's pool"
         return LabelResult(answer.item, "rejected", False, None, detail)
     if answer.skip:
-        return SkipEntry(answer.item, answer.reason, answer.lease_id, told)
+        return SkipEntry(answer.item, answer.reason, answer.lease_id, details)
     try:
         value = kind.check(answer.label, answer.item)
     except LabelError as error:
         return LabelResult(answer.item, "rejected", False, None, str(error))
-    return LabelEntry(answer.item, value, answer.lease_id, told)
+    return LabelEntry(answer.item, value, answer.lease_id, details)
 
 
 def _outcome(call: Call, result: LabelResult) -> LabelOutcome:
@@ -149,7 +149,7 @@ def _history(
     call: Call, project: str, since: int, *, state: str | None, limit: int
 ) -> tuple[list[LabelRow], int]:
     """Return rows of a status, and the last row that was looked at."""
-    ledger, found, last = call.backend.ledger, [], since
+    ledger, last = call.backend.ledger, since
 
     def rows() -> Iterator[LabelRow]:
         nonlocal last
@@ -159,8 +159,8 @@ def _history(
                 if state in (None, row.status):
                     yield row
 
-    found = list(islice(rows(), limit))
-    return found, last
+    labels = list(islice(rows(), limit))
+    return labels, last
 
 
 def _resolved(call: Call, project: str, limit: int, cursor: str | None) -> Answer:

@@ -40,10 +40,10 @@ def lease_items(call: Here, project: ProjectName, body: LeaseBody) -> Answer:
     The annotator's open leases come first, unchanged, so a client that lost them gets them again.
     Without any item the list is empty, with a reason and Retry-After.
     """
-    given = call.backend.ledger.lease(project, body.annotator, body.count, ttl=body.ttl_s)
-    call.request.app.state.metrics.leases.labels("answered").inc(len(given))
-    if given:
-        return Answer(LeaseList(leases=leases_shown(call, project, given)))
+    leases = call.backend.ledger.lease(project, body.annotator, body.count, ttl=body.ttl_s)
+    call.request.app.state.metrics.leases.labels("answered").inc(len(leases))
+    if leases:
+        return Answer(LeaseList(leases=leases_shown(call, project, leases)))
     reason = why_none(call, project)
     return Answer(LeaseList(leases=[], reason=reason), headers={"Retry-After": _wait(reason)})
 
@@ -102,12 +102,12 @@ def _shown(call: Call, project: str, row: Lease, said: SuggestionRow | None) -> 
     )
     hint = None
     if said is not None:
-        told = said.probs if isinstance(said.probs, dict) else {"probs": said.probs}
+        distribution = said.probs if isinstance(said.probs, dict) else {"probs": said.probs}
         hint = Suggestion(
             label=said.label,
-            probs=told.get("probs"),
-            mean=told.get("mean"),
-            variance=told.get("variance"),
+            probs=distribution.get("probs"),
+            mean=distribution.get("mean"),
+            variance=distribution.get("variance"),
             model_version=said.version,
         )
     return LeaseInfo(

@@ -32,10 +32,10 @@ def list_models(call: Here, project: ProjectName) -> ModelList:
 @routes.route("GET", _ONE, READ, answers=ModelInfo)
 def get_model(call: Here, project: ProjectName, version: Version) -> ModelInfo:
     """Return a version, which never changes but for being active."""
-    found = [row for row in call.backend.ledger.models(project) if row.version == version]
-    if not found:
+    versions = [row for row in call.backend.ledger.models(project) if row.version == version]
+    if not versions:
         raise ProblemError("not-found", f"project {project!r} has no model {version!r}")
-    return shown(found[0])
+    return shown(versions[0])
 
 
 @routes.route("POST", _ONE + ":activate", WRITE, answers=ModelInfo)
@@ -59,8 +59,8 @@ async def predict_items(call: Here, project: ProjectName, body: PredictBody) -> 
     if many:
         return await run_sync(lambda: call.perform(lambda: _later(call, project, body)))
     version = await run_sync(version_of, call, project, body.model)
-    given = body.model_dump(exclude={"model"}, exclude_none=True)
-    answer = await call.backend.predict({"project": project, "model": version, **given})
+    fields = body.model_dump(exclude={"model"}, exclude_none=True)
+    answer = await call.backend.predict({"project": project, "model": version, **fields})
     return Predictions.model_validate(answer)
 
 

@@ -67,8 +67,8 @@ def create_project(call: Here, body: Annotated[ProjectBody, _Tuples]) -> Answer:
     """
     from rayal.service.creation import create_project as create
 
-    given = body.model_dump(mode="json", exclude_unset=True)
-    row = create(call.backend.ledger, given, prefixes=call.backend.prefixes)
+    fields = body.model_dump(mode="json", exclude_unset=True)
+    row = create(call.backend.ledger, fields, prefixes=call.backend.prefixes)
     return _answer(call, row, 201, {"Location": f"/v1/projects/{row.project}"})
 
 

@@ -147,26 +147,26 @@ def _push(call: Call, project: str, items: Sequence[ItemPush]) -> ItemsPushed:
         except PoolError as error:
             wrong.append(_refused(item.id or f"item {number}", str(error)))
     backend = call.backend
-    made = push_items(
+    result = push_items(
         backend.ledger, project, good, prefixes=backend.prefixes, limits=backend.content_limits
     )
-    return _shown(made, wrong)
+    return _shown(result, wrong)
 
 
 def _pushed(item: ItemPush) -> PushedItem:
-    given = item.model_dump(exclude_none=True)
-    made = PushedItem.of(given, named=False)
-    if item.id is None and made.data is not None:
-        return replace(made, id=f"sha256:{sha256(made.data).hexdigest()}")
-    return made
+    fields = item.model_dump(exclude_none=True)
+    pushed = PushedItem.of(fields, named=False)
+    if item.id is None and pushed.data is not None:
+        return replace(pushed, id=f"sha256:{sha256(pushed.data).hexdigest()}")
+    return pushed
 
 
 def _parsed(raw: bytes) -> ItemsBody:
     try:
         return ItemsBody.model_validate(parse_json(raw))
     except ValidationError as error:
-        found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
-        raise RequestValidationError(found) from None
+        errors = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from None
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

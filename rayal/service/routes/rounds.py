@@ -118,10 +118,10 @@ def list_rounds(call: Here, project: ProjectName) -> RoundList:
 @routes.route("GET", "/v1/projects/{project}/rounds/{round}", READ, answers=RoundInfo)
 def get_round(call: Here, project: ProjectName, round: RoundNumber) -> RoundInfo:
     """Return a round: the stage it is at, what was asked for, and what came."""
-    found = [row for row in _rounds(call, project) if row.n == round]
-    if not found:
+    rounds = [row for row in _rounds(call, project) if row.n == round]
+    if not rounds:
         raise ProblemError("not-found", f"round {round} of project {project!r} was not begun")
-    return found[0]
+    return rounds[0]
 
 
 @routes.route(
@@ -158,8 +158,8 @@ def get_curve(call: Here, project: ProjectName) -> CurveInfo:
         row for row in _labels(call, project) if row.superseded_by is None and row.value is not None
     ]
     said = [(row.item, row.value) for row in present]
-    made = ledger.project(project)
-    rules, kind = Labeling.of(made.settings), call.backend.labels(made).kind
+    record = ledger.project(project)
+    rules, kind = Labeling.of(record.settings), call.backend.labels(record).kind
     by: dict[str, int] = {}
     for row in present:
         by[row.annotator] = by.get(row.annotator, 0) + 1

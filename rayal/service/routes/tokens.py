@@ -45,10 +45,10 @@ def list_tokens(call: Here) -> TokenList:
 @routes.route("GET", "/v1/tokens/{token}", ADMIN, answers=TokenInfo)
 def get_token(call: Here, token: TokenId) -> TokenInfo:
     """Return a token, without its text."""
-    found = [row for row in call.backend.ledger.tokens() if row.token_id == token]
-    if not found:
+    tokens = [row for row in call.backend.ledger.tokens() if row.token_id == token]
+    if not tokens:
         raise ProblemError("not-found", f"token {token!r} does not exist")
-    return TokenInfo(**_shown(found[0]))
+    return TokenInfo(**_shown(tokens[0]))
 
 
 @routes.route("DELETE", "/v1/tokens/{token}", ADMIN, status=204)

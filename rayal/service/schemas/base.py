@@ -1,4 +1,4 @@
-"""What the models of bodies and answers have in common, and the parameters of paths."""
+"""The common bases of the models of bodies and answers, and the parameters of paths."""
 
 from __future__ import annotations
 

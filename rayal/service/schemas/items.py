@@ -18,7 +18,7 @@ ROLE: Any = Field("pool", description="test: measured on, never offered for labe
 
 
 class ItemContent(Body):
-    """What an item is: one of uri, data, text and features."""
+    """The content of an item: one of uri, data, text and features."""
 
     model_config = example(uri="/data/birds/0017.png")
     uri: str | None = Field(
@@ -38,10 +38,10 @@ class ItemContent(Body):
     @model_validator(mode="after")
     def _one(self) -> ItemContent:
         names = ("uri", "data", "text", "features")
-        given = [n for n in names if getattr(self, n) is not None]
-        if len(given) != 1:
+        present = [n for n in names if getattr(self, n) is not None]
+        if len(present) != 1:
             text = "give one of uri, data, text and features"
-            raise ValueError(f"{text}, not {given or 'none of them'}")
+            raise ValueError(f"{text}, not {present or 'none of them'}")
         return self
 
 
@@ -82,7 +82,7 @@ class Refused(Answered):
 
 
 class ItemsPushed(Answered):
-    """What became of pushed items; the same id with the same content is unchanged."""
+    """The outcome of pushed items; the same id with the same content is unchanged."""
 
     created: Count
     unchanged: Count
@@ -109,7 +109,7 @@ class ItemPage(Page):
 
 
 class RankedBody(Body):
-    """How many of the best open items."""
+    """The number of the best open items to return."""
 
     model_config = example(count=100)
     count: Whole = Field(100, ge=1, le=1000)

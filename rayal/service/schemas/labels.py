@@ -23,7 +23,7 @@ from rayal.service.schemas.base import (
 
 
 class LeaseBody(Body):
-    """Who asks for work, and for how much."""
+    """The annotator who asks for work, and the number of items."""
 
     model_config = example(annotator="ada", count=10)
     annotator: Annotator
@@ -34,7 +34,7 @@ class LeaseBody(Body):
 
 
 class Suggestion(Answered):
-    """What the active model says of an item."""
+    """The prediction of the active model for an item."""
 
     label: Any = Field(description="a class, or a number within its bounds")
     probs: list[FiniteFloat] | None = Field(
@@ -80,7 +80,7 @@ class LeaseList(Answered):
 
 
 class ExtendBody(Body):
-    """How long a lease shall last from now."""
+    """The seconds that a lease shall last from now."""
 
     model_config = example(ttl_s=900)
     ttl_s: float = Field(gt=0, le=86_400)
@@ -123,14 +123,14 @@ class LabelBatch(Body):
 
 
 class RelabelBody(Body):
-    """What an annotator says of an item now."""
+    """The new answer of an annotator for an item."""
 
     model_config = example(label="dog")
     label: LabelValue
 
 
 class LabelOutcome(Answered):
-    """What became of one answer."""
+    """The outcome of one answer."""
 
     model_config = example(
         item="birds/0017.png",

@@ -58,7 +58,7 @@ class RoundList(Answered):
 
 
 class CloseBody(Body):
-    """Why a round is closed before its quorum."""
+    """The reason for closing a round before its quorum."""
 
     model_config = example(reason="end of the day")
     reason: Text = ""
@@ -108,7 +108,7 @@ class PredictBody(Body):
 
 
 class Prediction(Answered):
-    """What a model says of an item or input."""
+    """The prediction of a model for an item or input."""
 
     model_config = example(
         item="birds/0017.png", label="cat", probs=[0.75, 0.25], mean=None, variance=None
@@ -142,7 +142,7 @@ class CurvePoint(Answered):
 
 
 class Agreement(Answered):
-    """How far annotators agree on items that several of them labeled."""
+    """The agreement of annotators on items that several of them labeled."""
 
     items: Count = Field(description="labeled by two or more")
     pairs: Count = Field(description="pairs of labels of one item")

@@ -1,4 +1,4 @@
-"""What the kinds of jobs do: a round, items from a staged file, predictions into a file."""
+"""The kinds of jobs: a round, items from a staged file, predictions into a file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ingest(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _Re
         tell({"stage": "ingest", "done": done, "total": total})
 
     file = str(job.args["file"])
-    made = ingest_file(
+    result = ingest_file(
         ledger,
         job.project,
         file,
@@ -70,14 +70,14 @@ def ingest(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _Re
         progress=progress,
     )
     return {
-        "created": made.created,
-        "unchanged": made.unchanged,
-        **{f"{n}_count": len(getattr(made, n)) for n in ("conflicts", "rejected")},
+        "created": result.created,
+        "unchanged": result.unchanged,
+        **{f"{n}_count": len(getattr(result, n)) for n in ("conflicts", "rejected")},
         **{
-            name: [refused._asdict() for refused in getattr(made, name)[:LISTED]]
+            name: [refused._asdict() for refused in getattr(result, name)[:LISTED]]
             for name in ("conflicts", "rejected")
         },
-        "snapshot": made.snapshot,
+        "snapshot": result.snapshot,
     }
 
 

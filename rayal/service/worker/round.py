@@ -40,7 +40,7 @@ class ServedRounds:
 
     @property
     def chosen(self) -> bool:
-        """Whether the first items are chosen."""
+        """True once the first items are chosen."""
         return self._ledger.selection(self._name, INITIAL) is not None
 
     def choose_first(self) -> int:

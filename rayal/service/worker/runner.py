@@ -112,7 +112,7 @@ class Runner:
             clean(self._root, keep=[str(job.args.get("file")) for job in wanted])
 
     def _is_time(self, what: str, seconds: float) -> bool:
-        """Whether something was last done so long ago; it is taken to be done now."""
+        """Return whether something was last done that long ago, and if so note it as done now."""
         now = time.monotonic()
         due = now - self._last.get(what, -math.inf) >= seconds
         self._last |= {what: now} if due else {}
@@ -197,7 +197,7 @@ def _owner(number: int) -> str:
 
 
 def _is_gone(owner: str) -> bool:
-    """Whether an owner's runner was on this host and is there no more."""
+    """Return whether an owner's runner was on this host and has ended."""
     parts = owner.split(" ")
     if len(parts) != 4 or parts[0] != socket.gethostname():
         return False

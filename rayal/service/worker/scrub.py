@@ -24,8 +24,8 @@ def scrub(root: Path, gone: Iterable[str]) -> list[Path]:
     for path in sorted((Path(root) / INBOX).glob("*.ndjson")) if named else ():
         try:
             with path.open("rb") as lines:
-                found = any(_id_of(line) in named for line in lines)
-            if found:
+                affected = any(_id_of(line) in named for line in lines)
+            if affected:
                 _rewrite(path, named)
                 changed.append(path)
         except FileNotFoundError:  # its job has ended meanwhile
@@ -51,5 +51,5 @@ def _id_of(line: bytes) -> str | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    given = value.get("id") if isinstance(value, dict) else None
-    return given if isinstance(given, str) else None
+    item = value.get("id") if isinstance(value, dict) else None
+    return item if isinstance(item, str) else None
