@@ -13,9 +13,9 @@ class Bar:
     """One row of the bench.
 
     Args:
-        name: how the row is named, on the command line too.
-        size: what it is measured on, at full size.
-        peer: what rayal's seconds are compared with.
+        name: the name of the row, on the command line too.
+        size: the input of the measurement, at full size.
+        peer: the contender with which rayal's seconds are compared.
         at_least: the ratio that is enough; None where the ratio is only stated.
         aim: the ratio that is hoped for.
         lower: the ratio is rayal / peer, to stay below the bar; else it is peer / rayal, to reach
@@ -101,7 +101,7 @@ class Sizes:
         train_steps: optimisation steps behind the networks that are scanned.
         scan_rows: images of the pool that is scanned as a whole; 0 leaves that out.
         floor_mb: megabytes of the arrays by which memory is measured.
-        floor_side: of the square matrices by which products are measured.
+        floor_side: side of the square matrices by which products are measured.
     """
 
     name: str

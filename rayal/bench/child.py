@@ -35,7 +35,7 @@ class Peak:
 
     Attributes:
         gigabytes: 10^9 bytes above its input; None where it cannot be measured.
-        note: how it was measured.
+        note: the way in which it was measured.
     """
 
     gigabytes: float | None

@@ -187,7 +187,7 @@ def bench(
         quick: smaller arrays.
         gpu: rows on a GPU too.
         repeats: timed runs of each contender.
-        seed: of the arrays.
+        seed: seed of the arrays.
         json_file: where the document goes; None for ``results_path()``.
     """
     chosen = wanted(only, gpu=gpu)

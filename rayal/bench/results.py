@@ -21,7 +21,7 @@ class Rates:
 
     Attributes:
         gemm_gflops: GFLOP/s of float32 matrix products.
-        gemm_bf16_gflops: the same, bfloat16.
+        gemm_bf16_gflops: GFLOP/s of bfloat16 matrix products.
         read_gbps: GB/s read from memory.
         copy_gbps: GB/s read and written by a copy.
         gemv_gbps: GB/s of the matrix in a matrix-vector product.

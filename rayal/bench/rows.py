@@ -19,7 +19,7 @@ class Quality:
     """The quality of a choice beside that of the baseline.
 
     Args:
-        text: what was compared, with figures.
+        text: the comparison, with figures.
         equal: whether it is at least as good.
     """
 
@@ -38,7 +38,7 @@ class Measured:
         quality: quality of the result.
         memory: peak GB beyond the input.
         peer_memory: peak GB of the peer, likewise.
-        note: what a reader has to know.
+        note: a remark that a reader of the row needs.
         missing: why the row was not run; empty where it was.
         barred: whether the bar holds on this machine.
         figures: further numbers, for the JSON.
@@ -61,7 +61,7 @@ class Context:
     """The sizes and options of a measurement.
 
     Args:
-        sizes: how large the arrays are.
+        sizes: sizes of the arrays.
         repeats: timed runs of each contender.
         seed: seed of the arrays.
         floors: floors of this machine.
@@ -87,11 +87,11 @@ class Row:
     """A row of the report.
 
     Attributes:
-        bar: what was asked for.
-        measured: what was found.
+        bar: the bar of the row.
+        measured: the result of the measurement.
         ratio: as the bar has it; nan where something was not run.
         verdict: ok, below (the bar, a bound on memory or the baseline's quality), or not run.
-        why: what made it below or not run.
+        why: the reason why it is below the bar or was not run.
     """
 
     bar: Bar

@@ -90,9 +90,9 @@ def run_bench(
 
     Args:
         bars: the rows.
-        sizes: how large.
+        sizes: sizes of the arrays.
         repeats: timed runs of each contender, in turn.
-        seed: of the arrays.
+        seed: seed of the arrays.
         observer: is told how it goes.
 
     Raises:

@@ -22,7 +22,7 @@ class Runs:
         cpu: seconds of this process's CPUs, which is what is compared: at one thread others on
             the machine do not count.
         wall: seconds of the clock.
-        results: what the runs returned.
+        results: results of the runs.
     """
 
     cpu: tuple[float, ...]
@@ -71,7 +71,7 @@ class Floors:
         read_gbps: GB/s read by a sum.
         gemv_gbps: GB/s of the matrix in a matrix-vector product, float32.
         gemm_gflops: GFLOP/s of a matrix product, float32.
-        gemm_bf16_gflops: the same, bfloat16.
+        gemm_bf16_gflops: GFLOP/s of bfloat16 matrix products.
         log_gps: 10^9 logarithms a second, float32.
     """
 
@@ -103,8 +103,8 @@ def measure_floors(megabytes: int, side: int = 2048, *, repeats: int = 5) -> Flo
     """Measure the machine in CPU seconds: the best of some runs, since a floor is what is possible.
 
     Args:
-        megabytes: of the arrays that are read, far above the caches.
-        side: of the square matrices that are multiplied.
+        megabytes: size of the arrays that are read, far above the caches.
+        side: side of the square matrices that are multiplied.
         repeats: runs.
     """
     with torch_threads(1):

@@ -80,7 +80,7 @@ def run_service(
     """Serve until SIGTERM or Ctrl-C; requests in flight end first.
 
     Args:
-        settings: of the service.
+        settings: the settings of the service.
         where: Serve's HTTP options, host and port among them.
         address: Ray cluster: local (one for this service), auto, or HOST:PORT.
         demo: make a project on scikit-learn's digits to try.

@@ -38,7 +38,7 @@ class CurvePoint:
         strategy: the label of the strategy.
         seed: the seeds of the repetition, as text; curves of equal seed are paired.
         round: 0 is the round of the initial labels.
-        labels: how many labels the model was trained on.
+        labels: the number of labels that the model was trained on.
         metrics: name to value on the test items.
         seconds: stage to wall seconds.
     """
@@ -57,12 +57,12 @@ class SummaryRow:
 
     Attributes:
         label: the label of the strategy.
-        n_seeds: how many curves it has.
+        n_seeds: the number of its curves.
         at: label count to mean over the seeds, where each of its curves has a point.
         mean: mean over seeds of the mean over the curve.
         sd: standard deviation of the latter over seeds (n - 1); nan for one seed.
-        difference: to random, of the mean over the curve, paired by seed, with its 90 % interval;
-            above 0 where the strategy is better, also where less of the metric is. None for random
+        difference: the difference to random, of the mean over the curve, paired by seed, with its
+            90 % interval; above 0 where the strategy is better, also where less of the metric is. None for random
             itself and without a common seed.
     """
 
@@ -173,7 +173,7 @@ def summary(
 
     Args:
         points: the learning curves.
-        metric: what is compared; None for the leading one.
+        metric: the metric that is compared; None for the leading one.
         at: label counts whose mean over the seeds is given.
     """
     metric = metric or leading(points)

@@ -17,7 +17,7 @@ class Founding:
         root: its folder.
         there: whether that existed.
         ledger: whether it had a ledger.
-        files: what lay in the folders of its pools.
+        files: the files that lay in the folders of its pools.
     """
 
     root: Path

@@ -33,9 +33,9 @@ class Oracle:
             of the n items, each with a uniformly drawn other class. ``confidence`` answers each
             item wrongly with the probability that its annotators' confidence leaves; an item of
             which nobody said how sure he was is answered as it is labeled.
-        cost: what one label costs, in whatever unit the budget has.
+        cost: the cost of one label, in whatever unit the budget has.
         seed: seeds the noise.
-        labels: what the task predicts; None takes the labels as they are known.
+        labels: the type of the labels; None takes the labels as they are known.
 
     Raises:
         LabelError: the pool has no known labels, or one that the task does not allow.

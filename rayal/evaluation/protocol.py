@@ -85,7 +85,7 @@ class Outcome:
         points: every evaluated round.
         waiting: projects that want labels from people, with the number of items.
         approximate: label of each strategy that chose approximately, to how and with what loss.
-        remarks: what to know of the figures, such as equal scores, or wrong labels.
+        remarks: remarks on the figures, such as equal scores, or wrong labels.
     """
 
     folder: Path

@@ -69,7 +69,7 @@ def write_outputs(
         points: the learning curves.
         rounds: a row per round; rows may differ in their keys, a mapping is stored as JSON text.
         picks: a row per picked item, likewise.
-        versions: what ``versions`` returned when the run began.
+        versions: the result of ``versions`` when the run began.
         metric: the metric that is drawn; None for the leading one.
         title: the heading of the picture.
 

@@ -26,7 +26,7 @@ class Interval:
         mean: the mean of n values.
         low: the lower end; nan where one value gives no interval.
         high: the upper end, likewise.
-        n: how many values, such as pairs of seeds.
+        n: the number of values, such as pairs of seeds.
     """
 
     mean: float

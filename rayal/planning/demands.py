@@ -120,8 +120,8 @@ def selecting(made: Footprint, rows: int, parts: int, *, threads: int, copied: i
     """Return the bytes of one shard, its mapped columns apart.
 
     Args:
-        made: of its objective.
-        rows: that it holds.
+        made: the footprint of its objective.
+        rows: the rows that it holds.
         parts: that they come from; what these send is there as made and joined.
         threads: tiles that it works on at once.
         copied: bytes of a row that are copied, as candidates' are, where others are mapped.
@@ -219,7 +219,7 @@ def embedding_shape(
     """Return the sizes of a project's embeddings by one pass of one row; None without a backbone.
 
     Args:
-        spec: what its rounds do.
+        spec: the spec of its project.
         items: how the pool's rows are decoded.
         pool: its items.
         embedded: hash of the embeddings to the items that are embedded already.

@@ -32,9 +32,9 @@ def check_beforehand(
     A pool that is there already is checked with each project.
 
     Args:
-        settings: of the run.
+        settings: the settings of the run.
         cells: its curves.
-        specs: what the project of each does.
+        specs: the spec of the project of each.
 
     Raises:
         PoolError: the source does not exist or does not form a pool.
@@ -68,8 +68,8 @@ def refuse(settings: Settings, cells: Iterable[tuple[ProjectSpec, Pool]]) -> Non
     with ``plan: false``.
 
     Args:
-        settings: of the run.
-        cells: what each project does, and its pool.
+        settings: the settings of the run.
+        cells: the spec and the pool of each project.
     """
     if not settings.plan:
         return
@@ -96,7 +96,8 @@ def place_of(settings: Settings, *, shards: int | None = None, memory: int | Non
     """Return where a run would work.
 
     Args:
-        settings: of the run; ``auto`` is planned as one process, which needs most memory at once.
+        settings: the settings of the run; ``auto`` is planned as one process, which needs most
+            memory at once.
         shards: workers of a cluster that is only imagined.
         memory: bytes of each of them, or of the one process; by default what this machine has.
     """

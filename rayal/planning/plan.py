@@ -55,7 +55,7 @@ class CellPlan:
     Attributes:
         rows: items to choose from.
         chosen: rows that the joint choice holds.
-        title: what messages call the joint choice.
+        title: the name of the joint choice in messages.
         width: numbers of a row of its columns.
         bf16: whether some of them are held in bf16.
         held: bytes of its columns, mapped into memory over all shards.
@@ -98,13 +98,13 @@ def plan_cell(
     """Return what one cell needs.
 
     Args:
-        spec: what its rounds do.
+        spec: the spec of its project.
         pool: its items.
         net: its network's sizes.
         place: where it runs.
-        rates: of a core.
-        speed: of its network; without it no seconds are given.
-        embedding: of its frozen backbone, whose head the network then is.
+        rates: the speed of one core.
+        speed: the speed of its network; without it no seconds are given.
+        embedding: the embedding of its frozen backbone, whose head the network then is.
     """
     net = net.under(spec.selection)
     objective = demands.objective_of(spec, pool.rows)
@@ -257,12 +257,12 @@ def refusal(
     must fit beside the private bytes, or each step reads the disk.
 
     Args:
-        spec: what the cell's rounds do.
+        spec: the spec of the cell's project.
         pool: its items.
         net: its network's sizes.
         place: where it runs.
         plan: what it needs there.
-        embedding: of its frozen backbone.
+        embedding: the embedding of its frozen backbone.
     """
     if place.memory is None or _fits(plan, place):
         return None

@@ -73,7 +73,7 @@ class PlannedPool:
         """Return the sizes of a project's network, and of its embeddings where it has a backbone.
 
         Args:
-            spec: what the project's rounds do.
+            spec: the spec of the project.
             width: columns of the network's embedding instead of what it has.
         """
         task = head_task(spec, self.task)
@@ -249,8 +249,8 @@ def _predicted(
     """Return the names of the classes that are predicted; none where a number is.
 
     Args:
-        settings: of the run.
-        kind: what the known labels are: class | number; None where nobody knows.
+        settings: the settings of the run.
+        kind: the kind of the known labels: class | number; None where nobody knows.
         known: their classes.
 
     Raises:

@@ -42,9 +42,9 @@ def plan_run(settings: Settings, what_if: WhatIf, rates: Rates) -> RunPlan:
     """Return what a run of these settings would need; nothing is ingested or written.
 
     Args:
-        settings: of the run.
+        settings: the settings of the run.
         what_if: assumptions instead of what there is.
-        rates: of a core.
+        rates: the speed of one core.
 
     Raises:
         PoolError: the pool is not there, and nothing says what it would be.

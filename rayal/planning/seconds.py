@@ -88,7 +88,7 @@ class Estimate:
     Attributes:
         local: in this process.
         ray: on Ray with all cores of this machine, starting it included.
-        cores: what Ray would use.
+        cores: the cores that Ray would use.
     """
 
     local: float
@@ -115,7 +115,7 @@ class Speed:
         row: one row scanned.
         tail: one row through the stages from the first dropout module on, once a pass.
         step: one training step.
-        classes: of the task.
+        classes: the classes of the task.
         pretraining: a whole pre-training, once a run and seed.
     """
 
@@ -138,7 +138,7 @@ def estimate(cells: Sequence[tuple[ProjectSpec, Pool]], options: RayOptions) -> 
     """Estimate a run of projects, one after the other.
 
     Args:
-        cells: what each project does, and its pool.
+        cells: the spec and the pool of each project.
         options: how Ray would be used.
     """
     cores = options.cpus or os.cpu_count() or 1

@@ -33,7 +33,7 @@ class PoolShape:
         rows: items to choose from.
         tests: items of the test.
         item: bytes of an item's payload.
-        payload: what the bytes of a row are, as ingest records it.
+        payload: the encoding of a row's bytes, as ingest records it.
         classes: names of the classes; none where a number is predicted.
         disk: bytes of the pool's files, where they are there; None counts them.
         ingested: whether the pool was ingested.
@@ -126,8 +126,8 @@ def network_shape(
     """Return a network's sizes by one forward pass of one row, and one of every signal.
 
     Args:
-        spec: what the project's rounds do.
-        task: what a row is.
+        spec: the spec of the project.
+        task: the task, which tells what a row is.
         committee: untrained networks.
         width: columns of the embedding, where another network is meant.
     """

@@ -84,9 +84,7 @@ class Sharded(ABC):
         proposals = team.map(lambda tile: self.propose(tile, m, step), tiles)
         for number, proposal in enumerate(proposals):
             merged.append(located(number, proposal))
-            if sum(map(len, merged)) > max(
-                4 * m, FOLD_ROWS
-            ):  # so that m tiles of m rows never pile up
+            if sum(map(len, merged)) > max(4 * m, FOLD_ROWS):  # m tiles of m rows never pile up
                 merged = [self.fold(merged, m)]
         folded = self.fold(merged, m)
         return replace(folded, columns=gather(tiles, folded, self.sends))

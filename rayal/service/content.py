@@ -105,9 +105,9 @@ class Reader:
     """Reads what a pool stores for items, within limits.
 
     Args:
-        payload: what the bytes of the pool's rows are.
+        payload: the encoding of the pool's rows, as ingest records it.
         prefixes: below which a uri may lie.
-        limits: how large an image may be.
+        limits: the largest images and texts that are taken.
         waiting: whether somebody waits for the answer, so that all items together are limited.
     """
 

@@ -199,8 +199,8 @@ def checked_patch(
     Args:
         ledger: the storage root's ledger.
         project: its name.
-        body: what changes.
-        version: of the settings that the client has seen.
+        body: the sections that change.
+        version: the version of the settings that the client has seen.
 
     Raises:
         SettingsError: something in the body is unknown, out of bounds or not registered.

@@ -55,9 +55,9 @@ def push_items(
     Args:
         ledger: the storage root's ledger.
         project: its name.
-        items: what a client sent.
+        items: the items that a client sent.
         prefixes: below which uris may lie.
-        limits: how large images may be.
+        limits: the largest images and texts that are taken.
 
     Raises:
         ConflictError: the project works on a pool that others may use.

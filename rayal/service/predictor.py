@@ -126,7 +126,7 @@ class Predictor:
     Args:
         root: the storage root.
         prefixes: below which uris of inputs may lie.
-        limits: how large images of inputs may be.
+        limits: the largest images and texts that are taken.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Predictor:
 
         Args:
             project: its name.
-            version: of its model; None for the active one.
+            version: the version of its model; None for the active one.
             items: ids of items of its pool.
             inputs: objects with ``data``, ``uri`` or ``features``, as items are pushed.
 

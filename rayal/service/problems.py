@@ -26,8 +26,8 @@ class Kind:
 
     Args:
         name: the last part of its ``type``.
-        status: of the answer.
-        title: the same for every occurrence.
+        status: the HTTP status of the answer.
+        title: a title that is the same for every occurrence.
         retry: whether ``Retry-After`` says when to come again.
     """
 
@@ -105,7 +105,7 @@ class ProblemError(HTTPException):
         kind: name of a type.
         detail: what happened this time, and what to do.
         errors: the places of the request at fault, as (JSON pointer, detail).
-        headers: of the answer.
+        headers: headers of the answer.
         retry_after: seconds until it is worth to try again.
     """
 

@@ -52,15 +52,15 @@ class Operation:
 
     Args:
         method: in capitals.
-        path: with parameters in braces, each of a name in ``PATTERNS``.
+        path: the path with parameters in braces, each with a name of ``PATTERNS``.
         handler: takes ``call`` and the parameters of path, query and body.
-        need: what the token must allow.
+        need: the rights that the token must have.
         tag: the group in the OpenAPI document.
         answers: model of the body, or the OpenAPI response where it is not JSON; None: no body.
-        status: of the usual answer.
+        status: the HTTP status of the usual answer.
         more: OpenAPI responses of further statuses that are no problems.
         problems: types beyond those that follow from the rest.
-        limit: which limit the body has.
+        limit: the limit of the body's size.
         types: content types of the body, where that is not JSON alone.
         once: how POST and PATCH take an Idempotency-Key: the answer is stored in the transaction
             of the effect; so too where the handler only checks, and returns the effect; or after

@@ -19,7 +19,7 @@ def content_path(secret: bytes, project: str, key: str, expires: float) -> str:
     """Return path and query under which an item's content is served until a time.
 
     Args:
-        secret: of the service.
+        secret: the key of the service.
         project: name of the project.
         key: id key of the item, 16 hex digits.
         expires: seconds since the epoch.

@@ -64,7 +64,7 @@ class Prefixes:
         """Return the content behind an absolute path, or behind an ``http(s)`` URL.
 
         Args:
-            uri: what a client gave.
+            uri: the URI that a client sent.
             limit: most bytes.
 
         Raises:

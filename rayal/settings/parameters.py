@@ -60,7 +60,7 @@ class ParameterInfo:
         type: its type as text, such as ``int`` or ``'adam' | 'sgd'``.
         default: its default, or ``dataclasses.MISSING``.
         bounds: such as ``("≥ 2",)``.
-        meaning: what the docstring of its class says of it.
+        meaning: its description in the docstring of its class.
     """
 
     name: str

@@ -26,7 +26,7 @@ def work_round(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) ->
 
     Args:
         ledger: the storage root's ledger.
-        job: of kind ``round``, without arguments.
+        job: a job of kind ``round``, without arguments.
         options: where it works.
         tell: told stage, round, and how far.
 
@@ -52,8 +52,8 @@ def ingest(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _Re
 
     Args:
         ledger: the storage root's ledger.
-        job: of kind ``ingest``, with the name of the staged ``file``.
-        options: what uris are allowed, how large images may be.
+        job: a job of kind ``ingest``, with the name of the staged ``file``.
+        options: the URIs that are allowed and the largest images and texts.
         tell: told how many items were read.
     """
 
@@ -88,7 +88,7 @@ def predict(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell) -> _R
         ledger: the storage root's ledger.
         job: of kind ``predict``, with ``items`` (ids), or ``file``: a staged one whose lines are
             inputs, or name an ``item`` of the pool; and ``model``, a version or null.
-        options: what uris are allowed, how large images may be.
+        options: the URIs that are allowed and the largest images and texts.
         tell: told how many were predicted.
 
     Returns:
@@ -160,8 +160,8 @@ def purge_content(ledger: Ledger, job: JobRow, options: WorkOptions, tell: Tell)
 
     Args:
         ledger: the storage root's ledger.
-        job: of kind ``purge``, without arguments.
-        options: of no account.
+        job: a job of kind ``purge``, without arguments.
+        options: not used.
         tell: told that it has begun.
 
     Returns:

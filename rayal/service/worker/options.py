@@ -17,9 +17,9 @@ class WorkOptions:
 
     Args:
         executor: where rounds work: local (this process) | ray.
-        address: of the Ray cluster; None for one of its own.
+        address: the address of the Ray cluster; None for one of its own.
         prefixes: below which uris may lie.
-        limits: how large images may be.
+        limits: the largest images and texts that are taken.
         parent: the process with which this one is to end; None for no one.
     """
 

@@ -43,7 +43,7 @@ class Heart:
     Args:
         ledger: the storage root's ledger.
         job: the job's id.
-        owner: who works on it.
+        owner: the runner that works on it.
         stop: called once, in the thread, where the work must stop.
     """
 
@@ -105,9 +105,9 @@ def perform(
 
     Args:
         ledger: the storage root's ledger.
-        job: as it was claimed.
-        owner: who claimed it.
-        options: what it may use.
+        job: the job as it was claimed.
+        owner: the runner that claimed it.
+        options: the resources that it may use.
         stop: called in another thread where the job was cancelled or is another's by now.
 
     Raises:

@@ -51,13 +51,13 @@ class Runner:
 
     Args:
         root: the storage root.
-        jobs: how many at once; by default one less than the cores, and at least one.
+        jobs: the number of jobs at once; by default one less than the cores, and at least one.
         executor: where rounds work: local | ray.
-        address: of the Ray cluster.
+        address: the address of the Ray cluster.
         poll: seconds between two looks at the ledger.
         niceness: added to that of this process, for the children.
         prefixes: below which uris of staged items may lie.
-        limits: how large their images may be.
+        limits: the largest images and texts that are taken.
     """
 
     def __init__(
