@@ -62,8 +62,8 @@ class SummaryRow:
         mean: mean over seeds of the mean over the curve.
         sd: standard deviation of the latter over seeds (n - 1); nan for one seed.
         difference: the difference to random, of the mean over the curve, paired by seed, with its
-            90 % interval; above 0 where the strategy is better, also where less of the metric is. None for random
-            itself and without a common seed.
+            90 % interval; above 0 where the strategy is better, also where less of the metric is.
+            None for random itself and without a common seed.
     """
 
     label: str
