@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import os
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -473,10 +471,7 @@ def test_example_settings_run(example: Path, tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("example", _examples("py"), ids=lambda p: p.stem)
 def test_example_scripts_run(example: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    done = subprocess.run(
-        [sys.executable, str(example)],
-        capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run = "runpy.run_path(sys.argv[1], run_name='__main__')"
+    code = f"import runpy, sys, warnings; warnings.simplefilter('error'); {run}"
+    done = forked.run("-c", code, example, cwd=tmp_path)
     assert done.stdout
