@@ -24,6 +24,7 @@ NAMES = (
     "train.epoch",
     "scan.write",
     "scan.commit",
+    "neighbors.commit",
     "select",
     "memory",
     "select.insert",

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from rayal.engine.columns import column_array, column_tensor
-from rayal.engine.scan import ScannedPart, commit_columns, reconcile
+from rayal.engine.scan import ScannedPart, commit_parts
 from rayal.engine.workspace import Workspace
-from rayal.errors import NeedsError, SettingsError, StorageError, UnknownNameError, nearest
-from rayal.ledger import ColumnsPart
+from rayal.errors import NeedsError, SettingsError, UnknownNameError, nearest
 from rayal.pool.reader import Part
 from rayal.pool.storage import read_mapped, write_part
 from rayal.selection.neighbors import ROWS, Block, check_k
@@ -53,6 +52,10 @@ class Neighbors:
     k: int
     name: str
     index: str | None = None
+
+    def columns_hash(self) -> str:
+        """Return the hash under which the ledger knows the neighbours."""
+        return self.name
 
     def part(self, part: Part, report: Callable[[int], None] | None = None) -> ScannedPart:
         """Write ``neighbors``, uint64 ``[N, k]``, and ``neighbor_distances``, float32."""
@@ -179,7 +182,8 @@ def neighbors(
     missing = [part for part in parts if part.part not in done]
     if method == "hnsw" and missing:
         job = replace(job, index=build_graph(job))
-    _commit(workspace, round, job, missing)
+    for _ in commit_parts(workspace, round, "neighbors", job, missing=missing, parts=missing):
+        pass
     if job.index is not None:
         (job.root / job.index).unlink(missing_ok=True)
     committed = workspace.ledger.columns(name)
@@ -207,23 +211,6 @@ def _files(workspace: Workspace, source: str, column: str) -> tuple[tuple[str, s
             )
         files.append((part.part, file))
     return tuple(files)
-
-
-def _commit(workspace: Workspace, round: int, job: Neighbors, missing: Sequence[Part]) -> None:
-    of, total, finished = {p.part: p for p in missing}, sum(p.rows for p in missing), 0
-
-    def tick(rows: int) -> None:
-        nonlocal finished
-        finished += rows
-        workspace.report("neighbors", finished, total)
-
-    threads = workspace.spec.threads_per_model
-    for result in workspace.executor.map_parts(job, missing, threads=threads, report=tick):
-        reconcile(of.pop(result.part), result)
-        row = ColumnsPart(job.name, result.part, result.file, result.rows, result.key_sum)
-        commit_columns(workspace, round, row)
-    if of:
-        raise StorageError(f"nothing came back for parts {sorted(of)}; run the same again")
 
 
 def build_graph(job: Neighbors, *, links: int = 32, breadth: int = 80) -> str:

@@ -126,7 +126,9 @@ def keep_attached(
     """
     strategy, ids = workspace.spec.strategy, [pick.item for pick in picks]
     hash = digest([ATTACHED, committee.hash, told(strategy), workspace.spec.scan.device, ids])
-    if hash_is_known(workspace, hash):  # an earlier try ended before its selection was committed
+    if ATTACHED in workspace.ledger.columns(
+        hash
+    ):  # an earlier try ended before its selection was committed
         return {ATTACHED: hash}
     if not ids:
         return {}
@@ -145,11 +147,6 @@ def keep_attached(
     part = ColumnsPart(hash, ATTACHED, file, len(ids), key_sum(id_keys(ids)))
     commit_columns(workspace, round, part)
     return {ATTACHED: hash}
-
-
-def hash_is_known(workspace: Workspace, hash: str) -> bool:
-    """Return whether attached columns are committed under a hash."""
-    return ATTACHED in workspace.ledger.columns(hash)
 
 
 def attached_columns(workspace: Workspace, round: int) -> tuple[str, Columns] | None:
